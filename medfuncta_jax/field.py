@@ -1,0 +1,115 @@
+"""The modulated field as a value: settings in, pure functions of parameters out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from medfuncta_jax.settings import ModelSettings
+from medfuncta_jax.siren import ModulatedSiren
+
+Params = dict[str, dict[str, jax.Array]]
+
+
+@dataclass(frozen=True)
+class Field:
+    """A modulated SIREN for signals with C coordinates and D channels; hashable, holds no arrays.
+
+    Attributes:
+      model: the network's settings.
+      coord_dims: C >= 1 (1 time series, 2 images, 3 volumes).
+      channels: D >= 1.
+    """
+
+    model: ModelSettings
+    coord_dims: int
+    channels: int
+
+    def __post_init__(self):
+        if self.coord_dims < 1 or self.channels < 1:
+            raise ValueError(f"a field needs coordinates and channels, got {self.coord_dims} and {self.channels}")
+
+    @property
+    def module(self) -> ModulatedSiren:
+        """The Flax module behind `init` and `apply`."""
+        return ModulatedSiren(model=self.model, channels=self.channels)
+
+    def init(self, key: jax.Array, dtype: Any = jnp.float32) -> Params:
+        """Random shared parameters, `{"layer_1": {"kernel": [C, L], "bias": [L]}, ...}`."""
+        latents = jnp.zeros((1, self.model.latent_dim), dtype)
+        coords = jnp.zeros((1, 1, self.coord_dims), dtype)
+        params = self.module.init(key, latents, coords)["params"]
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+    def apply(self, params: Params, latents: jax.Array, coords: jax.Array) -> jax.Array:
+        """f(x; phi): latents [B, P] and coords [N, C] or [B, N, C] in [-1, 1] -> [B, N, D]."""
+        if coords.ndim == 2:
+            coords = coords[None]
+        return self.module.apply({"params": params}, latents, coords)
+
+    def latent_layers(self) -> tuple[str, ...]:
+        """Names of the layers that read the latent: shift modulations, and scale modulations where there are any."""
+        kinds = ("modulation", "scale") if self.model.modulate_scale else ("modulation",)
+        first = 1 if self.model.modulate_first_layer else 2
+        return tuple(f"{kind}_{k}" for k in range(first, self.model.layers) for kind in kinds)
+
+    def layer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every parameter array, `{"layer_1/kernel": (C, L), ...}`."""
+        shapes = jax.eval_shape(self.init, jax.random.key(0))
+        return {name: leaf.shape for name, leaf in traverse_util.flatten_dict(shapes, sep="/").items()}
+
+
+def field_from_layers(settings: Mapping[str, Any], arrays: Mapping[str, Any]) -> tuple[Field, Params]:
+    """Build a field from named layer arrays: the door for weights from elsewhere.
+
+    Args:
+      settings: the names of `ModelSettings` (`layers, width, latent_dim, omega_first, omega_last, residual,
+        offset, modulate_first_layer, modulate_scale`); other names are ignored, absent ones take
+        `ModelSettings`' defaults except `layers`, `width` and `latent_dim`, which must be there.
+      arrays: `layer_k/kernel` [in, out] and `layer_k/bias` [out] for k = 1..K, `modulation_k/kernel` [P, L] and
+        `modulation_k/bias` [L] for the modulated layers, likewise `scale_k/...` with `modulate_scale`.
+        Coordinates and channels are read off the first and last layer. The dtype is kept.
+    Returns:
+      (field, params).
+    Raises:
+      ValueError: an absent setting, or a missing, surplus or misshapen array, with its name.
+    """
+    model = ModelSettings.from_named(settings)
+    first, last = "layer_1/kernel", f"layer_{model.layers}/kernel"
+    for name in (first, last):
+        if name not in arrays:
+            raise ValueError(f"array {name!r} is missing (settings ask for {model.layers} layers)")
+        if len(arrays[name].shape) != 2:
+            raise ValueError(f"array {name!r} has shape {tuple(arrays[name].shape)}, expected two axes [in, out]")
+    field = Field(model=model, coord_dims=arrays[first].shape[0], channels=arrays[last].shape[1])
+    expected = field.layer_shapes()
+    for name, shape in expected.items():
+        if name not in arrays:
+            raise ValueError(f"array {name!r} of shape {shape} is missing")
+        if tuple(arrays[name].shape) != shape:
+            raise ValueError(f"array {name!r} has shape {tuple(arrays[name].shape)}, the settings ask for {shape}")
+    surplus = sorted(set(arrays) - set(expected))
+    if surplus:
+        raise ValueError(f"array {surplus[0]!r} has no place in a field of these settings ({len(surplus)} surplus)")
+    params = traverse_util.unflatten_dict({name: jnp.asarray(arrays[name]) for name in expected}, sep="/")
+    return field, params
+
+
+def named_layers(params: Params) -> dict[str, jax.Array]:
+    """The inverse of `field_from_layers`: `{"layer_1/kernel": array, ...}`."""
+    return traverse_util.flatten_dict(params, sep="/")
+
+
+def params_dtype(params: Params) -> jnp.dtype:
+    """The floating type that a field with these parameters computes in."""
+    return jax.tree.leaves(params)[0].dtype
+
+
+def parameter_count(params: Params) -> int:
+    """Number of shared scalars, e.g. 7,675,393 for the paper's 2D field."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,275 @@
+"""Fitting latents: SGD on phi with the shared network held fixed (CAVIA, Zintgraf et al. 2019).
+
+    phi_0 = 0,   phi_{g+1} = phi_g - alpha dL(phi_g; C_g)/dphi
+
+`adapt` is the loop of meta-training, differentiable to second order; `fit_latent` the one of test time, on
+every observed point; `reconstruct` reads a latent out at any coordinates.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medfuncta_jax.context import random_context
+from medfuncta_jax.coordinates import grid
+from medfuncta_jax.field import Field, Params, params_dtype
+
+Array = jax.Array | np.ndarray
+
+# Points (signals times coordinates) that `reconstruct` evaluates at once: 64 MB an activation at width 256.
+_POINTS_AT_ONCE = 65_536
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["latents", "losses"], meta_fields=[])
+@dataclass(frozen=True)
+class FitResult:
+    """What `fit_latent` gives.
+
+    Attributes:
+      latents: [B, P], phi after the last step.
+      losses: [B, steps], the mean squared error before each step.
+    """
+
+    latents: jax.Array
+    losses: jax.Array
+
+
+def signal_losses(
+    field: Field,
+    params: Params,
+    latents: jax.Array,
+    coords: jax.Array,
+    signals: jax.Array,
+    *,
+    weights: jax.Array | None = None,
+    channel_loss: Literal["mean", "sum"] = "mean",
+) -> jax.Array:
+    """Squared error of each signal: mean over points, mean or sum over channels.
+
+    Args:
+      field, params: the shared network.
+      latents: [B, P].
+      coords: [N, C] or [B, N, C] in [-1, 1].
+      signals: [B, N, D].
+      weights: None, or [B, N] >= 0; the mean over points is then sum(w e) / sum(w), 0 where all weights are 0.
+      channel_loss: "mean" (the release) or "sum" (MedFuncta, eq. 5).
+    Returns:
+      [B].
+    """
+    errors = jnp.square(field.apply(params, latents, coords) - signals)  # [B, N, D]
+    errors = errors.mean(-1) if channel_loss == "mean" else errors.sum(-1)  # [B, N]
+    if weights is None:
+        return errors.mean(-1)
+    total = weights.sum(-1)
+    return jnp.where(weights > 0, weights * errors, 0).sum(-1) / jnp.where(total > 0, total, 1)
+
+
+def adapt(
+    field: Field,
+    params: Params,
+    coords: jax.Array,
+    signals: jax.Array,
+    context: jax.Array,
+    *,
+    step_size: float | jax.Array,
+    first_order: bool = False,
+    remat: Literal["none", "steps"] = "none",
+    channel_loss: Literal["mean", "sum"] = "mean",
+) -> FitResult:
+    """G inner steps from phi = 0 on reduced contexts, differentiable in `params` and `step_size`.
+
+    Args:
+      field, params: the shared network.
+      coords: [N, C] in [-1, 1].
+      signals: [B, N, D].
+      context: integer rows in [0, N) used in each step, [B, G, n] or [G, n] shared by the batch.
+      step_size: alpha, a scalar or [P].
+      first_order: treat the inner gradients as constants.
+      remat: "steps" stores only the latent between steps and recomputes the rest in the backward pass.
+      channel_loss: see `signal_losses`.
+    Returns:
+      FitResult with losses [B, G] on each step's context.
+    """
+    coords, signals = (jnp.asarray(array, params_dtype(params)) for array in (coords, signals))
+    context = jnp.asarray(context)
+    shared = context.ndim == 2
+
+    def step(latents: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # rows: [n] or [B, n]
+        chosen = signals[:, rows] if shared else jnp.take_along_axis(signals, rows[:, :, None], axis=1)  # [B, n, D]
+
+        def total(latents):
+            losses = signal_losses(field, params, latents, coords[rows], chosen, channel_loss=channel_loss)
+            return losses.sum(), losses
+
+        slopes, losses = jax.grad(total, has_aux=True)(latents)  # [B, P], [B]
+        if first_order:
+            slopes = jax.lax.stop_gradient(slopes)
+        return latents - step_size * slopes, losses
+
+    if remat == "steps":
+        step = jax.checkpoint(step, prevent_cse=False)
+    start = jnp.zeros((signals.shape[0], field.model.latent_dim), signals.dtype)
+    latents, losses = jax.lax.scan(step, start, context if shared else jnp.moveaxis(context, 1, 0))
+    return FitResult(latents=latents, losses=losses.T)
+
+
+@functools.partial(jax.jit, static_argnames=("field", "steps", "channel_loss", "selection_ratio"))
+def _fit(field, params, coords, signals, weights, step_size, key, *, steps, channel_loss, selection_ratio):
+    def slopes_of(latents, coords, signals, weights):
+        def total(latents):
+            losses = signal_losses(
+                field, params, latents, coords, signals, weights=weights, channel_loss=channel_loss
+            )
+            return losses.sum(), losses
+
+        return jax.grad(total, has_aux=True)(latents)
+
+    def step(latents, step_key):
+        slopes, losses = slopes_of(latents, coords, signals, weights)  # [B, P], [B]
+        if selection_ratio is not None:
+            rows = random_context(step_key, points=signals.shape[1], selection_ratio=selection_ratio, steps=1)[0]
+            subset_weights = None if weights is None else weights[:, rows]
+            subset, _ = slopes_of(latents, coords[..., rows, :], signals[:, rows], subset_weights)
+            norm, subset_norm = (jnp.linalg.norm(s, axis=-1, keepdims=True) for s in (slopes, subset))
+            slopes = slopes * subset_norm / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny)
+        return latents - step_size * slopes, losses
+
+    keys = None if selection_ratio is None else jax.random.split(key, steps)
+    start = jnp.zeros((signals.shape[0], field.model.latent_dim), signals.dtype)
+    latents, losses = jax.lax.scan(step, start, keys, length=steps)
+    return FitResult(latents=latents, losses=losses.T)
+
+
+def fit_latent(
+    field: Field,
+    params: Params,
+    signals: Array,
+    *,
+    coords: Array | None = None,
+    weights: Array | None = None,
+    steps: int = 20,
+    step_size: float | Array = 1e-2,
+    channel_loss: Literal["mean", "sum"] = "mean",
+    rescale_ratio: float | None = None,
+    key: jax.Array | None = None,
+) -> FitResult:
+    """Fit one latent to each signal; compiled once per shape.
+
+    Args:
+      field, params: from `load_field`, `field_from_layers` or `Field.init`; the dtype of `params` is used.
+      signals: floating, the scale the field was trained on ([0, 1] for all that this package trains): [B, ..., D] on a
+        grid with the field's number of axes, or [B, N, D] at explicit `coords`.
+      coords: None for the grid over [-1, 1] (ends included), or [N, C] or [B, N, C].
+      weights: None, or one weight >= 0 a point, [B, N] or [B, ...]; 0 masks a point, whatever its value (NaN too). Only
+        their ratio within a signal matters.
+      steps: H >= 1.
+      step_size: alpha, a scalar or [P]. Fields from `load_field` are scaled so that the default is right.
+      channel_loss: see `signal_losses`.
+      rescale_ratio: None, or gamma in (0, 1]: each step takes the norm of the gradient on a random subset of that part
+        of the points (the release's test-time rule).
+      key: PRNG key for `rescale_ratio`; key 0 where None.
+    Returns:
+      FitResult: latents [B, P], losses [B, steps] (mean squared error before each step).
+    Raises:
+      ValueError: shapes that do not belong together, integer signals, or an observed value that is not finite.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    if rescale_ratio is not None and not 0 < rescale_ratio <= 1:
+        raise ValueError(f"rescale_ratio must be in (0, 1], got {rescale_ratio}")
+    points = _points(field, signals, coords)
+    dtype = params_dtype(params)
+    batch, count = signals.shape[0], points.shape[-2]
+    if weights is not None:
+        if weights.size != batch * count or weights.shape[0] != batch:
+            raise ValueError(f"weights {weights.shape} must be [B, N] = {(batch, count)}, one for each point")
+        weights = jnp.reshape(weights, (batch, count)).astype(dtype)
+    signals = signals.reshape(batch, count, field.channels)
+    _check_finite(signals, weights)
+    signals = jnp.asarray(signals, dtype)
+    if weights is not None:
+        signals = jnp.where(weights[:, :, None] > 0, signals, 0)
+    return _fit(
+        field, params, jnp.asarray(points, dtype), signals, weights, jnp.asarray(step_size, dtype),
+        jax.random.key(0) if key is None else key,
+        steps=steps, channel_loss=channel_loss, selection_ratio=rescale_ratio,
+    )  # fmt: skip
+
+
+def _points(field: Field, signals: Array, coords: Array | None) -> Array:
+    """Coordinates [N, C] or [B, N, C] of `signals`, after checking that all shapes belong together."""
+    if not jnp.issubdtype(signals.dtype, jnp.floating):
+        raise ValueError(f"signals must be floating, in the range the field was trained on, got {signals.dtype}")
+    if signals.ndim < 2 or signals.shape[-1] != field.channels:
+        raise ValueError(f"signals {signals.shape} must end in the field's {field.channels} channel(s)")
+    if coords is None:
+        if signals.ndim != field.coord_dims + 2:
+            raise ValueError(
+                f"signals {signals.shape} must be [B, {field.coord_dims} grid axes, D] for this field; "
+                "give coords for scattered points"
+            )
+        return grid(signals.shape[1:-1])
+    _check_coords(field, coords, batch=signals.shape[0])
+    if signals.ndim != 3 or signals.shape[1] != coords.shape[-2]:
+        raise ValueError(f"signals {signals.shape} must be [B, N, D] with N = {coords.shape[-2]}, the points in coords")
+    return coords
+
+
+def _check_coords(field: Field, coords: Array, *, batch: int) -> None:
+    fits = coords.ndim in (2, 3) and coords.shape[-1] == field.coord_dims and coords.shape[-2] > 0
+    if not fits or (coords.ndim == 3 and coords.shape[0] != batch):
+        raise ValueError(f"coords {coords.shape} must be [N, {field.coord_dims}] or [{batch}, N, {field.coord_dims}]")
+
+
+def _check_finite(signals: Array, weights: Array | None) -> None:
+    """A check for arrays on the host only: on a device it would stall the program."""
+    if not isinstance(signals, np.ndarray):
+        return
+    bad = ~np.isfinite(signals).all(-1)  # [B, N]
+    if weights is not None:
+        bad &= np.asarray(weights) > 0
+    if bad.any():
+        first = int(np.flatnonzero(bad.any(-1))[0])
+        raise ValueError(f"signal {first} holds values that are not finite; mask those points with weights = 0")
+
+
+@functools.partial(jax.jit, static_argnames=("field", "chunk"))
+def _evaluate(field, params, latents, coords, *, chunk):
+    count = coords.shape[-2]
+    if count <= chunk:
+        return field.apply(params, latents, coords)
+    pieces = -(-count // chunk)
+    padding = [(0, 0)] * (coords.ndim - 2) + [(0, pieces * chunk - count), (0, 0)]
+    split = jnp.pad(coords, padding).reshape(*coords.shape[:-2], pieces, chunk, coords.shape[-1])
+    values = jax.lax.map(lambda piece: field.apply(params, latents, piece), jnp.moveaxis(split, -3, 0))
+    return jnp.moveaxis(values, 0, 1).reshape(latents.shape[0], pieces * chunk, -1)[:, :count]
+
+
+def reconstruct(
+    field: Field, params: Params, latents: Array, coords: Array, *, chunk: int | None = None
+) -> jax.Array:
+    """Values of the fields of B latents at any coordinates, so at any resolution; not clipped.
+
+    Args:
+      field, params: the shared network.
+      latents: [B, P].
+      coords: [N, C], or [B, N, C], in [-1, 1].
+      chunk: points of a signal evaluated at once; None bounds B times the chunk at 65,536.
+    Returns:
+      [B, N, D].
+    Raises:
+      ValueError: shapes that do not belong together.
+    """
+    if latents.ndim != 2 or latents.shape[1] != field.model.latent_dim:
+        raise ValueError(f"latents {latents.shape} must be [B, {field.model.latent_dim}]")
+    _check_coords(field, coords, batch=latents.shape[0])
+    dtype = params_dtype(params)
+    chunk = chunk or max(1, _POINTS_AT_ONCE // max(1, latents.shape[0]))
+    return _evaluate(field, params, jnp.asarray(latents, dtype), jnp.asarray(coords, dtype), chunk=chunk)

@@ -1,0 +1,183 @@
+"""Meta-training: the outer loss, and one update of the shared weights.
+
+    L(theta) = 1/B sum_i L_i(phi_G^(i)(theta); all points)
+
+differentiated exactly through the G inner steps (MedFuncta, MIDL 2026, algorithm 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from medfuncta_jax.context import random_context
+from medfuncta_jax.field import Field, Params, params_dtype
+from medfuncta_jax.inner_loop import adapt, signal_losses
+from medfuncta_jax.settings import InnerSettings, Settings, TrainSettings
+
+# The step size that every exported field is scaled to; `fit_latent`'s default.
+EXPORTED_STEP_SIZE = 1e-2
+
+
+def meta_loss(
+    field: Field,
+    params: Params,
+    coords: jax.Array,
+    signals: jax.Array,
+    context: jax.Array,
+    *,
+    step_size: float | jax.Array,
+    first_order: bool = False,
+    remat: Literal["none", "steps"] = "none",
+    channel_loss: Literal["mean", "sum"] = "mean",
+) -> jax.Array:
+    """The outer loss after the inner loop, differentiable in `params` and `step_size`.
+
+    Args:
+      field, params: the shared network.
+      coords: [N, C] in [-1, 1].
+      signals: [B, N, D].
+      context: integer rows used in each inner step, [B, G, n], or [G, n] shared by the batch.
+      step_size: alpha, a scalar or [P].
+      first_order: hold the inner gradients constant.
+      remat: "steps" recomputes each inner step in the backward pass; the gradient is the same.
+      channel_loss: see `inner_loop.signal_losses`.
+    Returns:
+      A scalar: the mean over signals of the loss on every point at phi_G.
+    Raises:
+      ValueError: shapes that do not belong together.
+    """
+    if context.ndim not in (2, 3) or (context.ndim == 3 and context.shape[0] != signals.shape[0]):
+        raise ValueError(f"context {context.shape} must be [G, n] or [{signals.shape[0]}, G, n]")
+    if signals.ndim != 3 or signals.shape[1] != coords.shape[0] or signals.shape[2] != field.channels:
+        raise ValueError(f"signals {signals.shape} must be [B, {coords.shape[0]}, {field.channels}]")
+    coords, signals = (jnp.asarray(array, params_dtype(params)) for array in (coords, signals))
+    fit = adapt(
+        field, params, coords, signals, context,
+        step_size=step_size, first_order=first_order, remat=remat, channel_loss=channel_loss,
+    )  # fmt: skip
+    return signal_losses(field, params, fit.latents, coords, signals, channel_loss=channel_loss).mean()
+
+
+class Trainable(NamedTuple):
+    """What the outer loop learns: the field, and the logarithm of the inner step size (None where it is fixed)."""
+
+    field: Params
+    log_step_size: jax.Array | None
+
+
+class MetaState(NamedTuple):
+    """All that a run carries from update to update, one pytree.
+
+    Attributes:
+      step: int32, updates made.
+      trainable: see `Trainable`.
+      optimizer: optax state.
+    """
+
+    step: jax.Array
+    trainable: Trainable
+    optimizer: optax.OptState
+
+
+def learning_rate_schedule(train: TrainSettings, peak: float) -> optax.Schedule:
+    """Linear warm-up to `peak`, then cosine annealing to 0 at `train.steps`, or constant."""
+    decay_steps = train.steps - train.warmup_steps
+    main = optax.constant_schedule(peak)
+    if train.schedule == "cosine":
+        main = optax.cosine_decay_schedule(peak, decay_steps)
+    if train.warmup_steps == 0:
+        return main
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, train.warmup_steps), main], [train.warmup_steps])
+
+
+def make_optimizer(train: TrainSettings) -> optax.GradientTransformation:
+    """Clipping by the global norm, then AdamW on the field and Adam on the logarithm of the step size."""
+
+    def labels(trainable: Trainable) -> Trainable:
+        return Trainable(*(jax.tree.map(lambda _, part=part: part, getattr(trainable, part)) for part in trainable._fields))
+
+    adamw = optax.adamw(learning_rate_schedule(train, train.learning_rate), weight_decay=train.weight_decay)
+    adam = optax.adam(learning_rate_schedule(train, train.step_size_learning_rate))
+    both = optax.partition({"field": adamw, "log_step_size": adam}, labels)
+    return optax.chain(optax.clip_by_global_norm(train.clip_norm), both) if train.clip_norm else both
+
+
+def _initial_log_step_size(inner: InnerSettings, latent_dim: int, dtype) -> jax.Array | None:
+    shape = {"none": None, "scalar": (), "per_latent": (latent_dim,)}[inner.learned_step_size]
+    return None if shape is None else jnp.full(shape, np.log(inner.step_size), dtype)
+
+
+def init_state(field: Field, settings: Settings, key: jax.Array, dtype=jnp.float32) -> MetaState:
+    """The state before the first update."""
+    trainable = Trainable(field.init(key, dtype), _initial_log_step_size(settings.inner, field.model.latent_dim, dtype))
+    optimizer = make_optimizer(settings.train).init(trainable)
+    return MetaState(step=jnp.zeros((), jnp.int32), trainable=trainable, optimizer=optimizer)
+
+
+def step_size(trainable: Trainable, inner: InnerSettings) -> float | jax.Array:
+    """alpha of the inner loop: fixed, or exp of what was learned (a scalar or [P])."""
+    return inner.step_size if trainable.log_step_size is None else jnp.exp(trainable.log_step_size)
+
+
+Update = Callable[[MetaState, jax.Array, jax.Array], tuple[MetaState, dict[str, jax.Array]]]
+
+
+def make_update(field: Field, settings: Settings, coords: jax.Array) -> Update:
+    """The pure function `update(state, signals, key) -> (state, metrics)`.
+
+    The caller jits it, donating the state. `signals` is [B, N, D] in [0, 1] and `key` the key of the run:
+    `state.step` is folded into it, so that a resumed run draws the same contexts. Metrics are scalars: `loss`
+    (at phi_G), `gradient_norm`
+    (before clipping), `learning_rate`.
+    """
+    inner, train = settings.inner, settings.train
+    optimizer = make_optimizer(train)
+    schedule = learning_rate_schedule(train, train.learning_rate)
+
+    def update(state: MetaState, signals: jax.Array, key: jax.Array) -> tuple[MetaState, dict[str, jax.Array]]:
+        context = random_context(
+            jax.random.fold_in(key, state.step),
+            points=signals.shape[1],
+            selection_ratio=inner.selection_ratio,
+            steps=inner.steps,
+            signals=None if inner.shared_context else signals.shape[0],
+        )
+
+        def loss_of(trainable: Trainable) -> jax.Array:
+            return meta_loss(
+                field, trainable.field, coords, signals, context, step_size=step_size(trainable, inner),
+                first_order=inner.first_order, remat=inner.remat, channel_loss=train.channel_loss,
+            )  # fmt: skip
+
+        loss, slopes = jax.value_and_grad(loss_of)(state.trainable)
+        changes, optimizer_state = optimizer.update(slopes, state.optimizer, state.trainable)
+        trainable = optax.apply_updates(state.trainable, changes)
+        metrics = {
+            "loss": loss,
+            "gradient_norm": optax.global_norm(slopes),
+            "learning_rate": jnp.asarray(schedule(state.step)),
+        }
+        return MetaState(state.step + 1, trainable, optimizer_state), metrics
+
+    return update
+
+
+def exported_params(field: Field, trainable: Trainable, inner: InnerSettings) -> Params:
+    """The field with its latent rescaled so that `EXPORTED_STEP_SIZE` is the right step size.
+
+    With phi_p = r_p psi_p and r_p = sqrt(alpha_p / a), SGD on psi with step a visits the same fields as SGD on phi
+    with steps alpha_p, because d/dpsi_p = r_p d/dphi_p. The latent enters linearly, so scaling row p of every
+    modulation kernel by r_p is the whole change.
+    """
+    ratio = jnp.sqrt(jnp.asarray(step_size(trainable, inner)) / EXPORTED_STEP_SIZE)
+    scaled = {}
+    for name in field.latent_layers():
+        layer = trainable.field[name]
+        scaled[name] = {**layer, "kernel": (ratio[..., None] * layer["kernel"]).astype(layer["kernel"].dtype)}
+    return {**trainable.field, **scaled}

@@ -1,0 +1,280 @@
+"""Settings: one tree of frozen, hashable dataclasses, built once from a config and validated there.
+
+`Settings.from_dict(config.to_dict())` is the only way in for a run; `to_dict` is what is saved beside every
+artefact. Defaults are the paper's 2D settings (MedFuncta, MIDL 2026, appendix B).
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, Self
+
+
+class SettingsError(ValueError):
+    """A setting is unknown, of the wrong type or out of range; the message names it and the remedy."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise SettingsError(message)
+
+
+def _matches(value: Any, kind: Any) -> Any:
+    """`value` as `kind` (int to float, list to tuple), or TypeError."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value in args:
+            return value
+    elif origin is tuple:
+        if isinstance(value, (list, tuple)):
+            return tuple(_matches(item, args[0]) for item in value)
+    elif origin in (typing.Union, types.UnionType):
+        for option in args:
+            try:
+                return _matches(value, option)
+            except TypeError:
+                continue
+    elif kind is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise TypeError
+
+
+def _describe(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(repr(option) for option in typing.get_args(kind))
+    return getattr(kind, "__name__", str(kind)) if typing.get_origin(kind) is None else str(kind)
+
+
+def dataclass_from_dict(cls: Any, values: Mapping[str, Any], path: str = "") -> Any:
+    """Build a (nested) settings dataclass, refusing unknown names and wrong types.
+
+    Args:
+      cls: a frozen dataclass.
+      values: names to plain values; nested mappings for nested dataclasses. Absent names take the default.
+      path: the dotted place of `values` in the whole tree, for messages.
+    Raises:
+      SettingsError: names the dotted field.
+    """
+    prefix = f"{path}." if path else ""
+    if not isinstance(values, Mapping):
+        raise SettingsError(f"{path} must hold named settings, got {values!r}")
+    kinds = typing.get_type_hints(cls)
+    known = [f.name for f in fields(cls)]
+    arguments = {}
+    for name, value in values.items():
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            remedy = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(known)}"
+            raise SettingsError(f"unknown setting {prefix}{name}; {remedy}")
+        if is_dataclass(kinds[name]):
+            arguments[name] = dataclass_from_dict(kinds[name], value, f"{prefix}{name}")
+            continue
+        try:
+            arguments[name] = _matches(value, kinds[name])
+        except TypeError:
+            raise SettingsError(f"{prefix}{name} must be {_describe(kinds[name])}, got {value!r}") from None
+    absent = [f.name for f in fields(cls) if f.name not in arguments and f.default is f.default_factory is MISSING]
+    _require(not absent, f"setting {prefix}{absent[0] if absent else ''} is missing")
+    try:
+        return cls(**arguments)
+    except SettingsError as error:
+        raise SettingsError(f"{prefix}{error}") from None
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The network.
+
+    Attributes:
+      layers: K >= 3, counting the first sine layer and the last linear layer.
+      width: L >= 1 units a layer.
+      latent_dim: P >= 1 entries of the latent.
+      omega_first, omega_last: w_1 and w_K > 0 of the linear w-schedule.
+      residual: h_k = h_{k-1} + s_k instead of s_k (the release; not written in the paper).
+      offset: added to the output; 0.5 centres data in [0, 1] (the release).
+      modulate_first_layer: the release does, the paper does not (eq. 1).
+      modulate_scale: the latent also scales each layer's pre-activation.
+    """
+
+    layers: int = 15
+    width: int = 256
+    latent_dim: int = 2048
+    omega_first: float = 20.0
+    omega_last: float = 400.0
+    residual: bool = True
+    offset: float = 0.5
+    modulate_first_layer: bool = False
+    modulate_scale: bool = False
+
+    def __post_init__(self):
+        _require(self.layers >= 3, f"layers must be at least 3 (one modulated layer), got {self.layers}")
+        _require(self.width >= 1, f"width must be at least 1, got {self.width}")
+        _require(self.latent_dim >= 1, f"latent_dim must be at least 1, got {self.latent_dim}")
+        _require(min(self.omega_first, self.omega_last) > 0, "omega_first and omega_last must be above 0")
+
+    @classmethod
+    def from_named(cls, settings: Mapping[str, Any]) -> Self:
+        """From a mapping that may hold other names too, which are ignored; sizes must be there."""
+        known = {f.name for f in fields(cls)}
+        for name in ("layers", "width", "latent_dim"):
+            _require(name in settings, f"setting {name!r} is missing")
+        return dataclass_from_dict(cls, {name: value for name, value in settings.items() if name in known})
+
+
+@dataclass(frozen=True)
+class InnerSettings:
+    """The inner loop of meta-training.
+
+    Attributes:
+      steps: G >= 1 SGD steps on the latent.
+      step_size: alpha > 0; the start where it is learned.
+      learned_step_size: "none", "scalar" or "per_latent" (Meta-SGD, Li et al. 2017).
+      selection_ratio: gamma in (0, 1], the part of the points in the context of a step.
+      shared_context: one subset a step for the whole batch (the release) instead of one a signal (the paper).
+      first_order: hold the inner gradients constant (first-order MAML); exact second order otherwise.
+      remat: "steps" recomputes each inner step in the backward pass, "none" keeps its intermediates.
+    """
+
+    steps: int = 10
+    step_size: float = 1e-2
+    learned_step_size: Literal["none", "scalar", "per_latent"] = "none"
+    selection_ratio: float = 0.25
+    shared_context: bool = False
+    first_order: bool = False
+    remat: Literal["none", "steps"] = "steps"
+
+    def __post_init__(self):
+        _require(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
+        _require(self.step_size > 0, f"step_size must be above 0, got {self.step_size}")
+        _require(0 < self.selection_ratio <= 1, f"selection_ratio must be in (0, 1], got {self.selection_ratio}")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The outer loop.
+
+    Attributes:
+      steps: meta-updates in all.
+      batch_size: B signals a meta-update, over all devices.
+      learning_rate: beta, the peak rate of AdamW.
+      schedule: "cosine" anneals to 0 over `steps`, "constant" does not.
+      warmup_steps: linear warm-up from 0, counted in `steps`.
+      weight_decay: AdamW's, on the field's parameters.
+      clip_norm: bound on the global norm of the meta-gradient; 0 is off.
+      step_size_learning_rate: peak rate of Adam on the logarithm of a learned inner step size.
+      channel_loss: squared error averaged ("mean", the release) or summed ("sum", eq. 5) over channels.
+      eval_every: meta-updates between validations, each of which also saves a checkpoint.
+      eval_signals: validation signals used in training, at most.
+      checkpoint_every: meta-updates between further checkpoints; 0: only at validations.
+      log_every: meta-updates between log lines.
+      collapse_db: stop once validation PSNR is this far below the best so far; 0 is off.
+    """
+
+    steps: int = 250_000
+    batch_size: int = 24
+    learning_rate: float = 3e-6
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = 0
+    weight_decay: float = 1e-2
+    clip_norm: float = 1.0
+    step_size_learning_rate: float = 1e-3
+    channel_loss: Literal["mean", "sum"] = "mean"
+    eval_every: int = 2500
+    eval_signals: int = 256
+    checkpoint_every: int = 0
+    log_every: int = 100
+    collapse_db: float = 6.0
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "eval_every", "eval_signals", "log_every"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "step_size_learning_rate"):
+            _require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("warmup_steps", "weight_decay", "clip_norm", "checkpoint_every", "collapse_db"):
+            _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        _require(self.warmup_steps < self.steps, f"warmup_steps must be below steps ({self.steps})")
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """Fitting latents at test time: validation, extraction.
+
+    Attributes:
+      steps: H >= 1 first-order steps.
+      batch_size: signals fitted at once, over all devices.
+      context: "full" steps along the gradient on every point (the paper); "rescaled" gives that gradient the norm
+        of the gradient on a random subset of gamma (`inner.selection_ratio`) of the points (the release).
+    """
+
+    steps: int = 20
+    batch_size: int = 64
+    context: Literal["full", "rescaled"] = "full"
+
+    def __post_init__(self):
+        _require(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
+        _require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which signals. `options` are the source's own settings, checked by the source (see `datasets`).
+
+    Attributes:
+      source: a name in the registry of `medfuncta_jax.datasets`.
+      cache_dir: where prepared data is kept between runs; "" is `~/.cache/medfuncta_jax`.
+      options: the source's settings as sorted (name, value) pairs.
+    """
+
+    source: str
+    cache_dir: str = ""
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All of a run. Attributes are the groups above, and `seed`, from which every random number follows."""
+
+    data: DataSettings
+    seed: int = 0
+    model: ModelSettings = field(default_factory=ModelSettings)
+    inner: InnerSettings = field(default_factory=InnerSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    fit: FitSettings = field(default_factory=FitSettings)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From a nested mapping, `ml_collections.ConfigDict.to_dict()` or saved JSON.
+
+        `data` holds `source`, `cache_dir` and, beside them, the options of the source.
+        Raises:
+          SettingsError: names the dotted field and the remedy.
+        """
+        values = dict(values)
+        data = dict(values.get("data", {}))
+        own = {f.name for f in fields(DataSettings)} - {"options"}
+        options = tuple(sorted((name, _frozen(value)) for name, value in data.items() if name not in own))
+        values["data"] = {name: value for name, value in data.items() if name in own}
+        settings = dataclass_from_dict(cls, values)
+        return typing.cast(Self, _replace_options(settings, options))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested values, as `from_dict` reads them; JSON can hold them."""
+        values = asdict(self)
+        values["data"] |= dict(values["data"].pop("options"))
+        return values
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def _replace_options(settings: Settings, options: tuple[tuple[str, Any], ...]) -> Settings:
+    data = DataSettings(settings.data.source, settings.data.cache_dir, options)
+    return Settings(data, settings.seed, settings.model, settings.inner, settings.train, settings.fit)

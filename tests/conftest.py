@@ -1,0 +1,34 @@
+"""Shared fixtures. Mathematics is tested in float64, so the whole suite runs with x64 enabled."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+
+GOLDEN = Path(__file__).parent / "golden"
+GOLDEN_CASES = ("ecg_1d", "image_2d", "image_2d_plain", "volume_3d")
+
+
+class Golden:
+    """One golden file: the case's settings, its arrays, and the parameters by layer name."""
+
+    def __init__(self, name: str):
+        with np.load(GOLDEN / f"{name}.npz") as file:
+            self.arrays = {key: file[key] for key in file.files}
+        self.case = json.loads(str(self.arrays["config"]))
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.arrays[name]
+
+    def layers(self, group: str) -> dict[str, np.ndarray]:
+        prefix = f"{group}/"
+        return {name.removeprefix(prefix): value for name, value in self.arrays.items() if name.startswith(prefix)}
+
+
+@pytest.fixture(scope="session", params=GOLDEN_CASES)
+def golden(request) -> Golden:
+    return Golden(request.param)
