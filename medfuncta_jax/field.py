@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from medfuncta_jax.settings import ModelSettings
-from medfuncta_jax.siren import ModulatedSiren
+from medfuncta_jax.siren import ModulatedSiren, PointFeatures
 
 Params = dict[str, dict[str, jax.Array]]
 
@@ -37,7 +37,7 @@ class Field:
     @property
     def module(self) -> ModulatedSiren:
         """The Flax module behind `init` and `apply`."""
-        return ModulatedSiren(model=self.model, channels=self.channels)
+        return ModulatedSiren(model=self.model, coord_dims=self.coord_dims, channels=self.channels)
 
     def init(self, key: jax.Array, dtype: Any = jnp.float32) -> Params:
         """Random shared parameters, `{"layer_1": {"kernel": [C, L], "bias": [L]}, ...}`."""
@@ -48,15 +48,20 @@ class Field:
 
     def apply(self, params: Params, latents: jax.Array, coords: jax.Array) -> jax.Array:
         """f(x; phi): latents [B, P] and coords [N, C] or [B, N, C] in [-1, 1] -> [B, N, D]."""
-        if coords.ndim == 2:
-            coords = coords[None]
-        return self.module.apply({"params": params}, latents, coords)
+        return self.decode(params, latents, self.point_features(params, coords))
+
+    def point_features(self, params: Params, coords: jax.Array) -> PointFeatures:
+        """The part of the field that needs no latent, for `decode`: coords [N, C] or [B, N, C] in [-1, 1]."""
+        coords = coords if coords.ndim == 3 else coords[None]
+        return self.module.apply({"params": params}, coords, method="point_features")
+
+    def decode(self, params: Params, latents: jax.Array, features: PointFeatures) -> jax.Array:
+        """Values [B, N, D] for latents [B, P] at the points of `features`."""
+        return self.module.apply({"params": params}, latents, features, method="decode")
 
     def latent_layers(self) -> tuple[str, ...]:
         """Names of the layers that read the latent: shift modulations, and scale modulations where there are any."""
-        kinds = ("modulation", "scale") if self.model.modulate_scale else ("modulation",)
-        first = 1 if self.model.modulate_first_layer else 2
-        return tuple(f"{kind}_{k}" for k in range(first, self.model.layers) for kind in kinds)
+        return self.module.latent_layers()
 
     def layer_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every parameter array, `{"layer_1/kernel": (C, L), ...}`."""

@@ -19,6 +19,7 @@ import numpy as np
 from medfuncta_jax.context import random_context
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.field import Field, Params, params_dtype
+from medfuncta_jax.siren import PointFeatures
 
 Array = jax.Array | np.ndarray
 
@@ -44,7 +45,7 @@ def signal_losses(
     field: Field,
     params: Params,
     latents: jax.Array,
-    coords: jax.Array,
+    features: PointFeatures,
     signals: jax.Array,
     *,
     weights: jax.Array | None = None,
@@ -55,14 +56,14 @@ def signal_losses(
     Args:
       field, params: the shared network.
       latents: [B, P].
-      coords: [N, C] or [B, N, C] in [-1, 1].
+      features: of the N points, from `Field.point_features`.
       signals: [B, N, D].
       weights: None, or [B, N] >= 0; the mean over points is then sum(w e) / sum(w), 0 where all weights are 0.
       channel_loss: "mean" (the release) or "sum" (MedFuncta, eq. 5).
     Returns:
       [B].
     """
-    errors = jnp.square(field.apply(params, latents, coords) - signals)  # [B, N, D]
+    errors = jnp.square(field.decode(params, latents, features) - signals)  # [B, N, D]
     errors = errors.mean(-1) if channel_loss == "mean" else errors.sum(-1)  # [B, N]
     if weights is None:
         return errors.mean(-1)
@@ -75,9 +76,9 @@ def adapt(
     params: Params,
     coords: jax.Array,
     signals: jax.Array,
-    context: jax.Array,
+    context: Array | int,
     *,
-    step_size: float | jax.Array,
+    step_size: float | Array,
     first_order: bool = False,
     remat: Literal["none", "steps"] = "none",
     channel_loss: Literal["mean", "sum"] = "mean",
@@ -88,7 +89,8 @@ def adapt(
       field, params: the shared network.
       coords: [N, C] in [-1, 1].
       signals: [B, N, D].
-      context: integer rows in [0, N) used in each step, [B, G, n] or [G, n] shared by the batch.
+      context: integer rows in [0, N) used in each step, [B, G, n] or [G, n] shared by the batch; or the number G of
+        steps on every point, which is the faster way to say so.
       step_size: alpha, a scalar or [P].
       first_order: treat the inner gradients as constants.
       remat: "steps" stores only the latent between steps and recomputes the rest in the backward pass.
@@ -97,15 +99,21 @@ def adapt(
       FitResult with losses [B, G] on each step's context.
     """
     coords, signals = (jnp.asarray(array, params_dtype(params)) for array in (coords, signals))
-    context = jnp.asarray(context)
-    shared = context.ndim == 2
+    full = isinstance(context, int)
+    rows_of_steps = None if full else jnp.asarray(context)
+    shared = full or rows_of_steps.ndim == 2
+    features = field.point_features(params, coords) if full else None
 
-    def step(latents: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # rows: [n] or [B, n]
-        chosen = signals[:, rows] if shared else jnp.take_along_axis(signals, rows[:, :, None], axis=1)  # [B, n, D]
+    def step(latents: jax.Array, rows: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        # rows: None, [n] or [B, n]
+        if full:
+            points, chosen = features, signals
+        else:
+            points = field.point_features(params, coords[rows])
+            chosen = signals[:, rows] if shared else jnp.take_along_axis(signals, rows[:, :, None], axis=1)  # [B, n, D]
 
         def total(latents):
-            losses = signal_losses(field, params, latents, coords[rows], chosen, channel_loss=channel_loss)
+            losses = signal_losses(field, params, latents, points, chosen, channel_loss=channel_loss)
             return losses.sum(), losses
 
         slopes, losses = jax.grad(total, has_aux=True)(latents)  # [B, P], [B]
@@ -116,27 +124,32 @@ def adapt(
     if remat == "steps":
         step = jax.checkpoint(step, prevent_cse=False)
     start = jnp.zeros((signals.shape[0], field.model.latent_dim), signals.dtype)
-    latents, losses = jax.lax.scan(step, start, context if shared else jnp.moveaxis(context, 1, 0))
+    if not shared:
+        rows_of_steps = jnp.moveaxis(rows_of_steps, 1, 0)  # [G, B, n]
+    latents, losses = jax.lax.scan(step, start, rows_of_steps, length=context if full else None)
     return FitResult(latents=latents, losses=losses.T)
 
 
 @functools.partial(jax.jit, static_argnames=("field", "steps", "channel_loss", "selection_ratio"))
 def _fit(field, params, coords, signals, weights, step_size, key, *, steps, channel_loss, selection_ratio):
-    def slopes_of(latents, coords, signals, weights):
+    features = field.point_features(params, coords)
+
+    def slopes_of(latents, features, signals, weights):
         def total(latents):
             losses = signal_losses(
-                field, params, latents, coords, signals, weights=weights, channel_loss=channel_loss
+                field, params, latents, features, signals, weights=weights, channel_loss=channel_loss
             )
             return losses.sum(), losses
 
         return jax.grad(total, has_aux=True)(latents)
 
     def step(latents, step_key):
-        slopes, losses = slopes_of(latents, coords, signals, weights)  # [B, P], [B]
+        slopes, losses = slopes_of(latents, features, signals, weights)  # [B, P], [B]
         if selection_ratio is not None:
             rows = random_context(step_key, points=signals.shape[1], selection_ratio=selection_ratio, steps=1)[0]
             subset_weights = None if weights is None else weights[:, rows]
-            subset, _ = slopes_of(latents, coords[..., rows, :], signals[:, rows], subset_weights)
+            subset_features = jax.tree.map(lambda leaf: leaf[:, rows], features)
+            subset, _ = slopes_of(latents, subset_features, signals[:, rows], subset_weights)
             norm, subset_norm = (jnp.linalg.norm(s, axis=-1, keepdims=True) for s in (slopes, subset))
             slopes = slopes * subset_norm / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny)
         return latents - step_size * slopes, losses

@@ -17,7 +17,7 @@ import optax
 
 from medfuncta_jax.context import random_context
 from medfuncta_jax.field import Field, Params, params_dtype
-from medfuncta_jax.inner_loop import adapt, signal_losses
+from medfuncta_jax.inner_loop import Array, adapt, signal_losses
 from medfuncta_jax.settings import InnerSettings, Settings, TrainSettings
 
 # The step size that every exported field is scaled to; `fit_latent`'s default.
@@ -27,11 +27,11 @@ EXPORTED_STEP_SIZE = 1e-2
 def meta_loss(
     field: Field,
     params: Params,
-    coords: jax.Array,
-    signals: jax.Array,
-    context: jax.Array,
+    coords: Array,
+    signals: Array,
+    context: Array | int,
     *,
-    step_size: float | jax.Array,
+    step_size: float | Array,
     first_order: bool = False,
     remat: Literal["none", "steps"] = "none",
     channel_loss: Literal["mean", "sum"] = "mean",
@@ -42,7 +42,8 @@ def meta_loss(
       field, params: the shared network.
       coords: [N, C] in [-1, 1].
       signals: [B, N, D].
-      context: integer rows used in each inner step, [B, G, n], or [G, n] shared by the batch.
+      context: integer rows used in each inner step, [B, G, n], or [G, n] shared by the batch; or the number G of steps
+        on every point.
       step_size: alpha, a scalar or [P].
       first_order: hold the inner gradients constant.
       remat: "steps" recomputes each inner step in the backward pass; the gradient is the same.
@@ -52,7 +53,8 @@ def meta_loss(
     Raises:
       ValueError: shapes that do not belong together.
     """
-    if context.ndim not in (2, 3) or (context.ndim == 3 and context.shape[0] != signals.shape[0]):
+    full = isinstance(context, int)
+    if not full and (context.ndim not in (2, 3) or (context.ndim == 3 and context.shape[0] != signals.shape[0])):
         raise ValueError(f"context {context.shape} must be [G, n] or [{signals.shape[0]}, G, n]")
     if signals.ndim != 3 or signals.shape[1] != coords.shape[0] or signals.shape[2] != field.channels:
         raise ValueError(f"signals {signals.shape} must be [B, {coords.shape[0]}, {field.channels}]")
@@ -61,7 +63,8 @@ def meta_loss(
         field, params, coords, signals, context,
         step_size=step_size, first_order=first_order, remat=remat, channel_loss=channel_loss,
     )  # fmt: skip
-    return signal_losses(field, params, fit.latents, coords, signals, channel_loss=channel_loss).mean()
+    features = field.point_features(params, coords)
+    return signal_losses(field, params, fit.latents, features, signals, channel_loss=channel_loss).mean()
 
 
 class Trainable(NamedTuple):
@@ -141,13 +144,15 @@ def make_update(field: Field, settings: Settings, coords: jax.Array) -> Update:
     schedule = learning_rate_schedule(train, train.learning_rate)
 
     def update(state: MetaState, signals: jax.Array, key: jax.Array) -> tuple[MetaState, dict[str, jax.Array]]:
-        context = random_context(
-            jax.random.fold_in(key, state.step),
-            points=signals.shape[1],
-            selection_ratio=inner.selection_ratio,
-            steps=inner.steps,
-            signals=None if inner.shared_context else signals.shape[0],
-        )
+        context: Array | int = inner.steps
+        if inner.selection_ratio < 1:
+            context = random_context(
+                jax.random.fold_in(key, state.step),
+                points=signals.shape[1],
+                selection_ratio=inner.selection_ratio,
+                steps=inner.steps,
+                signals=None if inner.shared_context else signals.shape[0],
+            )
 
         def loss_of(trainable: Trainable) -> jax.Array:
             return meta_loss(
@@ -160,7 +165,7 @@ def make_update(field: Field, settings: Settings, coords: jax.Array) -> Update:
         trainable = optax.apply_updates(state.trainable, changes)
         metrics = {
             "loss": loss,
-            "gradient_norm": optax.global_norm(slopes),
+            "gradient_norm": optax.tree.norm(slopes),
             "learning_rate": jnp.asarray(schedule(state.step)),
         }
         return MetaState(state.step + 1, trainable, optimizer_state), metrics

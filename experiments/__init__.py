@@ -1,0 +1,1 @@
+"""The launcher and its stages: meta-training, latent extraction, evaluation."""

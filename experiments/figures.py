@@ -1,0 +1,395 @@
+"""Pictures of a run: reconstructions beside their signals, and the learning curve.
+
+Figures are 8 inches wide and 1600 pixels, made for a page that shows them 800 pixels wide. Each is drawn whole in
+memory and then moved into place, so a file that is there is a finished picture. No global state of matplotlib is used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.transforms import blended_transform_factory
+
+from medfuncta_jax.atomic import atomic_path
+
+MOST_SIGNALS = 16
+
+_WIDTH, _DPI = 8.0, 200  # inches, dots per inch
+_MARGIN, _GAP = 0.1, 0.06  # inches: around the page and between columns of blocks, between the pictures of a block
+_TITLE, _ROW_LABEL, _FOOTER = 0.26, 0.22, 0.55  # inches
+_SMALL, _NORMAL = 7.5, 8.5  # points
+_INK, _GREY, _RULE = "#222222", "#666666", "#cccccc"
+_BLUE, _ORANGE = "#0072b2", "#d55e00"  # Okabe and Ito 2008: told apart with any colour vision
+_PARTS = ("input", "reconstruction", "absolute difference")
+Series = tuple[np.ndarray, np.ndarray]  # steps and values of one curve
+_NICE = np.array([1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10])
+
+
+def draw_reconstructions(
+    path: str | os.PathLike[str],
+    signals: np.ndarray,
+    reconstructions: np.ndarray,
+    *,
+    titles: Sequence[str],
+    psnr: Sequence[float],
+    difference_max: float | None = None,
+    spacing: Sequence[float] | None = None,
+    oriented: bool = True,
+) -> Path:
+    """Input, reconstruction and absolute difference of each signal side by side, as a PNG.
+
+    Input and reconstruction share one scale, [0, 1]; reconstructions are clipped to it, as the metrics do. The
+    differences of all signals share one scale, drawn below the pictures. Time series are drawn as curves, one over the
+    other, with the difference below. Images are grey with one channel and in colour with three (then the difference
+    is the mean over channels); of any other number of channels, and in volumes, the first is shown.
+
+    Of a volume three orthogonal slices through the centre are shown. RAS+ volumes stand upright, superior or anterior
+    up, the radiological way: the patient's right is on the left of coronal and axial slices, anterior on the left of
+    sagittal ones.
+
+    Args:
+      path: the file to write; its folder is made where absent.
+      signals: floating, [n, *grid, D] in [0, 1] with one to three grid axes, 1 <= n <= MOST_SIGNALS.
+      reconstructions: the same shape.
+      titles: n names, shortened in the middle where they do not fit.
+      psnr: n values in dB, written beside the names.
+      difference_max: end of the scale of differences, > 0; None takes the 99.9th percentile of what is shown, rounded
+        up. Larger differences are drawn as this one, and the scale ends in an arrow.
+      spacing: size of a grid step along each axis, in any unit; None for equal ones.
+      oriented: volumes are RAS+. False draws slices as they lie in the array and names the axis they cut.
+    Returns:
+      `path`.
+    Raises:
+      ValueError: shapes or counts that do not belong together; nothing is written.
+    """
+    signals = np.asarray(signals)
+    shown = np.clip(np.asarray(reconstructions), 0, 1)
+    axes, count = signals.ndim - 2, signals.shape[0]
+    if signals.shape != shown.shape or axes not in (1, 2, 3) or 0 in signals.shape:
+        raise ValueError(f"signals {signals.shape} and reconstructions {shown.shape} must be one [n, *grid, D]")
+    if count > MOST_SIGNALS or len(titles) != count or len(psnr) != count:
+        got = f"{count} signals, {len(titles)} titles and {len(psnr)} PSNR"
+        raise ValueError(f"{got}: numbers must be equal and at most {MOST_SIGNALS}")
+    spacing = (1.0,) * axes if spacing is None else tuple(float(step) for step in spacing)
+    if len(spacing) != axes or min(spacing) <= 0:
+        raise ValueError(f"spacing {spacing} must be {axes} lengths above 0")
+    captions = [(str(title), f"{value:.1f} dB") for title, value in zip(titles, psnr, strict=True)]
+    if axes == 1:
+        figure = _curves(signals, shown, captions, difference_max)
+    else:
+        figure = _pictures(signals, shown, captions, difference_max, spacing, oriented)
+    return _write(figure, path)
+
+
+@dataclass(frozen=True)
+class _View:
+    """One way to look at a signal: an image, or a slice of a volume."""
+
+    label: str  # name of the slice, "" for an image
+    mark: str  # letter of the anatomical direction at the left edge, "" where unknown
+    take: Callable[[np.ndarray], np.ndarray]  # [*grid, ...] -> [rows, columns, ...], the first row on top
+    size: tuple[float, float]  # height and width in the unit of the spacing
+
+
+def _views(shape: Sequence[int], spacing: Sequence[float], oriented: bool) -> list[_View]:
+    extent = [n * step for n, step in zip(shape, spacing, strict=True)]
+    if len(shape) == 2:
+        return [_View("", "", lambda image: image, (extent[0], extent[1]))]
+    x, y, z = (n // 2 for n in shape)
+    if not oriented:
+        sizes = ((extent[1], extent[2]), (extent[0], extent[2]), (extent[0], extent[1]))
+        cuts = (lambda v: v[x], lambda v: v[:, y], lambda v: v[:, :, z])
+        return [_View(f"across axis {k}", "", cuts[k], sizes[k]) for k in range(3)]
+    # RAS+: indices grow to the right, to anterior and to superior. Rows run from top to bottom and columns from left to
+    # right, so each axis is reversed whose growing end belongs on top or on the left.
+    return [
+        _View("sagittal", "A", lambda v: v[x, ::-1, ::-1].swapaxes(0, 1), (extent[2], extent[1])),
+        _View("coronal", "R", lambda v: v[::-1, y, ::-1].swapaxes(0, 1), (extent[2], extent[0])),
+        _View("axial", "R", lambda v: v[::-1, ::-1, z].swapaxes(0, 1), (extent[1], extent[0])),
+    ]
+
+
+def _pictures(signals, shown, captions, difference_max, spacing, oriented) -> Figure:
+    """One block a signal: three pictures in a row, a row for each view; many signals in two columns."""
+    count, channels = signals.shape[0], signals.shape[-1]
+    views = _views(signals.shape[1:-1], spacing, oriented)
+    volume = len(views) > 1
+    colour = channels == 3 and not volume
+    if not colour:
+        signals, shown = signals[..., :1], shown[..., :1]
+    differences = np.abs(signals - shown).mean(-1)
+    visible = np.concatenate([view.take(values).ravel() for values in differences for view in views])
+    top, clipped = _difference_scale(visible, difference_max)
+
+    across = 1 if count <= (1 if volume else 3) else 2
+    label = _ROW_LABEL if volume else 0.0
+    block = (_WIDTH - 2 * _MARGIN - label - (across - 1) * 2 * _MARGIN) / across
+    cell = (block - 2 * _GAP) / 3
+    # One scale for all views, so that slices of one volume have the size they have in the body.
+    scale = min(cell / max(v.size[1] for v in views), 1.5 * cell / max(v.size[0] for v in views))
+    heights = [max(scale * view.size[0], 0.05) for view in views]
+    block_height = _TITLE + sum(heights) + _GAP * len(views)
+    head = _MARGIN + 0.2
+    rows = -(-count // across)
+    figure = _page(head + rows * block_height + (rows - 1) * _MARGIN + _FOOTER)
+
+    for column in range(across):
+        for part, name in enumerate(_PARTS):
+            left = _MARGIN + label + column * (block + 2 * _MARGIN) + part * (cell + _GAP)
+            _text(figure, left + cell / 2, head - 0.02, name, ha="center", va="bottom", color=_GREY)
+    for i, caption in enumerate(captions):
+        row, column = divmod(i, across)
+        left = _MARGIN + label + column * (block + 2 * _MARGIN)
+        top_edge = head + row * (block_height + _MARGIN)
+        _caption(figure, left, top_edge + _TITLE - 0.06, block, caption)
+        top_edge += _TITLE
+        for view, height in zip(views, heights, strict=True):
+            if view.label and column == 0:
+                _text(figure, left - 0.06, top_edge + height / 2, view.label, rotation=90, ha="right", va="center")
+            for part, values in enumerate((signals[i], shown[i], differences[i])):
+                axes = _axes(figure, left + part * (cell + _GAP), top_edge, cell, height)
+                axes.set_axis_off()
+                image = view.take(values if part == 2 or colour else values[..., 0])
+                colours, end = ("magma", top) if part == 2 else ("gray", 1.0)
+                axes.imshow(image, cmap=colours, vmin=0, vmax=end, extent=(0, view.size[1], view.size[0], 0))
+                if part == 0 and view.mark:
+                    axes.text(0.02, 0.5, view.mark, transform=axes.transAxes, color="white", fontsize=_SMALL,
+                              va="center", path_effects=[withStroke(linewidth=1.5, foreground="black")])  # fmt: skip
+            top_edge += height + _GAP
+
+    notes = ["Input and reconstruction: one scale, 0 to 1."]
+    if volume and oriented:
+        notes.append("Radiological: patient's right (R) on the left; sagittal: anterior (A) on the left.")
+    if colour:
+        notes.append("Difference: mean over the three channels.")
+    elif channels > 1:
+        notes.append(f"The first of {channels} channels is shown; PSNR is over all.")
+    _footer(figure, notes, top, clipped)
+    return figure
+
+
+def _curves(signals, shown, captions, difference_max) -> Figure:
+    """One block a signal: both curves in one panel (channels in lanes, one above the other), the difference below."""
+    count, points, channels = signals.shape
+    differences = np.abs(signals - shown)
+    top, clipped = _difference_scale(differences.ravel(), difference_max)
+    across = 1 if count == 1 else 2
+    tick_room, between = 0.42, 0.08
+    block = (_WIDTH - 2 * _MARGIN - (across - 1) * 2 * _MARGIN) / across
+    width = block - tick_room
+    height, below = min(max(1.0, 0.4 * channels), 5.0), 0.42
+    block_height = _TITLE + height + between + below + 0.12
+    rows = -(-count // across)
+    figure = _page(_MARGIN + rows * block_height + 0.3 + _FOOTER)
+    lanes = np.arange(channels)[::-1]  # the first channel on top
+
+    for i, caption in enumerate(captions):
+        row, column = divmod(i, across)
+        left = _MARGIN + tick_room + column * (block + 2 * _MARGIN)
+        top_edge = _MARGIN + row * block_height
+        _caption(figure, left, top_edge + _TITLE - 0.06, width, caption)
+        upper = _axes(figure, left, top_edge + _TITLE, width, height)
+        lower = _axes(figure, left, top_edge + _TITLE + height + between, width, below)
+        # The input is broad and pale, so that it shows at both sides of a reconstruction that runs along it.
+        broad = upper.plot(signals[i] + lanes, color="#b0b0b0", linewidth=3, solid_capstyle="round")
+        thin = upper.plot(shown[i] + lanes, color=_BLUE, linewidth=1)
+        upper.set_ylim(-0.05, channels + 0.05)
+        if channels == 1:
+            upper.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
+        else:
+            upper.set_yticks(lanes + 0.5, [f"{channel + 1}" for channel in range(channels)])
+        below_thin = lower.plot(np.minimum(differences[i], top), color=_ORANGE, linewidth=0.8)
+        lower.set_ylim(0, top * 1.02)
+        lower.set_yticks([0, top], ["0", f"{top:g}"])
+        for axes in (upper, lower):
+            _plain(axes)
+            axes.set_xlim(0, max(points - 1, 1))
+        last = i + across >= count  # nothing below it
+        upper.tick_params(labelbottom=False)
+        lower.tick_params(labelbottom=last)
+        lower.set_xlabel("sample" if last else "", fontsize=_SMALL, color=_GREY, labelpad=1)
+
+    base = figure.get_figheight()
+    figure.legend(
+        [broad[0], thin[0], below_thin[0]], _PARTS, loc="lower left", ncols=3, frameon=False, fontsize=_SMALL,
+        labelcolor=_INK, borderaxespad=0, bbox_to_anchor=((_MARGIN + tick_room) / _WIDTH, 0.28 / base),
+    )  # fmt: skip
+    note = "Curves: from 0 to 1. " if channels == 1 else f"Curves: {channels} channels, each in a lane from 0 to 1. "
+    note += f"Differences: one scale, 0 to {top:g}" + (f" (larger ones drawn as {top:g})." if clipped else ".")
+    _text(figure, _MARGIN + tick_room, base - 0.1, note, va="bottom", color=_GREY)
+    return figure
+
+
+def _difference_scale(differences: np.ndarray, difference_max: float | None) -> tuple[float, bool]:
+    """End of the common scale of differences, and whether any difference lies beyond it."""
+    finite = differences[np.isfinite(differences)]
+    if difference_max is None:
+        wanted = max(float(np.quantile(finite, 0.999)) if finite.size else 1.0, 1e-6)
+        power = 10.0 ** np.floor(np.log10(wanted))
+        difference_max = float(power * _NICE[np.searchsorted(_NICE, wanted / power * (1 - 1e-9))])
+    elif not difference_max > 0:
+        raise ValueError(f"difference_max must be above 0, got {difference_max}")
+    return difference_max, bool(finite.size and finite.max() > difference_max)
+
+
+def _footer(figure: Figure, notes: Sequence[str], top: float, clipped: bool) -> None:
+    """Notes on the left, the one scale of differences on the right."""
+    base = figure.get_figheight()
+    first = 0.3 - 0.08 * (len(notes) - 1)  # centred
+    for line, note in enumerate(notes):
+        _text(figure, _MARGIN, base - _FOOTER + first + 0.16 * line, note, va="center", color=_GREY)
+    width = 2.3
+    bar = _axes(figure, _WIDTH - _MARGIN - width - 0.12, base - _FOOTER + 0.22, width, 0.09)
+    colours, end = ScalarMappable(Normalize(0, top), "magma"), "max" if clipped else "neither"
+    scale = figure.colorbar(colours, cax=bar, orientation="horizontal", extend=end)
+    scale.set_ticks([0, top / 2, top], labels=["0", f"{top / 2:g}", f"{top:g}"])
+    scale.outline.set_visible(False)
+    bar.tick_params(labelsize=_SMALL, labelcolor=_INK, length=2, color=_GREY, pad=1.5)
+    _text(figure, _WIDTH - _MARGIN - width / 2 - 0.12, base - _FOOTER + 0.19, _PARTS[2], ha="center", va="bottom",
+          color=_GREY)  # fmt: skip
+
+
+def _caption(figure: Figure, left: float, base: float, width: float, caption: tuple[str, str]) -> None:
+    """Name on the left, PSNR on the right of a block."""
+    title, value = caption
+    most = max(4, int((width - 0.7) / (0.0087 * _NORMAL)))  # of characters, at the font's mean width
+    if len(title) > most:
+        title = title[: most // 2 - 1] + "…" + title[-(most - most // 2) :]
+    _text(figure, left, base, title, va="baseline", fontsize=_NORMAL)
+    _text(figure, left + width, base, value, va="baseline", ha="right", fontsize=_NORMAL)
+
+
+def draw_learning_curve(path: str | os.PathLike[str], records: Sequence[Mapping[str, Any]]) -> Path:
+    """PSNR in training and validation against meta-updates, gradient norm and learning rate below, as a PNG.
+
+    Training PSNR is that of single batches, drawn faint, with a running median; the best validation is marked. Where
+    a step was logged more than once (a run that resumed), the last record counts. Values that are missing or not
+    finite are left out, and a panel without any is not drawn.
+
+    Args:
+      path: the file to write; its folder is made where absent.
+      records: lines of `metrics.jsonl`, each with `step` and any of `psnr`, `val_psnr` (dB), `gradient_norm`,
+        `learning_rate`; other names are ignored.
+    Returns:
+      `path`.
+    Raises:
+      ValueError: no record has a finite `psnr` or `val_psnr`; nothing is written.
+    """
+    training, validation = _series(records, "psnr"), _series(records, "val_psnr")
+    if not training[0].size and not validation[0].size:
+        raise ValueError("no record holds a finite psnr or val_psnr: nothing to draw")
+    norms, rates = _series(records, "gradient_norm"), _series(records, "learning_rate")
+    norms = (norms[0][norms[1] > 0], norms[1][norms[1] > 0])  # its axis is logarithmic
+    lower = [(name, series) for name, series in (("gradient norm", norms), ("learning rate", rates)) if series[0].size]
+
+    left, head, height, small, between = 0.75, 0.42, 2.9, 0.75, 0.14
+    figure = _page(head + height + len(lower) * (small + between) + 0.5)
+    panel = _axes(figure, left, head, _WIDTH - left - 2 * _MARGIN, height)
+    _draw_psnr(panel, training, validation)
+    panels = [panel]
+    for i, (name, series) in enumerate(lower):
+        top_edge = head + height + i * (small + between) + between
+        axes = _axes(figure, left, top_edge, _WIDTH - left - 2 * _MARGIN, small, sharex=panel)
+        _line(axes, series, noisy=name == "gradient norm", color=_GREY, linewidth=1.0)
+        axes.set_ylabel(name, fontsize=_SMALL, color=_INK)
+        if name == "gradient norm":
+            ticks = [10 ** np.floor(np.log10(series[1].min())), 10 ** np.ceil(np.log10(series[1].max()) + 1e-9)]
+            axes.set_yscale("log")
+            axes.minorticks_off()
+        else:
+            ticks = [0, series[1].max() or 1.0]
+        axes.set_ylim(ticks[0], ticks[1] * 1.1)
+        axes.set_yticks(ticks, [f"{t:.1e}".replace("e-0", "e-") if 0 < t < 0.01 else f"{t:g}" for t in ticks])
+        panels.append(axes)
+    for axes in panels:
+        _plain(axes)
+        axes.grid(axis="y", color=_RULE, linewidth=0.4)
+        axes.set_axisbelow(True)
+        # Labels in one line down the page, however wide the numbers beside them are.
+        axes.yaxis.set_label_coords(0.2 / _WIDTH, 0.5, blended_transform_factory(figure.transFigure, axes.transAxes))
+        axes.tick_params(labelbottom=axes is panels[-1])
+    panels[-1].xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}" if step == round(step) else "")
+    panels[-1].set_xlabel("meta-updates", fontsize=_NORMAL, color=_INK)
+    return _write(figure, path)
+
+
+def _series(records: Sequence[Mapping[str, Any]], name: str) -> Series:
+    """Steps and finite values of one name, in order of steps; the last record of a step counts."""
+    values = {int(record["step"]): float(record[name]) for record in records if record.get(name) is not None}
+    steps = sorted(step for step, value in values.items() if np.isfinite(value))
+    return np.array(steps, int), np.array([values[step] for step in steps], float)
+
+
+def _draw_psnr(axes: Axes, training: Series, validation: Series) -> None:
+    if training[0].size:
+        _line(axes, training, noisy=True, color=_BLUE, linewidth=1.4, label="training, single batches")
+    if validation[0].size:
+        _line(axes, validation, color=_ORANGE, linewidth=1.4, label="validation")
+        best = int(np.argmax(validation[1]))
+        step, value = int(validation[0][best]), float(validation[1][best])
+        axes.plot(step, value, "o", markersize=6, markerfacecolor="white", markeredgecolor=_ORANGE, markeredgewidth=1.6,
+                  linestyle="none", label=f"best validation: {value:.2f} dB at {step:,}", zorder=5)  # fmt: skip
+    axes.set_ylabel("PSNR (dB)", fontsize=_NORMAL, color=_INK)
+    # Above the panel, where no curve can pass beneath it.
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, frameon=False, fontsize=_SMALL, labelcolor=_INK,
+                borderaxespad=0.2, borderpad=0.2, columnspacing=1.8, handlelength=1.6)  # fmt: skip
+
+
+def _line(axes: Axes, series: Series, *, noisy: bool = False, **style: Any) -> None:
+    """A line; few points are marked, so that a single one is seen, and many noisy ones get a running median."""
+    few = series[0].size < 20
+    if noisy and not few:
+        faint = {"linewidth": 0.5, "alpha": 0.3} if series[0].size > 500 else {"linewidth": 0.7, "alpha": 0.5}
+        axes.plot(*series, **style | faint)
+        series = (series[0], _running_median(series[1]))
+        style |= {"label": "running median"} if "label" in style else {}
+    axes.plot(*series, marker="o" if few else None, markersize=3, **style)
+
+
+def _running_median(values: np.ndarray) -> np.ndarray:
+    """Median of a window of about a fiftieth of the curve, at least five values; narrower towards the ends."""
+    half = max(2, len(values) // 100)
+    return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
+
+
+def _page(height: float) -> Figure:
+    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _axes(figure: Figure, left: float, top: float, width: float, height: float, **options: Any) -> Axes:
+    """Axes at a place in inches, `top` counted downwards from the top of the page."""
+    page = figure.get_figheight()
+    return figure.add_axes((left / _WIDTH, 1 - (top + height) / page, width / _WIDTH, height / page), **options)
+
+
+def _text(figure: Figure, left: float, top: float, text: str, **style: Any) -> None:
+    """Text at a place in inches from the top left; dollars in names are no mathematics."""
+    style = {"fontsize": _SMALL, "color": _INK, **style}
+    figure.text(left / _WIDTH, 1 - top / figure.get_figheight(), text, parse_math=False, **style)
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set(color=_GREY, linewidth=0.6)
+    axes.tick_params(labelsize=_SMALL, labelcolor=_INK, color=_GREY, width=0.6, length=2.5, pad=2)
+
+
+def _write(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """The figure as a PNG that appears whole or not at all."""
+    with atomic_path(Path(path)) as unfinished:
+        # Without matplotlib's version in it, the same data give the same file.
+        figure.savefig(unfinished, format="png", metadata={"Software": None})
+    return Path(path)

@@ -1,0 +1,67 @@
+"""Fitting many signals with a fixed field: padded batches over all devices, for validation and extraction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from medfuncta_jax import metrics, sharding
+from medfuncta_jax.coordinates import grid
+from medfuncta_jax.datasets import Split
+from medfuncta_jax.field import Field, Params
+from medfuncta_jax.inner_loop import fit_latent, reconstruct
+from medfuncta_jax.settings import Settings
+
+
+@dataclass(frozen=True)
+class FittedSignals:
+    """latents float32 [n, P] and PSNR in dB, float32 [n], in the order asked for."""
+
+    latents: np.ndarray
+    psnr: np.ndarray
+
+
+def fit_signals(
+    field: Field,
+    params: Params,
+    split: Split,
+    indices: np.ndarray,
+    settings: Settings,
+    mesh: Mesh,
+    *,
+    step_size: float | jax.Array,
+    after_batch: Callable[[int, float], None] = lambda count, psnr: None,
+) -> FittedSignals:
+    """Fit the signals `indices` of `split`; none is dropped, the last batch is padded with repeats.
+
+    Args:
+      step_size: alpha, a scalar or [P].
+      after_batch: called with the signals fitted and their mean PSNR after every batch.
+    """
+    fit = settings.fit
+    size = min(fit.batch_size, -(-len(indices) // mesh.size) * mesh.size)
+    sharding.check_batch_size(mesh, size, "fit.batch_size")
+    params = sharding.replicate(mesh, params)
+    latents, psnr = [], []
+    for start in range(0, len(indices), size):
+        rows = indices[start : start + size]
+        padded = np.concatenate([rows, np.full(size - len(rows), rows[-1])])
+        signals = split.signals(padded)
+        batch = sharding.split_batch(mesh, signals)
+        fitted = fit_latent(
+            field, params, batch,
+            steps=fit.steps, step_size=step_size, channel_loss=settings.train.channel_loss,
+            rescale_ratio=settings.inner.selection_ratio if fit.context == "rescaled" else None,
+            key=jax.random.key(settings.seed),
+        )  # fmt: skip
+        values = reconstruct(field, params, fitted.latents, grid(signals.shape[1:-1]))
+        batch_psnr = metrics.psnr(jnp.clip(values, 0, 1), batch.reshape(values.shape))
+        latents.append(np.asarray(fitted.latents, np.float32)[: len(rows)])
+        psnr.append(np.asarray(batch_psnr, np.float32)[: len(rows)])
+        after_batch(len(rows), float(psnr[-1].mean()))
+    return FittedSignals(np.concatenate(latents), np.concatenate(psnr))

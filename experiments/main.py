@@ -1,0 +1,121 @@
+"""The launcher: meta-training, latent extraction and evaluation of one config.
+
+    python -m experiments.main --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m experiments.main --config=configs/brain_mri.py --workdir=runs/brain --data_dir=DATA --config.train.steps=1000
+
+Exit codes: 0 done; 1 refused or failed, with one line that says why; 2 a flag is wrong; 75 stopped by Ctrl-C or
+SIGTERM with everything saved: the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from experiments.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
+
+MODES = ("train", "extract", "evaluate", "all")
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; an interrupted run in it goes on.")
+_MODE = flags.DEFINE_enum("mode", "all", MODES, "Stage to run.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder with the source's files, for sources that need some.")
+
+log = logging.getLogger("medfuncta")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the launcher; returns the exit code."""
+    _log_for_people()
+    try:
+        rest = flags.FLAGS(list(argv), known_only=False)
+        for name in ("config", "workdir"):
+            if flags.FLAGS[name].value is None:
+                raise flags.Error(f"--{name} is missing; e.g. --config=configs/quickstart.py --workdir=runs/quickstart")
+        if len(rest) > 1:
+            raise flags.Error(f"{rest[1]!r} is not a flag; overrides are written --config.train.steps=1000")
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
+        return _refuse(error, code=2)
+    try:
+        with StopRequest() as stop:
+            return _run(stop)
+    except KeyboardInterrupt:
+        return _refuse("stopped at once; what was saved before is kept, run the same command again", code=130)
+
+
+def _run(stop: StopRequest) -> int:
+    # After the flags, so that a typo is answered at once: these imports take seconds.
+    import jax
+
+    from experiments.evaluate import evaluate
+    from experiments.extract import extract
+    from experiments.run_directory import RunDirectory, RunError
+    from experiments.summary import summary
+    from experiments.train import train
+    from medfuncta_jax.checkpoint import CheckpointError
+    from medfuncta_jax.datasets import DataError, open_dataset
+    from medfuncta_jax.latent_store import LatentStoreError
+    from medfuncta_jax.settings import Settings, SettingsError
+
+    stages = {"train": train, "extract": extract, "evaluate": evaluate}
+    try:
+        settings = Settings.from_dict(_CONFIG.value.to_dict())
+        dataset = open_dataset(settings.data, data_dir=_DATA_DIR.value)
+        run = RunDirectory(_WORKDIR.value, settings)
+        log.info(
+            "%s: %s signals of %s x %d on %d %s device(s), run in %s",
+            dataset.name, " / ".join(f"{len(split)} {name}" for name, split in dataset.splits.items()),
+            "x".join(map(str, dataset.grid)), dataset.channels, jax.local_device_count(), jax.default_backend(), run.path,
+        )  # fmt: skip
+        for name in stages if _MODE.value == "all" else [_MODE.value]:
+            stages[name](settings, dataset, run, stop)
+        print(summary(settings, dataset, run))
+        return 0
+    except Interrupted as interrupted:
+        log.warning("%s", interrupted)
+        return EXIT_INTERRUPTED
+    except (SettingsError, DataError, RunError, CheckpointError, LatentStoreError) as error:
+        return _refuse(error, code=1)
+    except OSError as error:
+        return _refuse(_os_error(error), code=1)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _refuse(
+            "out of memory; lower train.batch_size, inner.selection_ratio or fit.batch_size, or set inner.remat=steps",
+            code=1,
+        )
+
+
+def _os_error(error: OSError) -> str:
+    place = f": {error.filename}" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"no space left on the device{place}; free some and run the same command again, which goes on"
+    return f"{error.strerror or error}{place}"
+
+
+def _refuse(error: object, *, code: int) -> int:
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    print(f"error: {' '.join(lines)}", file=sys.stderr)
+    return code
+
+
+def _log_for_people() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    for name in ("medfuncta", "medfuncta_jax"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.handlers = [handler]
+        logger.propagate = False
+
+
+if __name__ == "__main__":
+    app.define_help_flags()
+    sys.exit(main(sys.argv))

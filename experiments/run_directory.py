@@ -1,0 +1,118 @@
+"""The directory that holds all of a run, and nothing that is not of this run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from medfuncta_jax.atomic import atomic_path
+from medfuncta_jax.settings import Settings
+
+
+class RunError(RuntimeError):
+    """A run cannot start or go on; the message names the file or setting and the remedy."""
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and leaves of nested settings."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON, whole or not at all."""
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(values, indent=2) + "\n")
+
+
+class RunDirectory:
+    """Paths and small files of one run.
+
+    Holds `config.json, checkpoints/, field.npz, metrics.jsonl, tensorboard/, latents/, evaluation.json, figures/` and
+    `seconds.json` (time spent a stage).
+    """
+
+    def __init__(self, path: Path | str, settings: Settings):
+        """Open or make the directory.
+
+        Raises:
+          RunError: it cannot be written, or holds a run of other settings, whose differing fields are listed.
+        """
+        self.path = Path(path).expanduser().absolute()
+        self.settings = settings
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"workdir {self.path} cannot be made ({error.strerror}); name another --workdir") from error
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise RunError(f"workdir {self.path} is not writable; name another --workdir")
+        if self.config_file.exists():
+            self._compare()
+        else:
+            write_json(self.config_file, settings.to_dict())
+
+    config_file = property(lambda self: self.path / "config.json")
+    checkpoints = property(lambda self: self.path / "checkpoints")
+    metrics_file = property(lambda self: self.path / "metrics.jsonl")
+    tensorboard = property(lambda self: self.path / "tensorboard")
+    latents = property(lambda self: self.path / "latents")
+    evaluation_file = property(lambda self: self.path / "evaluation.json")
+    figures = property(lambda self: self.path / "figures")
+
+    def _compare(self) -> None:
+        try:
+            stored = dict(flat(json.loads(self.config_file.read_text())))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.config_file} is damaged; remove it or name another --workdir") from error
+        # Through JSON, so that tuples and lists compare alike.
+        asked = dict(flat(json.loads(json.dumps(self.settings.to_dict()))))
+        absent = "(absent)"
+        differing = [
+            f"{name}: {stored.get(name, absent)!r} there, {asked.get(name, absent)!r} asked for"
+            for name in sorted(stored.keys() | asked.keys())
+            if stored.get(name, absent) != asked.get(name, absent)
+        ]
+        if differing:
+            raise RunError(
+                f"workdir {self.path} holds a run with another config; name another --workdir. "
+                f"Differing: {'; '.join(differing)}"
+            )
+
+    def append_metrics(self, records: list[dict[str, Any]]) -> None:
+        """Add lines to metrics.jsonl."""
+        with self.metrics_file.open("a") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last line cut off by a crash is left out."""
+        records = []
+        if self.metrics_file.exists():
+            for line in self.metrics_file.read_text().splitlines():
+                try:
+                    records.append(json.loads(line))
+                except ValueError:
+                    continue
+        return records
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop lines after `step`: a resumed run writes them again."""
+        kept = [record for record in self.read_metrics() if record["step"] <= step]
+        with atomic_path(self.metrics_file) as partial:
+            partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds spent in each stage so far, over all starts."""
+        try:
+            return json.loads((self.path / "seconds.json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def set_seconds(self, stage: str, seconds: float) -> None:
+        """Note the time that a stage took."""
+        write_json(self.path / "seconds.json", {**self.seconds(), stage: round(seconds, 2)})

@@ -1,0 +1,35 @@
+"""One screen that says what a run did and where its results are."""
+
+from __future__ import annotations
+
+import json
+
+from experiments.run_directory import RunDirectory
+from medfuncta_jax.datasets import Dataset
+from medfuncta_jax.settings import Settings
+
+
+def summary(settings: Settings, dataset: Dataset, run: RunDirectory) -> str:
+    """The run so far in a few lines, from the files in its directory."""
+    model, inner = settings.model, settings.inner
+    lines = [
+        "",
+        f"{dataset.name}: {model.layers} layers of {model.width}, latent of {model.latent_dim}, "
+        f"G = {inner.steps}, H = {settings.fit.steps}, {settings.train.steps} steps of {settings.train.batch_size}",
+    ]
+    validated = [record for record in run.read_metrics() if "val_psnr" in record]
+    if validated:
+        best = max(validated, key=lambda record: record["val_psnr"])
+        lines.append(f"best validation PSNR in training  {best['val_psnr']:.2f} dB at step {best['step']}")
+    if run.evaluation_file.exists():
+        results = json.loads(run.evaluation_file.read_text())
+        lines.append(f"{'split':<8}{'signals':>8}{'PSNR dB':>10}{'MSE':>12}{'SSIM':>8}")
+        for name in ("test", "val"):
+            row = results[name]
+            lines.append(f"{name:<8}{row['signals']:>8}{row['psnr']:>10.2f}{row['mse']:>12.3e}{row['ssim']:>8.4f}")
+    spent = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in run.seconds().items())
+    lines.append(f"time: {spent or 'none yet'}")
+    names = ("field.npz", "latents", "evaluation.json", "figures", "metrics.jsonl", "checkpoints")
+    there = ", ".join(name for name in names if (run.path / name).exists())
+    lines.append(f"results in {run.path}: {there}")
+    return "\n".join(lines)

@@ -1,0 +1,170 @@
+"""Meta-training: read top to bottom, this is a run."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from experiments.fit import fit_signals
+from experiments.interruption import StopRequest
+from experiments.progress import Progress
+from experiments.run_directory import RunDirectory, RunError
+from medfuncta_jax import meta_step, sharding
+from medfuncta_jax.checkpoint import FIELD_FILE, Checkpoints, export_field
+from medfuncta_jax.coordinates import grid
+from medfuncta_jax.datasets import Dataset, batches
+from medfuncta_jax.field import Field
+from medfuncta_jax.settings import Settings
+
+_REMEDY = "try a lower train.learning_rate, inner.step_size or model.omega_last, or train.warmup_steps"
+
+
+def train(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRequest) -> None:
+    """Meta-train to `train.steps`, from the newest checkpoint where there is one, and export the best field.
+
+    Raises:
+      RunError: a loss that is not finite, or a collapse; the checkpoints before it stay.
+      Interrupted: a stop was asked for; the state is saved.
+    """
+    config = settings.train
+    field = Field(settings.model, coord_dims=len(dataset.grid), channels=dataset.channels)
+    mesh = sharding.data_mesh()
+    sharding.check_batch_size(mesh, config.batch_size, "train.batch_size")
+    init_key, update_key = jax.random.split(jax.random.key(settings.seed))
+    state = sharding.replicate(mesh, meta_step.init_state(field, settings, init_key))
+    progress_so_far: dict[str, Any] = {"seconds": 0.0, "best_psnr": None}
+
+    with Checkpoints(run.checkpoints) as checkpoints:
+        latest = checkpoints.latest_step()
+        if latest is not None:
+            state, progress_so_far = checkpoints.restore(latest, state)
+        start = latest or 0
+        run.rewind_metrics(start)
+        if start >= config.steps:
+            return
+        loop = _Loop(settings, dataset, run, field, mesh, checkpoints, progress_so_far)
+        loop.run_from(start, state, update_key, stop)
+
+
+class _Loop:
+    """The loop's bookkeeping: what is logged, validated, saved, and when to give up."""
+
+    def __init__(self, settings, dataset, run, field, mesh, checkpoints, progress_so_far):
+        self.settings, self.dataset, self.run, self.field, self.mesh = settings, dataset, run, field, mesh
+        self.checkpoints = checkpoints
+        self.best_psnr: float | None = progress_so_far["best_psnr"]
+        self.seconds_before: float = progress_so_far["seconds"]
+        self.began = time.monotonic()
+        self.pending: list[tuple[int, dict[str, jax.Array]]] = []  # metrics of updates, still on the device
+        count = min(settings.train.eval_signals, len(dataset.splits["val"]))
+        self.validation_rows = np.linspace(0, len(dataset.splits["val"]) - 1, count).round().astype(int)
+
+    def seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.began
+
+    def run_from(self, start: int, state: meta_step.MetaState, key: jax.Array, stop: StopRequest) -> None:
+        settings, config = self.settings, self.settings.train
+        coords = sharding.replicate(self.mesh, jnp.asarray(grid(self.dataset.grid), jnp.float32))
+        key = sharding.replicate(self.mesh, key)
+        update = jax.jit(meta_step.make_update(self.field, settings, coords), donate_argnums=0)
+        points = math.prod(self.dataset.grid)
+        stream = batches(
+            self.dataset.splits["train"], batch_size=config.batch_size, seed=settings.seed, start_step=start
+        )
+        with (
+            SummaryWriter(str(self.run.tensorboard), purge_step=start or None) as self.board,
+            Progress("train", total=config.steps, done=start, unit="steps") as self.progress,
+        ):
+            for step in range(start + 1, config.steps + 1):
+                signals = next(stream).reshape(config.batch_size, points, self.dataset.channels)
+                state, metrics = update(state, sharding.split_batch(self.mesh, signals), key)
+                if self.pending:  # one update in flight: the queue stays short, a Ctrl-C is heard at once
+                    jax.block_until_ready(self.pending[-1][1]["loss"])
+                self.pending.append((step, metrics))
+                last = step == config.steps
+                note = self._log() if step % config.log_every == 0 or last else None
+                self.progress.advance(note=note)
+                if step % config.eval_every == 0 or last:
+                    self._log()
+                    self._validate_and_save(step, state)
+                elif stop or (config.checkpoint_every and step % config.checkpoint_every == 0):
+                    self._log()
+                    self._save(step, state, val_psnr=None)
+                if stop:
+                    self.checkpoints.wait()
+                    self.run.set_seconds("train", self.seconds())
+                    stop.check(f"step {step} of {config.steps} is saved in {self.run.path}")
+        self.checkpoints.wait()
+        self.run.set_seconds("train", self.seconds())
+
+    def _log(self) -> str | None:
+        """Fetch the pending metrics, refuse what is not finite, write one record; returns the bar's note."""
+        if not self.pending:
+            return None
+        steps = [step for step, _ in self.pending]
+        values = jax.device_get([metrics for _, metrics in self.pending])
+        self.pending = []
+        for step, metrics in zip(steps, values, strict=True):
+            if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])):
+                self.checkpoints.wait()
+                kept = self.checkpoints.latest_step()
+                raise RunError(
+                    f"step {step}: the loss or its gradient is not finite; {_REMEDY}. "
+                    + (f"The checkpoint of step {kept} is kept" if kept else "Nothing was saved before it")
+                )
+        loss = float(np.mean([metrics["loss"] for metrics in values]))
+        # PSNR of the mean: a loss summed over channels is brought back to the mean first.
+        channels = self.dataset.channels if self.settings.train.channel_loss == "sum" else 1
+        record = {
+            "step": steps[-1],
+            "loss": loss,
+            "psnr": -10 * math.log10(max(loss / channels, 1e-12)),
+            "gradient_norm": float(np.mean([metrics["gradient_norm"] for metrics in values])),
+            "learning_rate": float(values[-1]["learning_rate"]),
+            "seconds": round(self.seconds(), 3),
+        }
+        self.run.append_metrics([record])
+        for name in ("loss", "psnr", "gradient_norm", "learning_rate"):
+            self.board.add_scalar(f"train/{name}", record[name], steps[-1])
+        best = "" if self.best_psnr is None else f", best validation {self.best_psnr:.2f}"
+        return f"PSNR {record['psnr']:.2f} dB{best}"
+
+    def _validate_and_save(self, step: int, state: meta_step.MetaState) -> None:
+        trainable = state.trainable
+        params = meta_step.exported_params(self.field, trainable, self.settings.inner)
+        fitted = fit_signals(
+            self.field, params, self.dataset.splits["val"], self.validation_rows, self.settings, self.mesh,
+            step_size=meta_step.EXPORTED_STEP_SIZE,
+        )  # fmt: skip
+        psnr = float(fitted.psnr.mean())
+        self.run.append_metrics([{"step": step, "val_psnr": psnr, "seconds": round(self.seconds(), 3)}])
+        self.board.add_scalar("validation/psnr", psnr, step)
+        self.progress.message(f"step {step}: validation PSNR {psnr:.2f} dB after {self.seconds():.0f} s")
+        limit = self.settings.train.collapse_db
+        if not math.isfinite(psnr) or (limit and self.best_psnr is not None and psnr < self.best_psnr - limit):
+            self.checkpoints.wait()
+            best = "" if self.best_psnr is None else f" (best {self.best_psnr:.2f} dB is kept)"
+            raise RunError(f"step {step}: training collapsed to {psnr:.2f} dB validation PSNR{best}; {_REMEDY}")
+        better = self.best_psnr is None or psnr > self.best_psnr
+        self.best_psnr = psnr if better else self.best_psnr
+        if better:  # before the checkpoint that knows of it, so that no kill parts the two
+            about = {
+                "grid": list(self.dataset.grid),
+                "classes": list(self.dataset.classes),
+                "data": self.dataset.about,
+                "settings": self.settings.to_dict(),
+                "step": step,
+                "val_psnr": psnr,
+            }
+            export_field(self.run.path / FIELD_FILE, self.field, params, about)
+        self._save(step, state, val_psnr=psnr)
+
+    def _save(self, step: int, state: meta_step.MetaState, val_psnr: float | None) -> None:
+        about = {"seconds": self.seconds(), "best_psnr": self.best_psnr}
+        self.checkpoints.save(step, state, val_psnr=val_psnr, about=about)

@@ -1,0 +1,173 @@
+"""Saving and restoring: the state of a run (Orbax), and the exported field that others load (one .npz file)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from medfuncta_jax.atomic import atomic_path
+from medfuncta_jax.field import Field, Params, field_from_layers, named_layers
+
+FIELD_FILE = "field.npz"
+_ABOUT = "about"  # the entry of the .npz that holds JSON; layer names always hold a slash, so it cannot clash
+
+
+class CheckpointError(ValueError):
+    """A checkpoint or an exported field is absent, damaged or of another layout; the message names it."""
+
+
+def export_field(path: Path | str, field: Field, params: Params, about: dict[str, Any]) -> None:
+    """Write a field to one file that needs nothing else to be read back.
+
+    Args:
+      path: the .npz file; replaced as a whole.
+      field, params: what to write; see `meta_step.exported_params` for the scale of the latent.
+      about: anything JSON can hold, kept beside the field: grid, settings, where it comes from.
+    """
+    about = {**about, "model": asdict(field.model)}
+    arrays = {name: np.asarray(leaf) for name, leaf in named_layers(params).items()}
+    with atomic_path(path) as partial:
+        np.savez(partial, **{_ABOUT: np.asarray(json.dumps(about))}, **arrays)
+
+
+def load_field(path: Path | str) -> tuple[Field, Params]:
+    """Read a trained field.
+
+    Args:
+      path: a run directory, or an exported `field.npz`.
+    Returns:
+      (field, params), ready for `fit_latent` with its default step size and for `reconstruct`.
+    Raises:
+      CheckpointError: no such file, or one that is damaged or not a field.
+    """
+    field, params, _ = load_field_and_about(path)
+    return field, params
+
+
+def load_field_and_about(path: Path | str) -> tuple[Field, Params, dict[str, Any]]:
+    """`load_field`, and what was saved beside the field: grid, settings of the run, training step, validation PSNR."""
+    path = Path(path)
+    file = path / FIELD_FILE if path.is_dir() else path
+    if not file.exists():
+        raise CheckpointError(f"no trained field at {file}; train first (--mode=train), or name its run directory")
+    try:
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        about = json.loads(str(arrays.pop(_ABOUT)))
+        field, params = field_from_layers(about["model"], arrays)
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{file} is damaged or not an exported field ({reason}); export it again") from error
+    return field, params, about
+
+
+def _layout(state: Any) -> list[str]:
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return [f"{jax.tree_util.keystr(path)}: {leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves]
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest two and the best by validation PSNR, written in the background.
+
+    A save becomes visible only when it is whole, so a process killed at any moment leaves the earlier ones.
+    """
+
+    def __init__(self, directory: Path | str):
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint import checkpoint_managers as managers
+
+        # Orbax reports every save at INFO and warns of deprecations of its own making.
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self._ocp = ocp
+        self._directory = Path(directory).absolute()
+
+        def score(metrics):
+            return metrics["val_psnr"]
+
+        keep = managers.AnyPreservationPolicy([managers.LatestN(2), managers.BestN(get_metric_fn=score, n=1)])
+        # `best_fn` makes Orbax write the metrics down: without it a resumed run would forget which step was best.
+        options = ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=score, create=True)
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
+
+    def save(self, step: int, state: Any, *, val_psnr: float | None, about: dict[str, Any]) -> None:
+        """Save in the background.
+
+        Args:
+          step: updates made; a step that is there already is left as it is.
+          state: a pytree of arrays.
+          val_psnr: validation PSNR in dB of this very state, None where it was not measured.
+          about: JSON values restored with the state.
+        Raises:
+          OSError: this or the save before it could not be written.
+        """
+        if step in self._manager.all_steps():
+            return
+        # A state that was not validated must never pass for the best.
+        metrics = {"val_psnr": -math.inf if val_psnr is None else val_psnr}
+        about = {**about, "layout": _layout(state)}
+        arguments = self._ocp.args.Composite(
+            state=self._ocp.args.StandardSave(state), about=self._ocp.args.JsonSave(about)
+        )
+        saved = self._manager.save(step, args=arguments, metrics=metrics)
+        if not saved:
+            raise CheckpointError(f"the checkpoint of step {step} was refused: {self._directory} holds later ones")
+
+    def latest_step(self) -> int | None:
+        """The newest whole checkpoint, None where there is none."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The checkpoint with the best validation PSNR, None where none was validated."""
+        scored = {}
+        for step in self._manager.all_steps():
+            metrics = self._manager.metrics(step)
+            if metrics and math.isfinite(metrics["val_psnr"]):
+                scored[step] = metrics["val_psnr"]
+        return max(scored, key=lambda step: (scored[step], -step)) if scored else None
+
+    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """Restore one checkpoint.
+
+        Args:
+          step: one that `latest_step` or `best_step` gave.
+          like: a state of the same layout, whose arrays' shardings (so device count) the result takes.
+        Returns:
+          (state, about).
+        Raises:
+          CheckpointError: the checkpoint holds other shapes or dtypes, which Orbax would cast in silence, or is damaged.
+        """
+        place = self._directory / str(step)
+        try:
+            about = dict(self._manager.restore(step, args=self._ocp.args.Composite(about=self._ocp.args.JsonRestore()))["about"])
+            differing = sorted(set(about.pop("layout")) ^ set(_layout(like)))
+            if differing:
+                raise CheckpointError(f"checkpoint {place} has another layout: {differing[0]}; start in a new --workdir")
+            target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like)
+            arguments = self._ocp.args.Composite(state=self._ocp.args.StandardRestore(target))
+            return self._manager.restore(step, args=arguments)["state"], about
+        except CheckpointError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(f"checkpoint {place} is damaged ({reason}); remove that folder and run again") from error
+
+    def wait(self) -> None:
+        """Block until every save is on disk; raises what a save in the background raised."""
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+

@@ -1,0 +1,67 @@
+"""Datasets: signals from files or downloads, prepared once, read with random access.
+
+`open_dataset` is the door. A source is one module with
+
+    Options                                      a frozen dataclass: its own settings, validated
+    plan(options, *, data_dir, cache_root)       -> Plan: what the dataset will be, and how to make each example
+
+and one line in `SOURCES`; storage, splits in memory and batches are shared. Modules are imported when asked for, so
+that importing `medfuncta_jax` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from medfuncta_jax.datasets.dataset import DataError, Dataset, Split, cache_root
+from medfuncta_jax.settings import DataSettings, SettingsError, dataclass_from_dict
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["SOURCES", "DataError", "Dataset", "Split", "batches", "open_dataset"]
+
+SOURCES = {
+    "medmnist": "medfuncta_jax.datasets.medmnist",
+    "nibabel_slices": "medfuncta_jax.datasets.nibabel_slices",
+    "nifti_folder": "medfuncta_jax.datasets.nifti_folder",
+}
+
+
+def open_dataset(data: DataSettings, *, data_dir: str | None) -> Dataset:
+    """The dataset that `data` describes, prepared in its cache directory if it is not there yet.
+
+    Args:
+      data: the source, its options and the cache directory.
+      data_dir: where the source's own files are; None lets a source download or use what is installed. Only read.
+    Raises:
+      SettingsError: an unknown source or option, or an option out of range.
+      DataError: files missing or damaged, or a cache directory that cannot be written.
+    """
+    if data.source not in SOURCES:
+        raise SettingsError(f"unknown data.source {data.source!r}; known: {', '.join(sorted(SOURCES))}")
+    source: Any = importlib.import_module(SOURCES[data.source])
+    options = dataclass_from_dict(source.Options, dict(data.options), "data")
+    root = cache_root(data.cache_dir)
+    plan = source.plan(options, data_dir=data_dir, cache_root=root)
+
+    from medfuncta_jax.datasets.prepared import prepared_splits
+
+    return Dataset(
+        name=plan.name,
+        grid=plan.grid,
+        channels=plan.channels,
+        classes=plan.classes,
+        splits=prepared_splits(plan, root),
+        task=plan.task,
+        about=plan.about,
+    )
+
+
+def batches(split: Split, *, batch_size: int, seed: int, start_step: int = 0) -> Iterator[np.ndarray]:
+    """An endless stream of shuffled batches, float32 [batch_size, *grid, D]; see `pipeline.batches`."""
+    from medfuncta_jax.datasets import pipeline
+
+    return pipeline.batches(split, batch_size=batch_size, seed=seed, start_step=start_step)

@@ -1,0 +1,230 @@
+"""What a source hands over: a plan of the signals before they are prepared, and the dataset read back afterwards."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+
+SPLITS = ("train", "val", "test")
+
+Task = Literal["none", "binary-class", "multi-class", "multi-label", "ordinal-regression"]
+
+# Splits below this many bytes, as stored, are held in memory.
+MEMORY_LIMIT = 1 << 30
+
+
+class DataError(ValueError):
+    """Data is missing, damaged or does not fit together; the one-line message names the file and the remedy."""
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """What is known of the signals of a split beside their values, in its order.
+
+    Attributes:
+      ids: n names.
+      labels: int64 [n], -1 if none, or [n, classes] of 0 and 1 for "multi-label".
+      affines: float64 [n, 4, 4], or None for signals without a place in space.
+    """
+
+    ids: tuple[str, ...]
+    labels: np.ndarray
+    affines: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Example:
+    """One signal as a source makes it.
+
+    Attributes:
+      signal: [*grid, D], uint8 in [0, 255] or float32 in [0, 1], as the plan states.
+      id: unique within its split.
+      label: a class, -1 if none, or one 0/1 a class.
+      affine: [4, 4] for a plan with affines, else None.
+    """
+
+    signal: np.ndarray
+    id: str
+    label: int | np.ndarray = -1
+    affine: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class PlannedSplit:
+    """`length` examples, made one at a time by each call of `examples`, in the order in which they are stored."""
+
+    length: int
+    examples: Callable[[], Iterator[Example]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All of a dataset but its signals; cheap to make, so that it tells whether prepared data is still valid.
+
+    Attributes:
+      name: of the source.
+      grid, channels, classes, task, about: as in `Dataset`. `about` must determine every prepared byte.
+      dtype: of the stored signals.
+      splits: "train", "val" and "test".
+      affines: whether every example has one.
+    """
+
+    name: str
+    grid: tuple[int, ...]
+    channels: int
+    dtype: Literal["uint8", "float32"]
+    splits: Mapping[str, PlannedSplit]
+    about: dict[str, Any]
+    classes: tuple[str, ...] = ()
+    task: Task = "none"
+    affines: bool = False
+
+    @property
+    def signal_shape(self) -> tuple[int, ...]:
+        """[*grid, D]."""
+        return (*self.grid, self.channels)
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """() for one class a signal, [classes] for several."""
+        return (len(self.classes),) if self.task == "multi-label" else ()
+
+
+class Split(Sequence[dict[str, Any]]):
+    """Signals with random access: `split[i]` is a dict.
+
+    `signal`: float32 [*grid, D] in [0, 1]; `label`: int, -1 if none, or int64 [classes] of 0 and 1 for "multi-label";
+    `id`: str; and for sources with a place in space `affine`: float64 [4, 4] of the grid to millimetres, RAS+.
+
+    A split below `MEMORY_LIMIT` is read into memory on first use and stays there; others are read record by record.
+    Threads may share a split.
+    """
+
+    def __init__(self, records: Sequence[Mapping[str, Any]], signal_shape: tuple[int, ...], dtype: str):
+        """From stored records: mappings with `signal` ([*grid, D] of `dtype`), `label`, `id` and perhaps `affine`."""
+        self._records = records
+        self._shape = signal_shape
+        self._dtype = np.dtype(dtype)
+        self._memory: tuple[np.ndarray, list[dict[str, Any]]] | None = None
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        i = int(index) + (len(self) if index < 0 else 0)
+        if not 0 <= i < len(self):
+            raise IndexError(f"signal {index} of {len(self)}")
+        memory = self._in_memory()
+        if memory is None:
+            record = _decoded(self._records[i])
+            return record | {"signal": _unit(record["signal"])}
+        stored, rest = memory
+        return rest[i] | {"signal": _unit(stored[i])}
+
+    def signals(self, rows: slice | Sequence[int] | np.ndarray) -> np.ndarray:
+        """Several signals at once, float32 [n, *grid, D] in [0, 1]; `rows` may repeat."""
+        memory = self._in_memory()
+        if memory is not None:
+            return _unit(memory[0][rows])
+        indices = range(*rows.indices(len(self))) if isinstance(rows, slice) else rows
+        stored = np.empty((len(indices), *self._shape), self._dtype)
+        for position, i in enumerate(indices):
+            stored[position] = self._records[int(i)]["signal"]
+        return _unit(stored)
+
+    def annotations(self) -> Annotations:
+        """Ids, labels and affines of all signals."""
+        memory = self._in_memory()
+        rest = [_decoded(record) for record in self._records] if memory is None else memory[1]
+        return Annotations(
+            ids=tuple(record["id"] for record in rest),
+            labels=np.stack([record["label"] for record in rest]).astype(np.int64),
+            affines=np.stack([record["affine"] for record in rest]) if "affine" in rest[0] else None,
+        )
+
+    def _in_memory(self) -> tuple[np.ndarray, list[dict[str, Any]]] | None:
+        if self._memory is None and len(self) * self._dtype.itemsize * int(np.prod(self._shape)) < MEMORY_LIMIT:
+            with self._lock:
+                if self._memory is None:
+                    stored, rest = np.empty((len(self), *self._shape), self._dtype), []
+                    for i in range(len(self)):
+                        record = _decoded(self._records[i])
+                        stored[i] = record.pop("signal")
+                        rest.append(record)
+                    self._memory = (stored, rest)
+        return self._memory
+
+
+def _decoded(record: Mapping[str, Any]) -> dict[str, Any]:
+    label, name = np.asarray(record["label"]), record["id"]
+    decoded = {
+        "signal": np.asarray(record["signal"]),
+        "label": int(label) if label.ndim == 0 else label.astype(np.int64),
+        "id": name.decode() if isinstance(name, bytes) else str(name),
+    }
+    return decoded | ({"affine": np.array(record["affine"], np.float64)} if "affine" in record else {})
+
+
+def _unit(stored: np.ndarray) -> np.ndarray:
+    """uint8 in [0, 255] or float32 in [0, 1] to a new float32 array in [0, 1]."""
+    if stored.dtype == np.uint8:
+        return np.divide(stored, np.float32(255), dtype=np.float32)
+    return np.array(stored, np.float32)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Signals of one kind on one grid.
+
+    Attributes:
+      name: the source.
+      grid: the C sizes of the grid.
+      channels: D.
+      classes: names by label; empty if there are no labels.
+      splits: "train", "val" and "test", each a `Split` that is not empty.
+      task: what the labels mean; "multi-label" has one 0/1 a class, "ordinal-regression" ordered classes.
+      about: JSON-able: source, licence, options, checksums, split rule.
+    """
+
+    name: str
+    grid: tuple[int, ...]
+    channels: int
+    classes: tuple[str, ...]
+    splits: dict[str, Split]
+    task: Task = "none"
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def cache_root(cache_dir: str) -> Path:
+    """Where prepared and downloaded data is kept: `cache_dir`, or `medfuncta_jax` in the user's cache folder."""
+    if cache_dir:
+        return Path(cache_dir).expanduser().absolute()
+    user_cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(user_cache).expanduser().absolute() / "medfuncta_jax"
+
+
+def required_folder(data_dir: str | None, what: str) -> Path:
+    """`data_dir` as a folder that is there.
+
+    Raises:
+      DataError: none was given, or it is no folder; `what` says what it should hold.
+    """
+    if data_dir is None:
+        raise DataError(f"no data directory: give the folder that holds {what} with --data_dir=DIR")
+    folder = Path(data_dir).expanduser().absolute()
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; --data_dir must name the folder that holds {what}")
+    return folder

@@ -1,0 +1,225 @@
+"""Prepared data: a plan's signals, written once as array_record by tensorflow-datasets and read with random access.
+
+A prepared folder is named by a hash of all that determines its content, so that other settings or other source files
+make another folder. It is written beside its place and moved there when whole. No TensorFlow is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import json
+import logging
+import math
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from medfuncta_jax.datasets.dataset import SPLITS, DataError, Example, Plan, Split
+
+_log = logging.getLogger(__name__)
+
+# Part of the hash: another layout of the records makes other folders.
+_LAYOUT = 1
+
+_STAGING = ".staging-"
+
+# Bytes of signals stored as one part of a split.
+PART_BYTES = 1 << 28
+
+
+def prepared_splits(plan: Plan, cache_root: Path) -> dict[str, Split]:
+    """The splits of a plan, preparing them first where they are not in the cache.
+
+    Two jobs may ask for the same plan at once: one prepares, the other waits. A job killed half way leaves only a
+    staging folder, which the next job removes.
+
+    Raises:
+      DataError: an empty split, a source file that is damaged, or a cache directory that cannot be written or read.
+    """
+    for name in SPLITS:
+        if plan.splits[name].length < 1:
+            raise DataError(
+                f"{plan.name}: the {name} split is empty; give more data or change the split fractions in config.data"
+            )
+    folder = cache_root / "prepared" / f"{plan.name}-{_content_hash(plan)}"
+    if not folder.is_dir():
+        _prepare(plan, folder)
+    try:
+        return _read_splits(plan, folder)
+    except Exception as error:  # whatever a damaged folder makes tfds, json or array_record raise
+        raise DataError(f"{folder}: prepared data is damaged ({_one_line(error)}); remove this folder") from error
+
+
+def _content_hash(plan: Plan) -> str:
+    content = {
+        "layout": _LAYOUT,
+        "about": plan.about,
+        "shape": plan.signal_shape,
+        "dtype": plan.dtype,
+        "lengths": {name: plan.splits[name].length for name in SPLITS},
+        "classes": plan.classes,
+        "task": plan.task,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _prepare(plan: Plan, folder: Path) -> None:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(folder) as locked:
+            if folder.is_dir():  # another job made it while this one waited
+                return
+            if locked:
+                for left in folder.parent.glob(f"{_STAGING}{folder.name}-*"):
+                    shutil.rmtree(left, ignore_errors=True)
+            staging = Path(tempfile.mkdtemp(prefix=f"{_STAGING}{folder.name}-", dir=folder.parent))
+            try:
+                _log.info("preparing %s in %s", plan.name, folder)
+                _write(plan, staging)
+                try:
+                    staging.chmod(0o755)  # mkdtemp's is private, a cache may be shared
+                    staging.rename(folder)
+                except OSError:
+                    if not folder.is_dir():  # without a lock, another job may have been faster
+                        raise
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+    except OSError as error:
+        raise DataError(
+            f"{folder.parent}: cannot write prepared data ({error.strerror or _one_line(error)}); free space there or "
+            "name a writable directory with --config.data.cache_dir=DIR"
+        ) from error
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[bool]:
+    """Hold the folder's lock, which the system gives back when a job dies; False on file systems without locks."""
+    with open(folder.with_name(f"{folder.name}.lock"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.info("waiting for another job that prepares %s", folder)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            yield False
+            return
+        yield True
+
+
+def _parts(plan: Plan, name: str) -> dict[str, int]:
+    """How many examples each part of a split stores.
+
+    tfds sorts what it stores as a split in memory up to 1 GB, and with TensorFlow on disk above. So a larger split is
+    stored as several, which need neither much memory nor TensorFlow, and is read as their sum.
+    """
+    length = plan.splits[name].length
+    largest = max(1, PART_BYTES // (math.prod(plan.signal_shape) * np.dtype(plan.dtype).itemsize))
+    return {f"{name}_{k:05d}": min(largest, length - start) for k, start in enumerate(range(0, length, largest))}
+
+
+class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Stores any plan; sources need not know tfds."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    name = "signals"
+
+    def __init__(self, plan: Plan, directory: Path):
+        self._plan = plan
+        super().__init__(data_dir=str(directory))
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        plan, raw = self._plan, tfds.features.Encoding.BYTES
+        features = {
+            "signal": tfds.features.Tensor(shape=plan.signal_shape, dtype=np.dtype(plan.dtype), encoding=raw),
+            "label": tfds.features.Tensor(shape=plan.label_shape, dtype=np.int64),
+            "id": tfds.features.Text(),
+        }
+        if plan.affines:
+            features["affine"] = tfds.features.Tensor(shape=(4, 4), dtype=np.float64, encoding=raw)
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            metadata=tfds.core.MetadataDict(plan.about),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        parts = {}
+        for name in SPLITS:
+            # tfds makes the parts one after the other, in this order, so they can share one pass over the source.
+            examples = self._plan.splits[name].examples()
+            for part, length in _parts(self._plan, name).items():
+                parts[part] = self._generate_examples(part, examples, length)
+        return parts
+
+    def _generate_examples(
+        self, part: str, examples: Iterator[Example], length: int
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        plan, count = self._plan, 0
+        for example in itertools.islice(examples, length):
+            record = {
+                "signal": np.ascontiguousarray(example.signal, np.dtype(plan.dtype)),
+                "label": np.asarray(example.label, np.int64),
+                "id": example.id,
+            }
+            if plan.affines:
+                record["affine"] = np.asarray(example.affine, np.float64)
+            yield count, record
+            count += 1
+        if count != length:
+            raise AssertionError(f"{plan.name} made {count} examples of {part} and had planned {length}")
+
+    def _log_download_bytes(self) -> None:
+        """tfds prints to stdout here; the log says it."""
+
+    def _log_download_done(self) -> None:
+        """As above."""
+
+
+def _write(plan: Plan, directory: Path) -> None:
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    scratch = directory / ".downloads"  # tfds insists on one, and leaves it empty
+    builder = _Builder(plan, directory)
+    try:
+        builder.download_and_prepare(
+            file_format="array_record",
+            download_dir=str(scratch),
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+        )
+        lengths = {name: len(split) for name, split in _read_splits(plan, directory).items()}
+    except RuntimeError as error:  # array_record's report of a full disk
+        raise OSError(None, _one_line(error).split(";")[0]) from error
+    if lengths != {name: plan.splits[name].length for name in SPLITS}:
+        raise OSError(None, f"of {plan.name} only {lengths} signals were written")
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _read_splits(plan: Plan, folder: Path) -> dict[str, Split]:
+    builder = tfds.builder_from_directory(str(folder / "signals" / "1.0.0"))
+    splits = {}
+    for name in SPLITS:
+        parts = sorted(part for part in builder.info.splits if part.startswith(f"{name}_"))
+        records = builder.as_data_source("+".join(parts))
+        records[len(records) - 1]  # so that damage shows now
+        splits[name] = Split(records, plan.signal_shape, plan.dtype)
+    return splits
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def file_md5(path: Path) -> str:
+    """The MD5 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()

@@ -1,0 +1,191 @@
+"""Volumes from files: reading NIfTI into RAS+, robust scaling to [0, 1], anti-aliased resampling with its affine."""
+
+from __future__ import annotations
+
+import gzip
+import warnings
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medfuncta_jax.datasets.dataset import DataError
+
+# Deflate cannot do better than this, so a header that claims more voxels than the file can hold is corrupt.
+_LARGEST_GZIP_RATIO = 1032
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One scalar volume.
+
+    Attributes:
+      values: float32 [X, Y, Z], axes closest to right, anterior, superior (RAS+).
+      affine: float64 [4, 4], from voxel indices to millimetres; voxel centres lie at whole indices.
+    """
+
+    values: np.ndarray
+    affine: np.ndarray
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """Millimetres from voxel to voxel along each axis, float64 [3]."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+
+def volume_shape(path: Path) -> tuple[int, ...]:
+    """The shape that the header of an image file states, without reading the voxels.
+
+    Raises:
+      DataError: not a readable image, or a header that claims more than the file can hold.
+    """
+    import nibabel
+
+    try:
+        image: Any = nibabel.load(path)
+        shape = tuple(int(n) for n in image.shape)
+        claimed = int(np.prod(shape, dtype=object)) * image.get_data_dtype().itemsize
+        held = path.stat().st_size * (_LARGEST_GZIP_RATIO if path.suffix == ".gz" else 1)
+        # An image may lie in two files (.hdr and .img); its size is then checked when it is read.
+        if claimed > held and path.suffix in (".gz", ".nii"):
+            raise ValueError(f"its header claims {'x'.join(map(str, shape))} voxels, more than the file can hold")
+    except Exception as error:  # nibabel parses whatever the file holds: a broken header raises nearly anything
+        raise _unreadable(path, error) from error
+    return shape
+
+
+def read_volume(path: Path) -> Volume:
+    """A 3D image file, reoriented to RAS+, with scale factors applied.
+
+    Raises:
+      DataError: names the file: truncated, corrupt, not three-dimensional, not scalar, NaN or infinite voxels, or an
+        affine that is no map to space.
+    """
+    shape = volume_shape(path)
+    if len(shape) < 3 or any(n != 1 for n in shape[3:]):
+        raise DataError(f"{path}: {len(shape)}D image {shape}, a 3D volume is needed; split it into one file a volume")
+    if 0 in shape:
+        raise DataError(f"{path}: an image without voxels {shape}; remove the file")
+    return _read(path)[0]
+
+
+def read_series(path: Path) -> list[Volume]:
+    """The volumes of a 4D image file, one an entry of its last axis; see `read_volume`."""
+    return _read(path)
+
+
+def _read(path: Path) -> list[Volume]:
+    import nibabel
+
+    try:
+        if path.suffix == ".gz":
+            _check_gzip(path)
+        image: Any = nibabel.load(path)
+        if image.get_data_dtype().fields:
+            raise ValueError("colour voxels, a scalar volume is needed")
+        if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
+            raise ValueError("its affine does not map voxels to space")
+        image = nibabel.as_closest_canonical(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a NaN is refused below, by the file's name
+            values = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
+        affine = np.asarray(image.affine, np.float64)
+    except Exception as error:  # as in `volume_shape`
+        raise _unreadable(path, error) from error
+    bad = int(values.size - np.count_nonzero(np.isfinite(values)))
+    if bad:
+        raise DataError(f"{path}: {bad} of {values.size} voxels are NaN or infinite; repair or remove the file")
+    values = values.reshape(*values.shape[:3], -1)
+    return [Volume(np.ascontiguousarray(values[..., t]), affine) for t in range(values.shape[3])]
+
+
+def _check_gzip(path: Path) -> None:
+    """Read to the end: nibabel stops at the last voxel, before the checksum."""
+    with gzip.open(path) as file:
+        while file.read(1 << 20):
+            pass
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{path}: no such file")
+    kind = "truncated" if isinstance(error, EOFError) else "corrupt" if isinstance(error, zlib.error) else "unreadable"
+    reason = " ".join(str(error).replace(str(path), "").split()).strip(" '\":.") or type(error).__name__
+    return DataError(f"{path}: {kind} image ({reason}); copy the file anew or remove it")
+
+
+def scale_to_unit(values: np.ndarray, low: float, high: float, name: str) -> np.ndarray:
+    """Clip to two quantiles of all values and scale these to 0 and 1.
+
+    Args:
+      values: any shape, finite.
+      low, high: the quantiles, 0 <= low < high <= 1.
+      name: of the file, for the message.
+    Returns:
+      float32 in [0, 1], the shape of `values`.
+    Raises:
+      DataError: both quantiles are equal, as in a constant volume.
+    """
+    bottom, top = (float(value) for value in np.quantile(values, (low, high)))
+    if not top > bottom:
+        kind = "constant" if values.min() == values.max() else f"constant between the quantiles {low} and {high}"
+        raise DataError(f"{name}: the volume is {kind} ({bottom:g}); remove the file or widen the quantiles")
+    if top - bottom > 1e38:
+        raise DataError(
+            f"{name}: its values range from {bottom:g} to {top:g}, beyond float32; repair or remove the file"
+        )
+    return np.clip((np.clip(values, bottom, top) - bottom) / (top - bottom), 0.0, 1.0).astype(np.float32)
+
+
+def resample(values: np.ndarray, shape: Sequence[int], steps: Sequence[float]) -> np.ndarray:
+    """Resample on a coarser or finer grid about the same centre, without aliasing; zero outside the input.
+
+    Separable: a sample is the mean over a window as wide as the output step where that is above one input step (area
+    averaging, so that an integer factor averages blocks), and linear interpolation otherwise.
+
+    Args:
+      values: one axis an entry of `shape`.
+      shape: the output's shape.
+      steps: the output's step in input steps, an axis.
+    Returns:
+      float32 of `shape`, within the range of `values` and 0.
+    """
+    for axis, (size, step) in enumerate(zip(shape, steps, strict=True)):
+        weights = _window_weights(values.shape[axis], size, step).astype(np.float32)
+        values = np.moveaxis(np.tensordot(weights, values, axes=(1, axis)), 0, axis)
+    return values.astype(np.float32)
+
+
+def _window_weights(inputs: int, outputs: int, step: float) -> np.ndarray:
+    """[outputs, inputs]: the part of each output's window that each input cell fills; rows sum to 1, or 0 outside."""
+    centres = (np.arange(outputs) - (outputs - 1) / 2) * step + (inputs - 1) / 2
+    half = max(step, 1.0) / 2
+    cells = np.arange(inputs)
+    upper = np.minimum(centres[:, None] + half, cells + 0.5)
+    lower = np.maximum(centres[:, None] - half, cells - 0.5)
+    weights = np.maximum(upper - lower, 0.0)
+    inside = (centres >= -0.5) & (centres <= inputs - 0.5)
+    return np.where(inside[:, None], weights / np.maximum(weights.sum(1, keepdims=True), 1e-12), 0.0)
+
+
+def resample_volume(volume: Volume, shape: Sequence[int], spacing: float | None) -> Volume:
+    """Resample to `shape` with cubic voxels about the volume's centre.
+
+    Args:
+      volume: values and affine.
+      shape: the three sizes of the output.
+      spacing: millimetres a voxel; None takes the smallest that fits the whole field of view into `shape`.
+    Returns:
+      The volume whose affine maps the new voxels to where their tissue was; zero outside the input.
+    """
+    source = np.array(volume.values.shape)
+    if spacing is None:
+        spacing = float(np.max(source * volume.spacing / np.array(shape)))
+    steps = spacing / volume.spacing
+    index_map = np.eye(4)
+    index_map[:3, :3] = np.diag(steps)
+    index_map[:3, 3] = (source - 1) / 2 - (np.array(shape) - 1) / 2 * steps
+    return Volume(resample(volume.values, shape, steps.tolist()), volume.affine @ index_map)

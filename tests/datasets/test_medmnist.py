@@ -1,0 +1,196 @@
+"""MedMNIST files: the published table, files in the data directory, downloads, and files that do not hold together."""
+
+import hashlib
+import io
+import logging
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medfuncta_jax.datasets import DataError, medmnist, open_dataset
+from medfuncta_jax.settings import DataSettings, SettingsError
+
+REAL = Path(__file__).parents[3] / "shared" / "data"
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no shared/data beside the checkout")
+
+
+def _open(tmp_path, data_dir, **options):
+    settings = DataSettings("medmnist", str(tmp_path / "cache"), tuple(sorted(options.items())))
+    return open_dataset(settings, data_dir=None if data_dir is None else str(data_dir))
+
+
+def _arrays(shape=(28, 28), n=(6, 2, 3), classes=2, width=1):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for name, count in zip(("train", "val", "test"), n, strict=True):
+        arrays[f"{name}_images"] = rng.integers(0, 256, (count, *shape), np.uint8)
+        arrays[f"{name}_labels"] = (np.arange(count * width).reshape(count, width) % classes).astype(np.uint8)
+    return arrays
+
+
+def _write(folder, name, arrays):
+    folder.mkdir(exist_ok=True)
+    np.savez_compressed(folder / name, **arrays)
+    return folder
+
+
+def test_table_is_complete():
+    sets = medmnist._SETS
+    assert len(sets) == 18
+    assert sum(one.dimensions == 3 for one in sets.values()) == 6
+    sums = [md5 for one in sets.values() for md5 in one.md5.values()]
+    assert len(sums) == len(set(sums)) == 12 * 4 + 6 * 2
+    assert {len(md5) for md5 in sums} == {32}
+    assert len(sets["chestmnist"].classes) == 14
+    assert sets["chestmnist"].task == "multi-label"
+    assert sets["retinamnist"].task == "ordinal-regression"
+    assert sets["dermamnist"].licence == "CC BY-NC 4.0"
+    assert [flag for flag, one in sets.items() if one.channels == 3] == [
+        "pathmnist",
+        "dermamnist",
+        "retinamnist",
+        "bloodmnist",
+    ]
+
+
+@needs_real
+def test_real_pneumonia(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        data = _open(tmp_path, REAL, flag="pneumoniamnist")
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "88f817cb74189d81f6df1930098ff783" in warning
+    assert "28209eda62fecd6e6a2d98b1501bb15f" in warning
+    assert (data.grid, data.channels, data.task) == ((28, 28), 1, "binary-class")
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 4708, "val": 524, "test": 624}
+    with np.load(REAL / "pneumoniamnist.npz") as file:
+        images, labels = file["val_images"], file["val_labels"]
+    np.testing.assert_allclose(data.splits["val"].signals(slice(None))[..., 0], images / 255, rtol=1e-6)
+    assert [example["label"] for example in data.splits["val"]] == labels[:, 0].tolist()
+    assert data.splits["val"][17]["id"] == "val-000017"
+
+
+@needs_real
+def test_real_volumes_match_their_published_sum(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        data = _open(tmp_path, REAL, flag="adrenalmnist3d")
+    assert not caplog.records
+    assert data.grid == (28, 28, 28)
+    assert data.classes == ("normal", "hyperplasia")
+    assert data.splits["test"][0]["signal"].shape == (28, 28, 28, 1)
+
+
+@needs_real
+def test_real_file_outside_the_table(tmp_path):
+    data = _open(tmp_path, REAL, flag="bccdcells", size=64)
+    assert (data.grid, data.channels) == ((64, 64), 3)
+    assert data.classes == ("0", "1", "2")
+    assert data.task == "multi-class"
+
+
+def test_multi_label(tmp_path):
+    folder = _write(tmp_path / "data", "chestmnist.npz", _arrays(width=14))
+    data = _open(tmp_path, folder, flag="chestmnist")
+    assert data.task == "multi-label"
+    label = data.splits["train"][0]["label"]
+    assert label.shape == (14,)
+    assert label.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.pop("val_labels"), r"array val_labels is missing \(it holds train_images"),
+        (lambda a: a.update(train_labels=a["train_labels"][:4]), "6 train images and 4 labels"),
+        (lambda a: a.update(val_images=a["val_images"][:0], val_labels=a["val_labels"][:0]), "val split is empty"),
+        (lambda a: a.update(test_images=np.zeros((3, 28, 28, 3), np.uint8)), "different shapes or channel counts"),
+        (lambda a: a.update(train_images=a["train_images"] / 255), "train_images is float64, uint8 is needed"),
+        (lambda a: a.update(train_labels=a["train_labels"] + 5), "a label lies outside 0 to 1"),
+        (lambda a: a.update(train_labels=a["train_labels"] + 0.5), "no whole numbers"),
+        (lambda a: a.update(train_labels=np.zeros((6, 2), np.uint8)), "differ in width"),
+        (
+            lambda a: a.update({f"{s}_images": a[f"{s}_images"][:, :20] for s in ("train", "val", "test")}),
+            r"images are \(20, 28\), pneumoniamnist at size 28 has \(28, 28\)",
+        ),
+    ],
+)
+def test_files_that_do_not_hold_together(tmp_path, change, message):
+    arrays = _arrays()
+    change(arrays)
+    folder = _write(tmp_path / "data", "pneumoniamnist.npz", arrays)
+    with pytest.raises(DataError, match=message) as caught:
+        _open(tmp_path, folder, flag="pneumoniamnist")
+    assert "pneumoniamnist.npz" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_damage_in_the_images_leaves_no_prepared_data(tmp_path):
+    folder = _write(tmp_path / "data", "pneumoniamnist.npz", _arrays(n=(200, 2, 3)))
+    data = bytearray((folder / "pneumoniamnist.npz").read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    (folder / "pneumoniamnist.npz").write_bytes(bytes(data))
+    with pytest.raises(DataError, match=r"pneumoniamnist\.npz \(train_images\): truncated or corrupt"):
+        _open(tmp_path, folder, flag="pneumoniamnist")
+    assert not [path for path in (tmp_path / "cache" / "prepared").iterdir() if path.is_dir()]
+
+
+def test_changed_file_is_prepared_anew(tmp_path):
+    arrays = _arrays()
+    folder = _write(tmp_path / "data", "mine.npz", arrays)
+    first = _open(tmp_path, folder, flag="mine").splits["train"].signals(slice(None))
+    arrays["train_images"] = 255 - arrays["train_images"]
+    _write(tmp_path / "data", "mine.npz", arrays)
+    second = _open(tmp_path, folder, flag="mine").splits["train"].signals(slice(None))
+    np.testing.assert_allclose(first + second, 1, rtol=1e-6)
+
+
+def test_unknown_flag_and_size(tmp_path):
+    with pytest.raises(SettingsError, match=r"'pneumonia' is no MedMNIST set \(did you mean pneumoniamnist\?\)"):
+        _open(tmp_path, None, flag="pneumonia")
+    with pytest.raises(SettingsError, match=r"data\.size of organmnist3d must be one of 28, 64, got 128"):
+        _open(tmp_path, None, flag="organmnist3d", size=128)
+    with pytest.raises(SettingsError, match=r"data\.flag is missing"):
+        _open(tmp_path, None)
+
+
+def test_no_network_names_file_url_and_remedy(tmp_path, monkeypatch):
+    def refuse(url, timeout):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    (tmp_path / "data").mkdir()
+    with pytest.raises(DataError, match="no route to host") as caught:
+        _open(tmp_path, tmp_path / "data", flag="chestmnist", size=64)
+    for part in (
+        "chestmnist_64.npz is not in",
+        "https://zenodo.org/records/10519652/files/chestmnist_64.npz",
+        "--data_dir",
+    ):
+        assert part in str(caught.value)
+    assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+def test_download_is_checked_and_kept(tmp_path, monkeypatch):
+    stored = io.BytesIO()
+    np.savez_compressed(stored, **_arrays())
+    content = stored.getvalue()
+    calls = []
+
+    def serve(url, timeout):
+        calls.append(url)
+        return io.BytesIO(content)
+
+    monkeypatch.setattr(urllib.request, "urlopen", serve)
+    with pytest.raises(DataError, match="not 28209eda62fecd6e6a2d98b1501bb15f as published, and was refused"):
+        _open(tmp_path, None, flag="pneumoniamnist")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    monkeypatch.setitem(medmnist._SETS["pneumoniamnist"].md5, 28, hashlib.md5(content).hexdigest())
+    for _ in range(2):
+        assert len(_open(tmp_path, None, flag="pneumoniamnist").splits["train"]) == 6
+    assert len(calls) == 2
+    kept = tmp_path / "cache" / "downloads" / "medmnist" / "pneumoniamnist.npz"
+    kept.write_bytes(content[:-1])
+    with pytest.raises(DataError, match="remove the file, it is then downloaded anew"):
+        _open(tmp_path, None, flag="pneumoniamnist")

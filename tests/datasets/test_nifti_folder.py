@@ -1,0 +1,152 @@
+"""A folder of NIfTI volumes: real ones of mixed shapes, the split by file, and folders that cannot be used."""
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from medfuncta_jax.datasets import DataError, open_dataset
+from medfuncta_jax.settings import DataSettings, SettingsError
+
+REAL = Path(__file__).parents[3] / "shared" / "data"
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no shared/data beside the checkout")
+
+
+def _open(tmp_path, folder, **options):
+    settings = DataSettings("nifti_folder", str(tmp_path / "cache"), tuple(sorted(options.items())))
+    return open_dataset(settings, data_dir=None if folder is None else str(folder))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten volumes of mixed shapes, types and spacings, in subfolders."""
+    rng = np.random.default_rng(0)
+    for i in range(10):
+        path = tmp_path / "data" / f"group {i % 2}" / f"scan é {i}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = rng.random((8 + i, 9, 10)) * 100
+        kind = (np.float32, np.int16, np.uint8)[i % 3]
+        nibabel.save(nibabel.Nifti1Image(values.astype(kind), np.diag([1, 1 + i / 10, 2, 1])), path)
+    return tmp_path / "data"
+
+
+def _spoil(folder, values, name="group 0/bad.nii.gz"):
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), folder / name)
+
+
+@needs_real
+@pytest.mark.parametrize(
+    ("where", "pattern"),
+    [("ixi_t1_2mm", "**/*.nii*"), (".", "[bi]*/**/*.nii.gz"), ("hippocampus/imagesTr", "*_0[01]*")],
+)
+def test_real_scans_keep_their_place_in_space(tmp_path, where, pattern):
+    folder = REAL / where
+    data = _open(tmp_path, folder, pattern=pattern, grid=(16, 16, 16))
+    for example in data.splits["test"]:
+        image = nibabel.load(folder / example["id"])
+        low, high = np.quantile(image.get_fdata(), (0.001, 0.999))
+        original = np.clip((image.get_fdata() - low) / (high - low), 0, 1)
+        places = []
+        for values, affine in ((original, image.affine), (example["signal"][..., 0], example["affine"])):
+            grid = np.stack(np.meshgrid(*(np.arange(n) for n in values.shape), indexing="ij"), -1)
+            index = (grid * values[..., None]).sum((0, 1, 2)) / values.sum()
+            places.append(affine[:3, :3] @ index + affine[:3, 3])
+        spacing = np.linalg.norm(example["affine"][:3, 0])
+        assert np.linalg.norm(places[0] - places[1]) < 0.25 * spacing, example["id"]
+
+
+def test_split_is_by_file_seeded_and_written_down(tmp_path, folder):
+    data = _open(tmp_path, folder, grid=(6, 6, 6))
+    ids = {name: [example["id"] for example in split] for name, split in data.splits.items()}
+    assert ids == data.about["split"]
+    assert {name: len(names) for name, names in ids.items()} == {"train": 7, "val": 1, "test": 2}
+    assert len(set().union(*ids.values())) == 10
+    assert all(name.startswith("group ") and name.endswith(".nii.gz") for names in ids.values() for name in names)
+    again = _open(tmp_path, folder, grid=(6, 6, 6))
+    other = _open(tmp_path, folder, grid=(6, 6, 6), seed=1)
+    assert again.about["split"] == ids
+    assert other.about["split"] != ids
+    for example in data.splits["train"]:
+        assert example["signal"].shape == (6, 6, 6, 1)
+        assert 0 <= example["signal"].min() < example["signal"].max() <= 1
+        assert example["label"] == -1
+
+
+def test_fixed_spacing(tmp_path, folder):
+    data = _open(tmp_path, folder, grid=(6, 5, 4), spacing=3.0)
+    assert data.grid == (6, 5, 4)
+    np.testing.assert_allclose(data.splits["val"][0]["affine"][:3, :3], np.eye(3) * 3)
+
+
+def test_hidden_files_are_no_scans(tmp_path, folder):
+    (folder / "._scan.nii.gz").write_bytes(b"junk")
+    assert sum(len(split) for split in _open(tmp_path, folder, grid=(4, 4, 4)).splits.values()) == 10
+
+
+def test_changed_file_is_prepared_anew(tmp_path, folder):
+    first = _open(tmp_path, folder, grid=(4, 4, 4)).about
+    _spoil(folder, np.random.default_rng(1).random((9, 9, 9)).astype(np.float32), "group 0/scan é 0.nii.gz")
+    assert _open(tmp_path, folder, grid=(4, 4, 4)).about != first
+    assert len(list((tmp_path / "cache" / "prepared").glob("nifti_folder-*[!k]"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.full((4, 4, 4), np.nan, np.float32), "64 of 64 voxels are NaN or infinite"),
+        (np.full((4, 4, 4), np.inf, np.float32), "64 of 64 voxels are NaN or infinite"),
+        (np.full((4, 4, 4), 7, np.int16), r"the volume is constant \(7\)"),
+        (np.ones((4, 4, 4, 3), np.float32), r"shape \(4, 4, 4, 3\), but scan é 0\.nii\.gz and 9 more .* not be mixed"),
+    ],
+)
+def test_bad_volume_is_named_in_one_line(tmp_path, folder, values, message):
+    _spoil(folder, values)
+    with pytest.raises(DataError, match=message) as caught:
+        _open(tmp_path, folder)
+    assert "bad.nii.gz" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not [path for path in (tmp_path / "cache" / "prepared").iterdir() if path.is_dir()]
+
+
+def test_truncated_volume_is_named(tmp_path, folder):
+    path = folder / "group 1" / "scan é 1.nii.gz"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(DataError, match=r"scan é 1\.nii\.gz: (truncated|unreadable) image"):
+        _open(tmp_path, folder)
+
+
+def test_folder_of_4d_files_only(tmp_path):
+    (tmp_path / "data").mkdir()
+    for i in range(3):
+        _spoil(tmp_path / "data", np.random.default_rng(i).random((4, 4, 4, 2)).astype(np.float32), f"{i}.nii")
+    with pytest.raises(DataError, match=r"4D image \(4, 4, 4, 2\), a 3D volume is needed"):
+        _open(tmp_path, tmp_path / "data")
+
+
+def test_empty_folder_and_none(tmp_path):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(DataError, match=r"0 files match '\*\*/\*\.nii\*', at least 3 are needed"):
+        _open(tmp_path, tmp_path / "data")
+    with pytest.raises(DataError, match="no data directory: give the folder that holds the NIfTI volumes"):
+        _open(tmp_path, None)
+
+
+def test_fractions_that_leave_nothing_to_train_on(tmp_path, folder):
+    with pytest.raises(DataError, match="the train split is empty"):
+        _open(tmp_path, folder, val_fraction=0.49, test_fraction=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"grid": (32, 32)}, r"data\.grid must be three sizes"),
+        ({"spacing": -1.0}, r"data\.spacing"),
+        ({"quantile_low": 0.9, "quantile_high": 0.1}, "quantile_low must be below"),
+        ({"val_fraction": 0.0}, "must be above 0"),
+        ({"pattern": "../*.nii"}, "inside the data directory"),
+    ],
+)
+def test_options_out_of_range(tmp_path, options, message):
+    with pytest.raises(SettingsError, match=message):
+        _open(tmp_path, tmp_path, **options)

@@ -1,0 +1,212 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import medfuncta_jax as mf
+from medfuncta_jax import meta_step
+from medfuncta_jax.context import random_context
+from medfuncta_jax.inner_loop import adapt
+
+FIELD = mf.Field(mf.ModelSettings(layers=4, width=16, latent_dim=6, omega_first=15.0, omega_last=40.0), 2, 1)
+COORDS = mf.grid((6, 6))
+
+
+def make_settings(**groups):
+    inner = {"steps": 3, "step_size": 0.5, "selection_ratio": 0.5, "remat": "none"} | groups.pop("inner", {})
+    train = {"steps": 50, "batch_size": 4, "learning_rate": 1e-3} | groups.pop("train", {})
+    return mf.Settings.from_dict({"data": {"source": "any"}, "inner": inner, "train": train})
+
+
+@pytest.fixture(scope="module")
+def problem():
+    rng = np.random.default_rng(0)
+    context = random_context(jax.random.key(2), points=36, selection_ratio=0.5, steps=3, signals=4)
+    return FIELD.init(jax.random.key(0), jnp.float64), rng.uniform(size=(4, 36, 1)), context
+
+
+@pytest.mark.parametrize("channel_loss", ["mean", "sum"])
+@pytest.mark.parametrize("layers", [3, 4])
+def test_meta_gradient_against_finite_differences(problem, channel_loss, layers):
+    _, signals, context = problem
+    field = mf.Field(mf.ModelSettings(layers=layers, width=16, latent_dim=6, omega_first=15.0, omega_last=40.0), 2, 1)
+    params = field.init(jax.random.key(0), jnp.float64)
+
+    def loss_at(params, step_size):
+        return mf.meta_loss(field, params, COORDS, signals, context, step_size=step_size, channel_loss=channel_loss)
+
+    slopes = jax.jit(jax.grad(loss_at, argnums=(0, 1)))(params, 0.5)
+    value = jax.jit(loss_at)
+    rng = np.random.default_rng(1)
+    for _ in range(3):
+        direction = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), (params, 0.5 * jnp.ones(())))
+        step = 1e-6
+        ahead, behind = (
+            value(*jax.tree.map(lambda leaf, d, sign=sign: leaf + sign * step * d, (params, 0.5), direction))
+            for sign in (1, -1)
+        )
+        expected = (ahead - behind) / (2 * step)
+        actual = sum(jax.tree.leaves(jax.tree.map(lambda slope, d: (slope * d).sum(), slopes, direction)))
+        np.testing.assert_allclose(actual, expected, rtol=2e-6)
+
+
+def gradient(problem, context=None, **options):
+    params, signals, own = problem
+    context = own if context is None else context
+    return jax.jit(
+        jax.value_and_grad(lambda params: mf.meta_loss(FIELD, params, COORDS, signals, context, step_size=0.5, **options))
+    )(params)
+
+
+def assert_trees_close(one, other, **tolerances):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerances), one, other)
+
+
+@pytest.mark.parametrize("context", [None, 3])
+def test_remat_changes_nothing(problem, context):
+    none, steps = (gradient(problem, context, remat=remat) for remat in ("none", "steps"))
+    assert_trees_close(none, steps, rtol=1e-10, atol=1e-14)
+
+
+def test_shared_context_equals_the_same_rows_for_every_signal(problem):
+    rows = problem[2][0]
+    shared, each = (gradient(problem, context) for context in (rows, jnp.broadcast_to(rows, (4, *rows.shape))))
+    assert_trees_close(shared, each, rtol=1e-9, atol=1e-13)
+
+
+def test_a_number_of_steps_means_every_point(problem):
+    everything = jnp.broadcast_to(jnp.arange(36), (3, 36))
+    assert_trees_close(gradient(problem, 3), gradient(problem, everything), rtol=1e-9, atol=1e-13)
+
+
+def test_first_order_is_not_second_order(problem):
+    exact, first = gradient(problem)[1], gradient(problem, first_order=True)[1]
+    difference = optax.tree.norm(jax.tree.map(jnp.subtract, exact, first))
+    assert difference > 1e-3 * optax.tree.norm(exact)
+
+
+def test_channels_sum_is_mean_times_channels():
+    field = mf.Field(FIELD.model, 2, 3)
+    params, signals = field.init(jax.random.key(0), jnp.float64), np.random.default_rng(0).uniform(size=(2, 36, 3))
+    losses = [
+        mf.meta_loss(field, params, COORDS, signals, 3, step_size=step_size, channel_loss=how)
+        for how, step_size in (("mean", 0.3), ("sum", 0.1))
+    ]
+    np.testing.assert_allclose(losses[1], 3 * losses[0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("context", [np.zeros((3, 3, 4), int), np.zeros(4, int)])
+def test_misshapen_context_is_refused(problem, context):
+    with pytest.raises(ValueError, match=r"context .* must be \[G, n\] or \[4, G, n\]"):
+        mf.meta_loss(FIELD, problem[0], COORDS, problem[1], context, step_size=0.1)
+
+
+def run_updates(settings, signals, count, state=None):
+    update = jax.jit(meta_step.make_update(FIELD, settings, jnp.asarray(COORDS, jnp.float32)))
+    state = state or meta_step.init_state(FIELD, settings, jax.random.key(0))
+    history = []
+    for _ in range(count):
+        state, metrics = update(state, jnp.asarray(signals, jnp.float32), jax.random.key(1))
+        history.append({name: float(value) for name, value in metrics.items()})
+    return state, history
+
+
+@pytest.mark.parametrize("learned", ["none", "scalar", "per_latent"])
+def test_updates_learn(problem, learned):
+    settings = make_settings(inner={"learned_step_size": learned}, train={"step_size_learning_rate": 0.05})
+    state, history = run_updates(settings, problem[1], 40)
+    assert int(state.step) == 40
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+    if learned == "none":
+        assert state.trainable.log_step_size is None
+    else:
+        assert state.trainable.log_step_size.shape == (() if learned == "scalar" else (6,))
+        assert np.abs(np.asarray(state.trainable.log_step_size) - np.log(0.5)).min() > 1e-3
+
+
+def test_update_uses_meta_loss(problem):
+    """The loss of an update is `meta_loss` on the context that key and step give."""
+    settings = make_settings()
+    state, history = run_updates(settings, problem[1], 1)
+    start = meta_step.init_state(FIELD, settings, jax.random.key(0)).trainable.field
+    key = jax.random.fold_in(jax.random.key(1), 0)
+    context = random_context(key, points=36, selection_ratio=0.5, steps=3, signals=4)
+    expected = mf.meta_loss(FIELD, start, COORDS, problem[1], context, step_size=0.5)
+    np.testing.assert_allclose(history[0]["loss"], expected, rtol=1e-5)
+
+
+def test_updates_are_reproducible_and_resume(problem):
+    settings = make_settings(inner={"learned_step_size": "per_latent"})
+    whole, _ = run_updates(settings, problem[1], 6)
+    half, _ = run_updates(settings, problem[1], 3)
+    resumed, _ = run_updates(settings, problem[1], 3, state=half)
+    assert_trees_close(whole, resumed, rtol=0, atol=0)
+
+
+def test_clipping_bounds_the_gradient_that_the_optimizer_sees():
+    optimizer = meta_step.make_optimizer(make_settings(train={"clip_norm": 1.0}).train)
+    plain = optax.clip_by_global_norm(1.0)
+    slopes = meta_step.Trainable({"w": jnp.full(4, 100.0)}, jnp.full(3, -50.0))
+    clipped, _ = plain.update(slopes, plain.init(slopes))
+    np.testing.assert_allclose(optax.tree.norm(clipped), 1.0)
+    state = optimizer.init(slopes)
+    one, _ = optimizer.update(slopes, state, slopes)
+    other, _ = optimizer.update(clipped, state, slopes)
+    assert_trees_close(one, other, rtol=1e-12)
+
+
+def test_weight_decay_leaves_the_step_size_alone():
+    optimizer = meta_step.make_optimizer(make_settings(train={"weight_decay": 0.5, "schedule": "constant"}).train)
+    trainable = meta_step.Trainable({"w": jnp.ones(2)}, jnp.ones(2))
+    zero = jax.tree.map(jnp.zeros_like, trainable)
+    changes, _ = optimizer.update(zero, optimizer.init(trainable), trainable)
+    np.testing.assert_array_equal(changes.log_step_size, 0)
+    np.testing.assert_allclose(changes.field["w"], -0.5 * 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [
+        ({}, {0: 1.0, 25: 0.5, 50: 0.0}),
+        ({"warmup_steps": 10}, {0: 0.0, 5: 0.5, 10: 1.0, 30: 0.5, 50: 0.0}),
+        ({"schedule": "constant"}, {0: 1.0, 49: 1.0}),
+    ],
+)
+def test_learning_rate_schedule(train, expected):
+    schedule = meta_step.learning_rate_schedule(make_settings(train=train).train, 1.0)
+    for step, rate in expected.items():
+        np.testing.assert_allclose(schedule(step), rate, atol=1e-7)
+
+
+@pytest.mark.parametrize("learned", ["none", "scalar", "per_latent"])
+@pytest.mark.parametrize("modulate_scale", [False, True])
+def test_exported_field_walks_the_same_path_with_the_default_step_size(learned, modulate_scale):
+    model = mf.ModelSettings(
+        layers=4, width=16, latent_dim=6, omega_first=15.0, omega_last=40.0, modulate_scale=modulate_scale
+    )
+    field = mf.Field(model, 2, 1)
+    settings = make_settings(inner={"learned_step_size": learned, "step_size": 0.7})
+    state = meta_step.init_state(field, settings, jax.random.key(0), jnp.float64)
+    log_step = state.trainable.log_step_size
+    if log_step is not None:
+        log_step = log_step + np.random.default_rng(0).normal(size=log_step.shape)
+    trainable = meta_step.Trainable(state.trainable.field, log_step)
+    step_size = meta_step.step_size(trainable, settings.inner)
+    exported = meta_step.exported_params(field, trainable, settings.inner)
+    signals = np.random.default_rng(1).uniform(size=(2, 6, 6, 1))
+    trained = mf.fit_latent(field, trainable.field, signals, step_size=step_size)
+    default = mf.fit_latent(field, exported, signals)
+    np.testing.assert_allclose(default.losses, trained.losses, rtol=1e-9)
+    np.testing.assert_allclose(
+        mf.reconstruct(field, exported, default.latents, COORDS),
+        mf.reconstruct(field, trainable.field, trained.latents, COORDS),
+        rtol=1e-9,
+    )
+
+
+def test_adapt_takes_the_same_steps_as_fit(problem):
+    params, signals, _ = problem
+    one = adapt(FIELD, params, COORDS, signals, 5, step_size=0.3)
+    other = mf.fit_latent(FIELD, params, signals, coords=COORDS, steps=5, step_size=0.3)
+    assert_trees_close(one, other, rtol=1e-10, atol=1e-13)

@@ -1,0 +1,52 @@
+import dataclasses
+import json
+
+import pytest
+
+from medfuncta_jax.settings import ModelSettings, Settings, SettingsError
+
+
+def tree(**groups):
+    return {"data": {"source": "nibabel_slices"}, **groups}
+
+
+def test_defaults_are_the_papers_2d_settings():
+    settings = Settings.from_dict(tree())
+    assert (settings.model.layers, settings.model.width, settings.model.latent_dim) == (15, 256, 2048)
+    assert (settings.inner.steps, settings.inner.step_size, settings.fit.steps) == (10, 1e-2, 20)
+    assert settings.train.learning_rate == 3e-6
+
+
+def test_round_trip_through_json_keeps_source_options():
+    settings = Settings.from_dict(tree(data={"source": "medmnist", "flag": "x", "size": 28, "grid": [1, 2]}, seed=3))
+    again = Settings.from_dict(json.loads(json.dumps(settings.to_dict())))
+    assert again == settings
+    assert hash(again) == hash(settings)
+    assert dict(again.data.options) == {"flag": "x", "size": 28, "grid": (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({"model": {"latent_dim": 0}}, "model.latent_dim must be at least 1"),
+        ({"inner": {"selection_ratio": 0.0}}, r"inner.selection_ratio must be in \(0, 1\], got 0"),
+        ({"inner": {"selection_ratio": 1.5}}, r"inner.selection_ratio must be in \(0, 1\], got 1.5"),
+        ({"train": {"learning_rate": "fast"}}, "train.learning_rate must be float, got 'fast'"),
+        ({"train": {"steps": 10.5}}, "train.steps must be int"),
+        ({"train": {"steps": True}}, "train.steps must be int"),
+        ({"train": {"schedule": "linear"}}, "train.schedule must be one of 'cosine', 'constant'"),
+        ({"trian": {}}, "unknown setting trian; did you mean train"),
+        ({"model": {"widht": 3}}, "unknown setting model.widht; did you mean model.width"),
+        ({"train": {"steps": 10, "warmup_steps": 10}}, "train.warmup_steps must be below steps"),
+        ({"model": 3}, "model must hold named settings"),
+        ({"data": {"cache_dir": ""}}, "data.source is missing"),
+    ],
+)
+def test_faults_name_the_field(groups, message):
+    with pytest.raises(SettingsError, match=message):
+        Settings.from_dict(tree(**groups))
+
+
+def test_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ModelSettings().layers = 3
