@@ -54,7 +54,9 @@ def extract(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopR
             "data": dataset.about,
             "settings": settings.to_dict(),
         }
-        write_split(file, LatentSplit(fitted.latents, examples.labels, examples.ids, fitted.psnr, examples.affines, about))
+        write_split(
+            file, LatentSplit(fitted.latents, examples.labels, examples.ids, fitted.psnr, examples.affines, about)
+        )
         log.info("extract %s: %d latents, mean PSNR %.2f dB, %s", name, len(split), fitted.psnr.mean(), file)
     if fitted_any:
         run.set_seconds("extract", time.monotonic() - began)

@@ -1,7 +1,7 @@
 """The launcher: meta-training, latent extraction and evaluation of one config.
 
     python -m experiments.main --config=configs/quickstart.py --workdir=runs/quickstart
-    python -m experiments.main --config=configs/brain_mri.py --workdir=runs/brain --data_dir=DATA --config.train.steps=1000
+    python -m experiments.main --config=configs/brain_mri.py --workdir=runs/brain --data_dir=DATA --config.seed=1
 
 Exit codes: 0 done; 1 refused or failed, with one line that says why; 2 a flag is wrong; 75 stopped by Ctrl-C or
 SIGTERM with everything saved: the same command goes on from there.
@@ -33,19 +33,31 @@ def main(argv: Sequence[str]) -> int:
     """Run the launcher; returns the exit code."""
     _log_for_people()
     try:
-        rest = flags.FLAGS(list(argv), known_only=False)
-        for name in ("config", "workdir"):
-            if flags.FLAGS[name].value is None:
-                raise flags.Error(f"--{name} is missing; e.g. --config=configs/quickstart.py --workdir=runs/quickstart")
-        if len(rest) > 1:
-            raise flags.Error(f"{rest[1]!r} is not a flag; overrides are written --config.train.steps=1000")
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
+        _parse(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         return _refuse(error, code=2)
     try:
         with StopRequest() as stop:
             return _run(stop)
     except KeyboardInterrupt:
         return _refuse("stopped at once; what was saved before is kept, run the same command again", code=130)
+
+
+def _parse(argv: Sequence[str]) -> None:
+    file = next((word.partition("=")[2] for word in argv if word.lstrip("-").startswith("config=")), "")
+    try:
+        rest = flags.FLAGS(list(argv))
+    except (ImportError, NameError, OSError, SyntaxError) as error:  # raised by the config file
+        raise flags.Error(f"--config={file} cannot be loaded: {error}") from error
+    for name in ("config", "workdir"):
+        if flags.FLAGS.get_flag_value(name, None) is None:
+            raise flags.Error(f"--{name} is missing; e.g. --config=configs/quickstart.py --workdir=runs/quickstart")
+    try:
+        _CONFIG.value.to_dict()
+    except OSError as error:  # a missing file is kept until the first use
+        raise flags.Error(f"--config={file} cannot be loaded: {str(error).splitlines()[-1].strip()}") from error
+    if len(rest) > 1:
+        raise flags.Error(f"{rest[1]!r} is not a flag; overrides are written --config.train.steps=1000")
 
 
 def _run(stop: StopRequest) -> int:
@@ -66,11 +78,12 @@ def _run(stop: StopRequest) -> int:
     try:
         settings = Settings.from_dict(_CONFIG.value.to_dict())
         dataset = open_dataset(settings.data, data_dir=_DATA_DIR.value)
-        run = RunDirectory(_WORKDIR.value, settings)
+        run = RunDirectory(str(_WORKDIR.value), settings)
         log.info(
             "%s: %s signals of %s x %d on %d %s device(s), run in %s",
             dataset.name, " / ".join(f"{len(split)} {name}" for name, split in dataset.splits.items()),
-            "x".join(map(str, dataset.grid)), dataset.channels, jax.local_device_count(), jax.default_backend(), run.path,
+            "x".join(map(str, dataset.grid)), dataset.channels, jax.local_device_count(), jax.default_backend(),
+            run.path,
         )  # fmt: skip
         for name in stages if _MODE.value == "all" else [_MODE.value]:
             stages[name](settings, dataset, run, stop)
@@ -100,13 +113,17 @@ def _os_error(error: OSError) -> str:
 
 
 def _refuse(error: object, *, code: int) -> int:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    print(f"error: {' '.join(lines)}", file=sys.stderr)
+    text = str(error)
+    if isinstance(error, (AttributeError, KeyError)) and error.args:
+        # An unknown config field: the argument may be the repr of another error's text.
+        text = f"unknown setting {error.args[0]}".replace("\\n", "\n").replace("\\'", "").replace("'", "")
+    print(f"error: {'; '.join(line.strip() for line in text.splitlines() if line.strip())}", file=sys.stderr)
     return code
 
 
 def _log_for_people() -> None:
+    # Orbax and grain log through absl; every error of theirs that matters also reaches us as an exception.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     for name in ("medfuncta", "medfuncta_jax"):

@@ -23,7 +23,9 @@ class Progress:
         self._note = ""
         self._bar = None
         if sys.stderr.isatty():
-            self._bar = tqdm(total=total, initial=done, desc=title, unit=f" {unit}", dynamic_ncols=True, mininterval=0.2)
+            self._bar = tqdm(
+                total=total, initial=done, desc=title, unit=f" {unit}", dynamic_ncols=True, mininterval=0.2
+            )
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
         """`count` more are done; `note` replaces the text shown behind the figures (current PSNR)."""

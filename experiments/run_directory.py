@@ -11,6 +11,9 @@ from typing import Any
 from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.settings import Settings
 
+# Where things lie on one machine or another, which changes no result.
+_PLACES = ("data.cache_dir",)
+
 
 class RunError(RuntimeError):
     """A run cannot start or go on; the message names the file or setting and the remedy."""
@@ -76,7 +79,7 @@ class RunDirectory:
         differing = [
             f"{name}: {stored.get(name, absent)!r} there, {asked.get(name, absent)!r} asked for"
             for name in sorted(stored.keys() | asked.keys())
-            if stored.get(name, absent) != asked.get(name, absent)
+            if stored.get(name, absent) != asked.get(name, absent) and name not in _PLACES
         ]
         if differing:
             raise RunError(

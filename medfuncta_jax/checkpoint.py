@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import logging
 import math
+import os
+import re
 import zipfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -35,7 +38,7 @@ def export_field(path: Path | str, field: Field, params: Params, about: dict[str
     about = {**about, "model": asdict(field.model)}
     arrays = {name: np.asarray(leaf) for name, leaf in named_layers(params).items()}
     with atomic_path(path) as partial:
-        np.savez(partial, **{_ABOUT: np.asarray(json.dumps(about))}, **arrays)
+        np.savez(partial, allow_pickle=False, **{_ABOUT: np.asarray(json.dumps(about)), **arrays})
 
 
 def load_field(path: Path | str) -> tuple[Field, Params]:
@@ -84,8 +87,6 @@ class Checkpoints:
         import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers as managers
 
-        # Orbax reports every save at INFO and warns of deprecations of its own making.
-        logging.getLogger("absl").setLevel(logging.ERROR)
         self._ocp = ocp
         self._directory = Path(directory).absolute()
 
@@ -116,7 +117,8 @@ class Checkpoints:
         arguments = self._ocp.args.Composite(
             state=self._ocp.args.StandardSave(state), about=self._ocp.args.JsonSave(about)
         )
-        saved = self._manager.save(step, args=arguments, metrics=metrics)
+        with self._write_errors():
+            saved = self._manager.save(step, args=arguments, metrics=metrics)
         if not saved:
             raise CheckpointError(f"the checkpoint of step {step} was refused: {self._directory} holds later ones")
 
@@ -142,32 +144,53 @@ class Checkpoints:
         Returns:
           (state, about).
         Raises:
-          CheckpointError: the checkpoint holds other shapes or dtypes, which Orbax would cast in silence, or is damaged.
+          CheckpointError: the checkpoint holds other shapes or dtypes, which Orbax would cast in silence; damaged.
         """
         place = self._directory / str(step)
         try:
-            about = dict(self._manager.restore(step, args=self._ocp.args.Composite(about=self._ocp.args.JsonRestore()))["about"])
+            about = dict(
+                self._manager.restore(step, args=self._ocp.args.Composite(about=self._ocp.args.JsonRestore()))["about"]
+            )
             differing = sorted(set(about.pop("layout")) ^ set(_layout(like)))
             if differing:
-                raise CheckpointError(f"checkpoint {place} has another layout: {differing[0]}; start in a new --workdir")
-            target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like)
+                raise CheckpointError(
+                    f"checkpoint {place} has another layout: {differing[0]}; start in a new --workdir"
+                )
+            target = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like
+            )
             arguments = self._ocp.args.Composite(state=self._ocp.args.StandardRestore(target))
             return self._manager.restore(step, args=arguments)["state"], about
         except CheckpointError:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CheckpointError(f"checkpoint {place} is damaged ({reason}); remove that folder and run again") from error
+            raise CheckpointError(
+                f"checkpoint {place} is damaged ({reason}); remove that folder and run again"
+            ) from error
 
     def wait(self) -> None:
         """Block until every save is on disk; raises what a save in the background raised."""
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
+        with self._write_errors():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
+    @contextlib.contextmanager
+    def _write_errors(self) -> Iterator[None]:
+        """Orbax reports a full disk in many types; all become the OSError that they come from."""
+        try:
+            yield
+        except Exception as error:
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            if code is None:
+                raise
+            number = int(code.group(1))
+            raise OSError(number, os.strerror(number), str(self._directory)) from error
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
-
-
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # While an error is on its way, what closing has to add is that same error again.
+        with contextlib.suppress(*() if kind is None else (Exception,)), self._write_errors():
+            self._manager.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -53,11 +53,11 @@ class Field:
     def point_features(self, params: Params, coords: jax.Array) -> PointFeatures:
         """The part of the field that needs no latent, for `decode`: coords [N, C] or [B, N, C] in [-1, 1]."""
         coords = coords if coords.ndim == 3 else coords[None]
-        return self.module.apply({"params": params}, coords, method="point_features")
+        return cast(PointFeatures, self.module.apply({"params": params}, coords, method="point_features"))
 
     def decode(self, params: Params, latents: jax.Array, features: PointFeatures) -> jax.Array:
         """Values [B, N, D] for latents [B, P] at the points of `features`."""
-        return self.module.apply({"params": params}, latents, features, method="decode")
+        return cast(jax.Array, self.module.apply({"params": params}, latents, features, method="decode"))
 
     def latent_layers(self) -> tuple[str, ...]:
         """Names of the layers that read the latent: shift modulations, and scale modulations where there are any."""

@@ -99,18 +99,21 @@ def adapt(
       FitResult with losses [B, G] on each step's context.
     """
     coords, signals = (jnp.asarray(array, params_dtype(params)) for array in (coords, signals))
-    full = isinstance(context, int)
-    rows_of_steps = None if full else jnp.asarray(context)
-    shared = full or rows_of_steps.ndim == 2
-    features = field.point_features(params, coords) if full else None
+    if isinstance(context, int):
+        steps, rows_of_steps, per_signal = context, None, False
+        all_points = field.point_features(params, coords)
+    else:
+        steps, rows_of_steps, per_signal = context.shape[-2], jnp.asarray(context), context.ndim == 3
+        if per_signal:
+            rows_of_steps = jnp.moveaxis(rows_of_steps, 1, 0)  # [G, B, n]
 
     def step(latents: jax.Array, rows: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         # rows: None, [n] or [B, n]
-        if full:
-            points, chosen = features, signals
+        if rows is None:
+            points, chosen = all_points, signals
         else:
             points = field.point_features(params, coords[rows])
-            chosen = signals[:, rows] if shared else jnp.take_along_axis(signals, rows[:, :, None], axis=1)  # [B, n, D]
+            chosen = jnp.take_along_axis(signals, rows[:, :, None], axis=1) if per_signal else signals[:, rows]
 
         def total(latents):
             losses = signal_losses(field, params, latents, points, chosen, channel_loss=channel_loss)
@@ -124,9 +127,7 @@ def adapt(
     if remat == "steps":
         step = jax.checkpoint(step, prevent_cse=False)
     start = jnp.zeros((signals.shape[0], field.model.latent_dim), signals.dtype)
-    if not shared:
-        rows_of_steps = jnp.moveaxis(rows_of_steps, 1, 0)  # [G, B, n]
-    latents, losses = jax.lax.scan(step, start, rows_of_steps, length=context if full else None)
+    latents, losses = jax.lax.scan(step, start, rows_of_steps, length=steps)
     return FitResult(latents=latents, losses=losses.T)
 
 
@@ -265,9 +266,7 @@ def _evaluate(field, params, latents, coords, *, chunk):
     return jnp.moveaxis(values, 0, 1).reshape(latents.shape[0], pieces * chunk, -1)[:, :count]
 
 
-def reconstruct(
-    field: Field, params: Params, latents: Array, coords: Array, *, chunk: int | None = None
-) -> jax.Array:
+def reconstruct(field: Field, params: Params, latents: Array, coords: Array, *, chunk: int | None = None) -> jax.Array:
     """Values of the fields of B latents at any coordinates, so at any resolution; not clipped.
 
     Args:

@@ -50,7 +50,7 @@ def write_split(path: Path | str, split: LatentSplit) -> None:
     if split.affines is not None:
         arrays["affines"] = split.affines
     with atomic_path(path) as partial:
-        np.savez(partial, **arrays)
+        np.savez(partial, allow_pickle=False, **arrays)
 
 
 def read_split(path: Path | str) -> LatentSplit:

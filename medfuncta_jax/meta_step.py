@@ -53,9 +53,9 @@ def meta_loss(
     Raises:
       ValueError: shapes that do not belong together.
     """
-    full = isinstance(context, int)
-    if not full and (context.ndim not in (2, 3) or (context.ndim == 3 and context.shape[0] != signals.shape[0])):
-        raise ValueError(f"context {context.shape} must be [G, n] or [{signals.shape[0]}, G, n]")
+    batch = signals.shape[0]
+    if not isinstance(context, int) and (context.ndim not in (2, 3) or context.shape[:-2] not in ((), (batch,))):
+        raise ValueError(f"context {context.shape} must be [G, n] or [{batch}, G, n]")
     if signals.ndim != 3 or signals.shape[1] != coords.shape[0] or signals.shape[2] != field.channels:
         raise ValueError(f"signals {signals.shape} must be [B, {coords.shape[0]}, {field.channels}]")
     coords, signals = (jnp.asarray(array, params_dtype(params)) for array in (coords, signals))
@@ -90,10 +90,10 @@ class MetaState(NamedTuple):
 
 def learning_rate_schedule(train: TrainSettings, peak: float) -> optax.Schedule:
     """Linear warm-up to `peak`, then cosine annealing to 0 at `train.steps`, or constant."""
-    decay_steps = train.steps - train.warmup_steps
-    main = optax.constant_schedule(peak)
-    if train.schedule == "cosine":
-        main = optax.cosine_decay_schedule(peak, decay_steps)
+    decay_steps = max(1, train.steps - train.warmup_steps)
+    main = (
+        optax.cosine_decay_schedule(peak, decay_steps) if train.schedule == "cosine" else optax.constant_schedule(peak)
+    )
     if train.warmup_steps == 0:
         return main
     return optax.join_schedules([optax.linear_schedule(0.0, peak, train.warmup_steps), main], [train.warmup_steps])
@@ -103,7 +103,9 @@ def make_optimizer(train: TrainSettings) -> optax.GradientTransformation:
     """Clipping by the global norm, then AdamW on the field and Adam on the logarithm of the step size."""
 
     def labels(trainable: Trainable) -> Trainable:
-        return Trainable(*(jax.tree.map(lambda _, part=part: part, getattr(trainable, part)) for part in trainable._fields))
+        return Trainable(
+            *(jax.tree.map(lambda _, part=part: part, getattr(trainable, part)) for part in trainable._fields)
+        )
 
     adamw = optax.adamw(learning_rate_schedule(train, train.learning_rate), weight_decay=train.weight_decay)
     adam = optax.adam(learning_rate_schedule(train, train.step_size_learning_rate))

@@ -165,7 +165,7 @@ class TrainSettings:
       batch_size: B signals a meta-update, over all devices.
       learning_rate: beta, the peak rate of AdamW.
       schedule: "cosine" anneals to 0 over `steps`, "constant" does not.
-      warmup_steps: linear warm-up from 0, counted in `steps`.
+      warmup_steps: linear warm-up from 0, counted in `steps`; a shorter run is warm-up to its end.
       weight_decay: AdamW's, on the field's parameters.
       clip_norm: bound on the global norm of the meta-gradient; 0 is off.
       step_size_learning_rate: peak rate of Adam on the logarithm of a learned inner step size.
@@ -199,7 +199,6 @@ class TrainSettings:
             _require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
         for name in ("warmup_steps", "weight_decay", "clip_norm", "checkpoint_every", "collapse_db"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
-        _require(self.warmup_steps < self.steps, f"warmup_steps must be below steps ({self.steps})")
 
 
 @dataclass(frozen=True)

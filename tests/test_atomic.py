@@ -9,8 +9,13 @@ def test_replaces_as_a_whole_and_keeps_the_old_on_failure(tmp_path):
         partial.write_text("one")
         assert not path.exists()
         assert partial.suffix == ".txt"
-    with pytest.raises(RuntimeError), atomic_path(path) as partial:
-        partial.write_text("half of tw")
-        raise RuntimeError
+
+    def fail_half_way():
+        with atomic_path(path) as partial:
+            partial.write_text("half of tw")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
     assert path.read_text() == "one"
     assert [file.name for file in path.parent.iterdir()] == ["file.txt"]

@@ -113,5 +113,5 @@ def test_truncated_field_is_named(tmp_path, keep):
 
 
 def test_missing_field_says_what_to_do(tmp_path):
-    with pytest.raises(CheckpointError, match="no trained field at .*field.npz; train first"):
+    with pytest.raises(CheckpointError, match=r"no trained field at .*field.npz; train first"):
         mf.load_field(tmp_path)

@@ -24,14 +24,12 @@ def built(golden):
 
 def meta_gradient(golden, built, **options):
     field, params = built
-    loss, slopes = jax.jit(
-        jax.value_and_grad(
-            lambda params: mf.meta_loss(
-                field, params, golden["coords"], golden["signals"], golden["context"],
-                step_size=golden.case["inner_lr"], **options,
-            )  # fmt: skip
-        )
-    )(params)
+    arrays = (golden["coords"], golden["signals"], golden["context"])
+
+    def loss_at(params):
+        return mf.meta_loss(field, params, *arrays, step_size=golden.case["inner_lr"], **options)
+
+    loss, slopes = jax.jit(jax.value_and_grad(loss_at))(params)
     return loss, mf.named_layers(slopes)
 
 

@@ -27,11 +27,11 @@ def test_round_trip(tmp_path, affines):
 def test_nothing_there(tmp_path):
     with pytest.raises(LatentStoreError, match="no latents in"):
         mf.load_latents(tmp_path)
-    with pytest.raises(LatentStoreError, match="no latents at .*extract them first"):
+    with pytest.raises(LatentStoreError, match=r"no latents at .*extract them first"):
         read_split(tmp_path / "train.npz")
 
 
 def test_damaged(tmp_path):
     (tmp_path / "train.npz").write_bytes(b"PK\x03\x04 not an archive")
-    with pytest.raises(LatentStoreError, match="train.npz is damaged"):
+    with pytest.raises(LatentStoreError, match=r"train.npz is damaged"):
         mf.load_latents(tmp_path)

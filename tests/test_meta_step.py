@@ -38,10 +38,9 @@ def test_meta_gradient_against_finite_differences(problem, channel_loss, layers)
 
     slopes = jax.jit(jax.grad(loss_at, argnums=(0, 1)))(params, 0.5)
     value = jax.jit(loss_at)
-    rng = np.random.default_rng(1)
+    rng, step = np.random.default_rng(1), 1e-6
     for _ in range(3):
         direction = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), (params, 0.5 * jnp.ones(())))
-        step = 1e-6
         ahead, behind = (
             value(*jax.tree.map(lambda leaf, d, sign=sign: leaf + sign * step * d, (params, 0.5), direction))
             for sign in (1, -1)
@@ -55,7 +54,9 @@ def gradient(problem, context=None, **options):
     params, signals, own = problem
     context = own if context is None else context
     return jax.jit(
-        jax.value_and_grad(lambda params: mf.meta_loss(FIELD, params, COORDS, signals, context, step_size=0.5, **options))
+        jax.value_and_grad(
+            lambda params: mf.meta_loss(FIELD, params, COORDS, signals, context, step_size=0.5, **options)
+        )
     )(params)
 
 
@@ -128,7 +129,7 @@ def test_updates_learn(problem, learned):
 def test_update_uses_meta_loss(problem):
     """The loss of an update is `meta_loss` on the context that key and step give."""
     settings = make_settings()
-    state, history = run_updates(settings, problem[1], 1)
+    _, history = run_updates(settings, problem[1], 1)
     start = meta_step.init_state(FIELD, settings, jax.random.key(0)).trainable.field
     key = jax.random.fold_in(jax.random.key(1), 0)
     context = random_context(key, points=36, selection_ratio=0.5, steps=3, signals=4)
@@ -169,6 +170,7 @@ def test_weight_decay_leaves_the_step_size_alone():
     ("train", "expected"),
     [
         ({}, {0: 1.0, 25: 0.5, 50: 0.0}),
+        ({"warmup_steps": 100}, {0: 0.0, 50: 0.5}),
         ({"warmup_steps": 10}, {0: 0.0, 5: 0.5, 10: 1.0, 30: 0.5, 50: 0.0}),
         ({"schedule": "constant"}, {0: 1.0, 49: 1.0}),
     ],

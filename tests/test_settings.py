@@ -37,7 +37,7 @@ def test_round_trip_through_json_keeps_source_options():
         ({"train": {"schedule": "linear"}}, "train.schedule must be one of 'cosine', 'constant'"),
         ({"trian": {}}, "unknown setting trian; did you mean train"),
         ({"model": {"widht": 3}}, "unknown setting model.widht; did you mean model.width"),
-        ({"train": {"steps": 10, "warmup_steps": 10}}, "train.warmup_steps must be below steps"),
+        ({"train": {"warmup_steps": -1}}, "train.warmup_steps must not be negative"),
         ({"model": 3}, "model must hold named settings"),
         ({"data": {"cache_dir": ""}}, "data.source is missing"),
     ],

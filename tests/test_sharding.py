@@ -60,7 +60,7 @@ def test_a_batch_that_cannot_be_split_names_the_setting():
     class Mesh:
         size = 8
 
-    with pytest.raises(SettingsError, match="train.batch_size = 20 cannot be split over 8 devices; try 16"):
+    with pytest.raises(SettingsError, match=r"train.batch_size = 20 cannot be split over 8 devices; try 16"):
         sharding.check_batch_size(Mesh(), 20, "train.batch_size")  # type: ignore[arg-type]
     sharding.check_batch_size(Mesh(), 24, "train.batch_size")  # type: ignore[arg-type]
 

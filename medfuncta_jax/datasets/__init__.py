@@ -15,7 +15,7 @@ import importlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from medfuncta_jax.datasets.dataset import DataError, Dataset, Split, cache_root
+from medfuncta_jax.datasets.dataset import DataError, Dataset, Split, cache_root, required_folder
 from medfuncta_jax.settings import DataSettings, SettingsError, dataclass_from_dict
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ def open_dataset(data: DataSettings, *, data_dir: str | None) -> Dataset:
         raise SettingsError(f"unknown data.source {data.source!r}; known: {', '.join(sorted(SOURCES))}")
     source: Any = importlib.import_module(SOURCES[data.source])
     options = dataclass_from_dict(source.Options, dict(data.options), "data")
+    if data_dir is not None:
+        required_folder(data_dir, "the source's files")
     root = cache_root(data.cache_dir)
     plan = source.plan(options, data_dir=data_dir, cache_root=root)
 

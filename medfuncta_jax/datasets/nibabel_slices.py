@@ -43,7 +43,7 @@ class Options:
     size: int = 32
     field_of_view: float = 192.0
     val_fraction: float = 0.1
-    test_fraction: float = 0.2
+    test_fraction: float = 0.1
 
     def __post_init__(self):
         if not 8 <= self.size <= 256:

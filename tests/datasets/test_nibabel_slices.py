@@ -17,7 +17,7 @@ def test_shapes_counts_and_labels(slices):
     assert slices.grid == (32, 32)
     assert slices.channels == 1
     assert slices.classes == ("sagittal", "coronal", "axial")
-    assert {name: len(split) for name, split in slices.splits.items()} == {"train": 214, "val": 32, "test": 68}
+    assert {name: len(split) for name, split in slices.splits.items()} == {"train": 250, "val": 32, "test": 32}
     for split in slices.splits.values():
         assert {example["label"] for example in split} == {0, 1, 2}
         for example in split:

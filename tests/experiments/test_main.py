@@ -1,0 +1,201 @@
+"""The launcher as its users meet it: a process, a run directory, exit codes and one-line errors."""
+
+import hashlib
+import json
+import shutil
+import signal
+import subprocess
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import medfuncta_jax as mf
+from experiments import crash_test
+from tests.experiments.conftest import ROOT, command, run
+
+
+def one_line_error(done, code=1):
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    return last
+
+
+def test_a_finished_run_holds_everything(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert names == {
+        "config.json", "checkpoints", "field.npz", "metrics.jsonl", "tensorboard", "latents", "evaluation.json",
+        "figures", "seconds.json",
+    }  # fmt: skip
+    evaluation = json.loads((finished / "evaluation.json").read_text())
+    assert evaluation.keys() == {"test", "val", "seconds"}
+    assert evaluation["seconds"].keys() == {"train", "extract", "evaluate"}
+    for split in ("test", "val"):
+        assert evaluation[split].keys() == {"signals", "psnr", "mse", "ssim"}
+    assert {path.name for path in (finished / "figures").iterdir()} == {"reconstructions.png", "learning_curve.png"}
+    assert list((finished / "tensorboard").iterdir())
+    records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "loss" in record] == list(range(5, 61, 5))
+    assert [record["step"] for record in records if "val_psnr" in record] == [20, 40, 60]
+
+
+def test_the_field_and_latents_read_back_alone(finished, tmp_path):
+    """Copied elsewhere, without the config: the latents decode to the PSNR that was stored, and so do fresh ones."""
+    shutil.copy(finished / "field.npz", tmp_path)
+    shutil.copytree(finished / "latents", tmp_path / "latents")
+    field, params = mf.load_field(tmp_path)
+    latents = mf.load_latents(tmp_path)
+    assert latents.keys() == {"train", "val", "test"}
+    evaluation = json.loads((finished / "evaluation.json").read_text())
+    for name in ("test", "val"):
+        split = latents[name]
+        assert len(split.latents) == len(split.ids) == len(split.labels) == evaluation[name]["signals"]
+        np.testing.assert_allclose(split.psnr.mean(), evaluation[name]["psnr"], rtol=1e-4)
+        grid = mf.grid(split.about["grid"])
+        signals = np.asarray(mf.reconstruct(field, params, split.latents, grid)).reshape(-1, *split.about["grid"], 1)
+        assert np.isfinite(signals).all()
+    assert mf.Settings.from_dict(latents["test"].about["settings"]).model == field.model
+
+
+def test_running_again_changes_nothing(finished):
+    before = {path: hashlib.md5(path.read_bytes()).hexdigest() for path in finished.rglob("*.npz")}
+    metrics = (finished / "metrics.jsonl").read_text()
+    done = run(finished)
+    assert done.returncode == 0, done.stderr
+    assert "PSNR dB" in done.stdout
+    assert before == {path: hashlib.md5(path.read_bytes()).hexdigest() for path in finished.rglob("*.npz")}
+    assert metrics == (finished / "metrics.jsonl").read_text()
+
+
+def test_another_config_is_refused_with_what_differs(finished):
+    error = one_line_error(run(finished, train__learning_rate=0.5, seed=3))
+    assert "seed: 0 there, 3 asked for" in error
+    assert "train.learning_rate: 0.001 there, 0.5 asked for" in error
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_saves_and_ends_as_if_left_alone(finished, tmp_path, number):
+    workdir = tmp_path / "run"
+    process = subprocess.Popen(command(workdir), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    _wait_for(workdir / "metrics.jsonl", process)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 75, stderr
+    assert number.name in stderr
+    assert "run the same command again" in stderr
+    assert "Traceback" not in stderr
+    done = run(workdir)
+    assert done.returncode == 0, done.stderr
+    assert crash_test.compare(finished, workdir) == []
+    for name in ("train", "val", "test"):
+        np.testing.assert_array_equal(mf.load_latents(workdir)[name].latents, mf.load_latents(finished)[name].latents)
+
+
+def test_killed_at_random_moments_it_ends_as_if_left_alone(finished, tmp_path):
+    workdir = tmp_path / "run"
+    moments = np.random.default_rng(0)
+    for _ in range(3):
+        process = subprocess.Popen(command(workdir, mode="train"), cwd=ROOT, stderr=subprocess.DEVNULL)
+        if not (workdir / "config.json").exists():
+            _wait_for(workdir / "config.json", process)
+        time.sleep(moments.uniform(1, 6))
+        process.kill()
+        process.wait()
+    done = run(workdir, mode="train")
+    assert done.returncode == 0, done.stderr
+    assert crash_test.compare(finished, workdir) == []
+    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def _wait_for(path, process):
+    for _ in range(1200):
+        if path.exists():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    raise AssertionError(f"{path} never came")
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
+    workdir = tmp_path / "run"
+    assert run(workdir, mode="train", train__steps=20, train__eval_every=10).returncode == 0
+    latents_before = list(workdir.rglob("*.npz"))
+    done = run(workdir, mode="extract", train__steps=20, train__eval_every=10, largest_file_kb=4)
+    assert "no space left on the device" in one_line_error(done)
+    assert list(workdir.rglob("*.npz")) == latents_before
+    assert not list(workdir.rglob("*partial*"))
+    done = run(workdir, mode="extract", train__steps=20, train__eval_every=10)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_full_disk_while_a_checkpoint_is_saved(finished, tmp_path):
+    workdir = tmp_path / "run"
+    larger = {"mode": "train", "model__width": 128, "train__steps": 10, "train__checkpoint_every": 5}
+    done = run(workdir, **larger, largest_file_kb=60)
+    assert "no space left on the device" in one_line_error(done)
+    done = run(workdir, **larger)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
+    workdir = tmp_path / "run"
+    error = one_line_error(run(workdir, mode="train", inner__step_size=1e30, inner__learned_step_size="none"))
+    assert "step 1: the loss or its gradient is not finite" in error
+    assert "lower train.learning_rate" in error
+    assert "Nothing was saved before it" in error
+
+
+def test_a_collapse_stops_the_run_and_keeps_the_best(tmp_path):
+    """A learning rate far too high from a good start: a constant rate after a warm-up that learns first."""
+    workdir = tmp_path / "run"
+    wild = {"train__learning_rate": 0.3, "train__warmup_steps": 6000, "train__steps": 400, "train__collapse_db": 1.0}
+    error = one_line_error(run(workdir, mode="train", **wild, train__eval_every=10, train__clip_norm=0.0))
+    assert "collapsed to" in error or "not finite" in error
+    assert "kept" in error
+    _, params = mf.load_field(workdir)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize(
+    ("keywords", "code", "message"),
+    [
+        ({"extra": ["--config.trian.steps=3"]}, 2, 'unknown setting trian; Did you mean "train"'),
+        ({"extra": ["--config.train.stepz=3"]}, 2, 'unknown setting stepz; Did you mean "steps"'),
+        ({"extra": ["--config.train.steps=abc"]}, 2, "--config.train.steps=abc"),
+        ({"extra": ["--mod=train"]}, 2, "Unknown command line flag 'mod'"),
+        ({"extra": ["train"]}, 2, "'train' is not a flag"),
+        ({"config": "configs/nofile.py"}, 2, "--config=configs/nofile.py cannot be loaded"),
+        ({"model__latent_dim": 0}, 1, "model.latent_dim must be at least 1"),
+        ({"inner__selection_ratio": 0.0}, 1, "inner.selection_ratio must be in (0, 1]"),
+        ({"inner__selection_ratio": 1.01}, 1, "inner.selection_ratio must be in (0, 1]"),
+        ({"data__source": "nope"}, 1, "unknown data.source 'nope'"),
+        ({"data__size": 1}, 1, "data.size must be 8 to 256"),
+        ({"extra": ["--data_dir=/no/such/folder"]}, 1, "/no/such/folder: no such folder"),
+        ({"data__cache_dir": "/proc/no"}, 1, "--config.data.cache_dir"),
+    ],
+)
+def test_faults_are_one_line_and_leave_nothing(tmp_path, keywords, code, message):
+    workdir = tmp_path / "run"
+    assert message in one_line_error(run(workdir, **keywords), code)
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize("mode", ["extract", "evaluate"])
+def test_a_stage_without_the_one_before_says_so(tmp_path, mode):
+    assert "train first" in one_line_error(run(tmp_path / "run", mode=mode))
+
+
+def test_an_unusable_workdir(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "name another --workdir" in one_line_error(run(tmp_path / "file" / "run"))
+
+
+def test_a_damaged_field_is_named(finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    (workdir / "field.npz").write_bytes((workdir / "field.npz").read_bytes()[:500])
+    assert "field.npz is damaged" in one_line_error(run(workdir, mode="extract"))
