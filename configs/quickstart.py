@@ -1,4 +1,9 @@
-"""Real brain MRI slices that come with nibabel, 32x32: the whole job on a laptop, with no download."""
+"""Real brain MRI slices that come with nibabel, 32x32: the whole job on a laptop, with no download.
+
+Command:   python -m experiments.main --config=configs/quickstart.py --workdir=runs/quickstart
+Hardware:  @QH@
+Result:    @QR@
+"""
 
 from configs import base
 
@@ -10,12 +15,13 @@ def get_config():
     config.model.latent_dim = 256
     config.model.omega_first = 30.0
     config.model.omega_last = 90.0
-    config.inner.steps = 3
+    config.inner.steps = 5
     config.inner.step_size = 1.0
     config.inner.learned_step_size = "per_latent"
     config.inner.selection_ratio = 1.0
+    config.inner.remat = "none"
     config.train.step_size_learning_rate = 1e-2
-    config.train.steps = 2000
+    config.train.steps = 1500
     config.train.batch_size = 32
     config.train.learning_rate = 2e-4
     config.train.warmup_steps = 100

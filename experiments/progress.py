@@ -46,8 +46,8 @@ class Progress:
         left = (self._total - self._done) / rate if rate else float("inf")
         note = f", {self._note}" if self._note else ""
         log.info(
-            "%s: %d of %d %s, %.3g a second, %s left%s",
-            self._title, self._done, self._total, self._unit, rate, _duration(left), note,
+            "%s: %d of %d %s, %s, %s left%s",
+            self._title, self._done, self._total, self._unit, _pace(rate), _duration(left), note,
         )  # fmt: skip
 
     def message(self, text: str) -> None:
@@ -63,6 +63,10 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def _pace(rate: float) -> str:
+    return f"{rate:.3g} a second" if rate >= 1 or rate == 0 else f"{1 / rate:.3g} s each"
 
 
 def _duration(seconds: float) -> str:

@@ -74,10 +74,10 @@ class _Loop:
         key = sharding.replicate(self.mesh, key)
         update = jax.jit(meta_step.make_update(self.field, settings, coords), donate_argnums=0)
         points = math.prod(self.dataset.grid)
-        stream = batches(
-            self.dataset.splits["train"], batch_size=config.batch_size, seed=settings.seed, start_step=start
-        )
         with (
+            batches(
+                self.dataset.splits["train"], batch_size=config.batch_size, seed=settings.seed, start_step=start
+            ) as stream,
             SummaryWriter(str(self.run.tensorboard), purge_step=start or None) as self.board,
             Progress("train", total=config.steps, done=start, unit="steps") as self.progress,
         ):

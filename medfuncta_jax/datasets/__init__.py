@@ -12,14 +12,13 @@ that importing `medfuncta_jax` stays light.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from medfuncta_jax.datasets.dataset import DataError, Dataset, Split, cache_root, required_folder
 from medfuncta_jax.settings import DataSettings, SettingsError, dataclass_from_dict
 
 if TYPE_CHECKING:
-    import numpy as np
+    from medfuncta_jax.datasets.pipeline import BatchStream
 
 __all__ = ["SOURCES", "DataError", "Dataset", "Split", "batches", "open_dataset"]
 
@@ -62,7 +61,7 @@ def open_dataset(data: DataSettings, *, data_dir: str | None) -> Dataset:
     )
 
 
-def batches(split: Split, *, batch_size: int, seed: int, start_step: int = 0) -> Iterator[np.ndarray]:
+def batches(split: Split, *, batch_size: int, seed: int, start_step: int = 0) -> BatchStream:
     """An endless stream of shuffled batches, float32 [batch_size, *grid, D]; see `pipeline.batches`."""
     from medfuncta_jax.datasets import pipeline
 
