@@ -26,6 +26,7 @@ def get_config():
     config.train.learning_rate = 2e-4
     config.train.warmup_steps = 100
     config.train.weight_decay = 0.0
+    config.train.clip_norm = 0.1
     config.train.eval_every = 250
     config.fit.batch_size = 128
     return config

@@ -63,8 +63,13 @@ def _draw(field, params, split, stored, run: RunDirectory) -> None:
     chosen = order[np.linspace(0, len(order) - 1, min(_PICTURED, len(order))).round().astype(int)]
     signals = split.signals(chosen)
     images = np.asarray(reconstruct(field, params, stored.latents[chosen], grid(signals.shape[1:-1])))
+    affines = stored.affines
     figures.draw_reconstructions(
         run.figures / "reconstructions.png", signals, np.clip(images, 0, 1).reshape(signals.shape),
         titles=[stored.ids[i] for i in chosen], psnr=[float(stored.psnr[i]) for i in chosen],
+        oriented=affines is not None,
+        spacing=None if affines is None else np.linalg.norm(affines[chosen[0], :3, :3], axis=0),
     )  # fmt: skip
-    figures.draw_learning_curve(run.figures / "learning_curve.png", run.read_metrics())
+    records = run.read_metrics()
+    if records:
+        figures.draw_learning_curve(run.figures / "learning_curve.png", records)

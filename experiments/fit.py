@@ -55,7 +55,7 @@ def fit_signals(
         batch = sharding.split_batch(mesh, signals)
         fitted = fit_latent(
             field, params, batch,
-            steps=fit.steps, step_size=step_size, channel_loss=settings.train.channel_loss,
+            steps=fit.steps, step_size=step_size, channel_loss=settings.train.channel_loss, safeguard=fit.safeguard,
             rescale_ratio=settings.inner.selection_ratio if fit.context == "rescaled" else None,
             key=jax.random.key(settings.seed),
         )  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -131,20 +131,23 @@ def adapt(
     return FitResult(latents=latents, losses=losses.T)
 
 
-@functools.partial(jax.jit, static_argnames=("field", "steps", "channel_loss", "selection_ratio"))
-def _fit(field, params, coords, signals, weights, step_size, key, *, steps, channel_loss, selection_ratio):
+@functools.partial(jax.jit, static_argnames=("field", "steps", "channel_loss", "selection_ratio", "safeguard"))
+def _fit(field, params, coords, signals, weights, step_size, key, *, steps, channel_loss, selection_ratio, safeguard):
     features = field.point_features(params, coords)
 
-    def slopes_of(latents, features, signals, weights):
+    def losses_of(latents, features, signals, weights):
+        return signal_losses(
+            field, params, latents, features, signals, weights=weights, channel_loss=channel_loss
+        )  # fmt: skip
+
+    def slopes_of(latents, *points):
         def total(latents):
-            losses = signal_losses(
-                field, params, latents, features, signals, weights=weights, channel_loss=channel_loss
-            )
+            losses = losses_of(latents, *points)
             return losses.sum(), losses
 
         return jax.grad(total, has_aux=True)(latents)
 
-    def step(latents, step_key):
+    def direction_of(latents, step_key):
         slopes, losses = slopes_of(latents, features, signals, weights)  # [B, P], [B]
         if selection_ratio is not None:
             rows = random_context(step_key, points=signals.shape[1], selection_ratio=selection_ratio, steps=1)[0]
@@ -153,12 +156,43 @@ def _fit(field, params, coords, signals, weights, step_size, key, *, steps, chan
             subset, _ = slopes_of(latents, subset_features, signals[:, rows], subset_weights)
             norm, subset_norm = (jnp.linalg.norm(s, axis=-1, keepdims=True) for s in (slopes, subset))
             slopes = slopes * subset_norm / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny)
+        return slopes, losses
+
+    def plain_step(latents, step_key):
+        slopes, losses = direction_of(latents, step_key)
         return latents - step_size * slopes, losses
+
+    def guarded_step(carry, step_key):
+        best, latents = carry
+        slopes, losses = direction_of(latents, step_key)
+        best = _keep_better(_Best(latents, losses, slopes, best.part), best)
+        return (best, best.latents - best.part[:, None] * step_size * best.slopes), losses
 
     keys = None if selection_ratio is None else jax.random.split(key, steps)
     start = jnp.zeros((signals.shape[0], field.model.latent_dim), signals.dtype)
-    latents, losses = jax.lax.scan(step, start, keys, length=steps)
-    return FitResult(latents=latents, losses=losses.T)
+    if not safeguard:
+        latents, losses = jax.lax.scan(plain_step, start, keys, length=steps)
+        return FitResult(latents=latents, losses=losses.T)
+    one = jnp.ones(start.shape[0], start.dtype)
+    (best, latents), losses = jax.lax.scan(guarded_step, (_Best(start, one * jnp.inf, start, one), start), keys, steps)
+    last = _keep_better(_Best(latents, losses_of(latents, features, signals, weights), start, one), best)
+    return FitResult(latents=last.latents, losses=losses.T)
+
+
+class _Best(NamedTuple):
+    """Each signal's best latent so far [B, P], its loss [B] and slope [B, P], and the part of the step size used."""
+
+    latents: jax.Array
+    losses: jax.Array
+    slopes: jax.Array
+    part: jax.Array
+
+
+def _keep_better(new: _Best, best: _Best) -> _Best:
+    """Where the loss did not grow, the new latent; elsewhere (or not finite) the old one, with half its step."""
+    accepted = new.losses <= best.losses  # [B], False for NaN
+    halved = best._replace(part=best.part / 2)
+    return jax.tree.map(lambda a, b: jnp.where(accepted.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, halved)
 
 
 def fit_latent(
@@ -171,6 +205,7 @@ def fit_latent(
     steps: int = 20,
     step_size: float | Array = 1e-2,
     channel_loss: Literal["mean", "sum"] = "mean",
+    safeguard: bool = False,
     rescale_ratio: float | None = None,
     key: jax.Array | None = None,
 ) -> FitResult:
@@ -186,6 +221,8 @@ def fit_latent(
       steps: H >= 1.
       step_size: alpha, a scalar or [P]. Fields from `load_field` are scaled so that the default is right.
       channel_loss: see `signal_losses`.
+      safeguard: take a step back wherever it raised a signal's loss, and halve that signal's step size from then on; a
+        signal unlike the training data can then not diverge. Where no loss grows, nothing changes.
       rescale_ratio: None, or gamma in (0, 1]: each step takes the norm of the gradient on a random subset of that part
         of the points (the release's test-time rule).
       key: PRNG key for `rescale_ratio`; key 0 where None.
@@ -213,7 +250,7 @@ def fit_latent(
     return _fit(
         field, params, jnp.asarray(points, dtype), signals, weights, jnp.asarray(step_size, dtype),
         jax.random.key(0) if key is None else key,
-        steps=steps, channel_loss=channel_loss, selection_ratio=rescale_ratio,
+        steps=steps, channel_loss=channel_loss, selection_ratio=rescale_ratio, safeguard=safeguard,
     )  # fmt: skip
 
 

@@ -210,11 +210,14 @@ class FitSettings:
       batch_size: signals fitted at once, over all devices.
       context: "full" steps along the gradient on every point (the paper); "rescaled" gives that gradient the norm
         of the gradient on a random subset of gamma (`inner.selection_ratio`) of the points (the release).
+      safeguard: take back a step that raised a signal's loss and halve its step size, so that a signal unlike the
+        training data cannot diverge; without such a step the latents are the paper's.
     """
 
     steps: int = 20
     batch_size: int = 64
     context: Literal["full", "rescaled"] = "full"
+    safeguard: bool = True
 
     def __post_init__(self):
         _require(self.steps >= 1, f"steps must be at least 1, got {self.steps}")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_disable_most_optimizations", True)
 
 GOLDEN = Path(__file__).parent / "golden"
 GOLDEN_CASES = ("ecg_1d", "image_2d", "image_2d_plain", "volume_3d")

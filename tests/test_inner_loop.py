@@ -102,6 +102,30 @@ def test_rescaled_steps_follow_the_full_gradient_with_the_norm_of_a_subset(field
     np.testing.assert_allclose(everything, full, rtol=1e-9, atol=1e-12)
 
 
+def test_safeguard_changes_nothing_where_losses_fall(field, params, signals):
+    plain = mf.fit_latent(field, params, signals)
+    assert (np.diff(plain.losses, axis=1) < 0).all()
+    guarded = mf.fit_latent(field, params, signals, safeguard=True)
+    np.testing.assert_allclose(guarded.latents, plain.latents, rtol=1e-12)
+    np.testing.assert_allclose(guarded.losses, plain.losses, rtol=1e-12)
+
+
+def test_safeguard_takes_back_steps_that_diverge(field, params, signals):
+    """With a step size far too large plain descent diverges; guarded, no signal ends above where it began."""
+    wild = {"step_size": 30.0, "steps": 40}
+    plain = mf.fit_latent(field, params, signals, **wild)
+    guarded = mf.fit_latent(field, params, signals, **wild, safeguard=True)
+    assert (plain.losses[:, -1] > plain.losses[:, 0]).any()
+    ended = ((mf.reconstruct(field, params, guarded.latents, mf.grid((6, 5))) - signals.reshape(4, 30, 1)) ** 2).mean(1)
+    assert (ended[:, 0] < guarded.losses[:, 0]).all()
+    np.testing.assert_array_less(ended[:, 0], guarded.losses.min(axis=1) + 1e-12)
+
+
+def test_safeguard_survives_a_step_to_infinity(field, params, signals):
+    guarded = mf.fit_latent(field, params, signals, step_size=1e200, steps=5, safeguard=True)
+    assert np.isfinite(guarded.latents).all()
+
+
 def test_compiled_once_per_shape(field, params, signals):
     inner_loop._fit.clear_cache()
     mf.fit_latent(field, params, signals)

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,8 +105,13 @@ def test_misshapen_context_is_refused(problem, context):
         mf.meta_loss(FIELD, problem[0], COORDS, problem[1], context, step_size=0.1)
 
 
+@functools.lru_cache
+def compiled_update(settings):
+    return jax.jit(meta_step.make_update(FIELD, settings, jnp.asarray(COORDS, jnp.float32)))
+
+
 def run_updates(settings, signals, count, state=None):
-    update = jax.jit(meta_step.make_update(FIELD, settings, jnp.asarray(COORDS, jnp.float32)))
+    update = compiled_update(settings)
     state = state or meta_step.init_state(FIELD, settings, jax.random.key(0))
     history = []
     for _ in range(count):
