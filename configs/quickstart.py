@@ -1,8 +1,8 @@
 """Real brain MRI slices that come with nibabel, 32x32: the whole job on a laptop, with no download.
 
 Command:   python -m experiments.main --config=configs/quickstart.py --workdir=runs/quickstart
-Hardware:  @QH@
-Result:    @QR@
+Hardware:  2 CPU cores: 1 minute in all, 45 s of it training (measured, shared machine).
+Result:    test PSNR 31.3 dB, SSIM 0.91 on 32 slices (measured). PCA with 64 / 128 components: 32.5 / 34.7 dB.
 """
 
 from configs import base
@@ -26,7 +26,7 @@ def get_config():
     config.train.learning_rate = 2e-4
     config.train.warmup_steps = 100
     config.train.weight_decay = 0.0
-    config.train.clip_norm = 0.1
+    config.train.clip_norm = 0.1  # see pneumonia_xray_28.py
     config.train.eval_every = 250
     config.fit.batch_size = 128
     return config

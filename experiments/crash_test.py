@@ -52,16 +52,16 @@ def _final_state(workdir: Path):
         return jax.device_get(checkpoints.restore(step, like)[0])
 
 
-def run_killed(workdir: Path, *, kills: int, steps: int, seed: int) -> int:
+def run_killed(workdir: Path, *, kills: int, steps: int, seed: int, longest: float) -> int:
     """Start, kill, start again, at last let it finish; returns how many kills hit a running process.
 
-    The moment is drawn over the time that a whole run took to get going and to finish its first third, so that kills
-    fall into start-up, compilation, updates, validation and saving alike.
+    Moments are drawn over as long as the longest one, so that kills fall into start-up, compilation, updates,
+    validation and saving alike.
     """
     moments, hits = random.Random(seed), 0
     log = (workdir.parent / f"{workdir.name}.log").open("a")
     for kill in range(kills):
-        wait = moments.uniform(0.5, 12.0)
+        wait = moments.uniform(0.5, longest)
         process = subprocess.Popen(_command(workdir, steps), stdout=log, stderr=log)
         try:
             process.wait(timeout=wait)
@@ -100,8 +100,11 @@ def main(argv: list[str]) -> None:
     began = time.monotonic()
     with (workdir / "whole.log").open("w") as log:
         subprocess.run(_command(workdir / "whole", _STEPS.value), stdout=log, stderr=log, check=True)
-    print(f"uninterrupted: {_STEPS.value} steps in {time.monotonic() - began:.0f} s", flush=True)
-    hits = run_killed(workdir / "killed", kills=_KILLS.value, steps=_STEPS.value, seed=_SEED.value)
+    whole = time.monotonic() - began
+    print(f"uninterrupted: {_STEPS.value} steps in {whole:.0f} s", flush=True)
+    hits = run_killed(
+        workdir / "killed", kills=_KILLS.value, steps=_STEPS.value, seed=_SEED.value, longest=0.4 * whole
+    )  # fmt: skip
     differing = compare(workdir / "whole", workdir / "killed")
     print(f"{hits} kills hit a running process; " + (f"DIFFERENT: {differing}" if differing else "equal bit for bit"))
     sys.exit(1 if differing else 0)
