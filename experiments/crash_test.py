@@ -9,6 +9,7 @@ and the exported field must be equal bit for bit; the exit code is 0 only then.
 from __future__ import annotations
 
 import json
+import logging
 import random
 import subprocess
 import sys
@@ -93,6 +94,7 @@ def compare(one: Path, other: Path) -> list[str]:
 def main(argv: list[str]) -> None:
     """Flags in, verdict out."""
     del argv
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every restore
     workdir = Path(_WORKDIR.value).absolute()
     if workdir.exists() and any(workdir.iterdir()):
         raise app.UsageError(f"--workdir={workdir} is not empty")
