@@ -23,9 +23,14 @@ if TYPE_CHECKING:
 __all__ = ["SOURCES", "DataError", "Dataset", "Split", "batches", "open_dataset"]
 
 SOURCES = {
+    "brats": "medfuncta_jax.datasets.brats",
+    "ecg": "medfuncta_jax.datasets.ecg",
+    "image_folder": "medfuncta_jax.datasets.image_folder",
+    "lung_ct": "medfuncta_jax.datasets.lung_ct",
     "medmnist": "medfuncta_jax.datasets.medmnist",
     "nibabel_slices": "medfuncta_jax.datasets.nibabel_slices",
     "nifti_folder": "medfuncta_jax.datasets.nifti_folder",
+    "series_folder": "medfuncta_jax.datasets.series_folder",
 }
 
 

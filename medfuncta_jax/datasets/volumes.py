@@ -1,17 +1,20 @@
-"""Volumes from files: reading NIfTI into RAS+, robust scaling to [0, 1], anti-aliased resampling with its affine."""
+"""Volumes from files and to files: NIfTI in RAS+, robust scaling to [0, 1], and new grids with their affines."""
 
 from __future__ import annotations
 
 import gzip
+import itertools
+import os
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.datasets.dataset import DataError
 
 # Deflate cannot do better than this, so a header that claims more voxels than the file can hold is corrupt.
@@ -36,11 +39,48 @@ class Volume:
         return np.linalg.norm(self.affine[:3, :3], axis=0)
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files at any depth below a folder, in an order that stays; names that start with a dot are left out.
+
+    Links to folders are followed, but no folder is visited twice, so that a loop of links ends.
+
+    Raises:
+      DataError: a folder that cannot be listed.
+    """
+    visited: set[tuple[int, int]] = set()
+
+    def walk(directory: Path) -> Iterator[Path]:
+        try:
+            state = directory.stat()
+            names = sorted(os.listdir(directory))
+        except OSError as error:
+            raise DataError(f"{directory}: cannot be listed ({error.strerror or error})") from error
+        if (state.st_dev, state.st_ino) in visited:
+            return
+        visited.add((state.st_dev, state.st_ino))
+        for path in (directory / name for name in names if not name.startswith(".")):
+            if os.path.isdir(path):
+                yield from walk(path)
+            elif os.path.isfile(path):
+                yield path
+
+    return walk(folder)
+
+
 def volume_shape(path: Path) -> tuple[int, ...]:
     """The shape that the header of an image file states, without reading the voxels.
 
     Raises:
       DataError: not a readable image, or a header that claims more than the file can hold.
+    """
+    return volume_header(path)[0]
+
+
+def volume_header(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
+    """What the header of an image file states: its shape, and the affine [4, 4] of the axes as they lie in the file.
+
+    Raises:
+      DataError: as `volume_shape`.
     """
     import nibabel
 
@@ -54,7 +94,7 @@ def volume_shape(path: Path) -> tuple[int, ...]:
             raise ValueError(f"its header claims {'x'.join(map(str, shape))} voxels, more than the file can hold")
     except Exception as error:  # nibabel parses whatever the file holds: a broken header raises nearly anything
         raise _unreadable(path, error) from error
-    return shape
+    return shape, np.asarray(image.affine, np.float64)
 
 
 def read_volume(path: Path) -> Volume:
@@ -117,6 +157,53 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     return DataError(f"{path}: {kind} image ({reason}); copy the file anew or remove it")
 
 
+def canonical_volume(values: np.ndarray, affine: np.ndarray) -> Volume:
+    """A volume whose axes are permuted and flipped so that they are closest to RAS+.
+
+    Args:
+      values: [I, J, K], any order of axes.
+      affine: [4, 4], of the indices of `values` to millimetres, RAS+.
+    """
+    import nibabel
+
+    image: Any = nibabel.as_closest_canonical(nibabel.Nifti1Image(values, affine))
+    return Volume(np.asarray(image.dataobj), np.asarray(image.affine, np.float64))
+
+
+def write_volume(path: Path | str, values: np.ndarray, affine: np.ndarray, *, dtype: str = "float32") -> None:
+    """Write a NIfTI file, whole or not at all: a reconstruction with the affine of its example overlays the scan.
+
+    The same values give the same bytes. The folder is made if absent.
+
+    Args:
+      path: ends in .nii or .nii.gz.
+      values: [X, Y, Z].
+      affine: [4, 4], of voxel indices to millimetres, RAS+.
+      dtype: how the voxels are stored; whole numbers are rounded, and cut at the ends of the type's range.
+    Raises:
+      ValueError: another suffix, `values` that are no volume, or an affine of another shape.
+    """
+    import nibabel
+
+    path, values, affine = Path(path), np.asarray(values), np.asarray(affine, np.float64)
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise ValueError(f"{path}: a NIfTI file ends in .nii or .nii.gz")
+    if values.ndim != 3 or affine.shape != (4, 4):
+        raise ValueError(f"{path}: values [X, Y, Z] and affine [4, 4] are needed, got {values.shape}, {affine.shape}")
+    if np.issubdtype(dtype, np.integer):
+        limits = np.iinfo(dtype)
+        values = np.clip(np.rint(values), limits.min, limits.max)
+    image: Any = nibabel.Nifti1Image(values.astype(dtype), affine)
+    image.header.set_xyzt_units("mm")
+    with atomic_path(path) as partial:
+        if path.suffix == ".nii":
+            partial.write_bytes(image.to_bytes())
+        else:
+            # Level 1 is nibabel's; noise does not compress better with more time. No name and time inside.
+            with open(partial, "wb") as raw, gzip.GzipFile("", "wb", 1, raw, mtime=0) as file:
+                image.to_stream(file)
+
+
 def scale_to_unit(values: np.ndarray, low: float, high: float, name: str) -> np.ndarray:
     """Clip to two quantiles of all values and scale these to 0 and 1.
 
@@ -133,6 +220,11 @@ def scale_to_unit(values: np.ndarray, low: float, high: float, name: str) -> np.
     if not top > bottom:
         kind = "constant" if values.min() == values.max() else f"constant between the quantiles {low} and {high}"
         raise DataError(f"{name}: the volume is {kind} ({bottom:g}); remove the file or widen the quantiles")
+    return scale_between(values, bottom, top, name)
+
+
+def scale_between(values: np.ndarray, bottom: float, top: float, name: str) -> np.ndarray:
+    """Clip to [bottom, top], bottom < top, and scale to [0, 1]; otherwise as `scale_to_unit`."""
     if top - bottom > 1e38:
         raise DataError(
             f"{name}: its values range from {bottom:g} to {top:g}, beyond float32; repair or remove the file"
@@ -189,3 +281,80 @@ def resample_volume(volume: Volume, shape: Sequence[int], spacing: float | None)
     index_map[:3, :3] = np.diag(steps)
     index_map[:3, 3] = (source - 1) / 2 - (np.array(shape) - 1) / 2 * steps
     return Volume(resample(volume.values, shape, steps.tolist()), volume.affine @ index_map)
+
+
+def resample_isotropic(volume: Volume, spacing: float, fill: float) -> Volume:
+    """Interpolate, by cubic splines, on cubic voxels along the axes of space that cover the volume's field of view.
+
+    Nothing is smoothed before a coarser grid is sampled: cubic interpolation alone, as CT sets are commonly prepared.
+    The field of view reaches half a voxel beyond the outer voxel centres; there the outer voxels are continued.
+
+    Args:
+      volume: any affine, also oblique or sheared (gantry tilt).
+      spacing: millimetres a voxel.
+      fill: the value outside the field of view, where an oblique volume does not reach.
+    Returns:
+      The volume with affine [[spacing * I, origin], [0, 1]], float32; `volume` itself if it is such a volume.
+    """
+    from scipy import ndimage
+
+    linear, offset = volume.affine[:3, :3], volume.affine[:3, 3]
+    if np.allclose(linear, spacing * np.eye(3), atol=1e-3 * spacing):
+        return volume
+    ends = [(-0.5, size - 0.5) for size in volume.values.shape]
+    corners = np.array(list(itertools.product(*ends))) @ linear.T + offset
+    low, high = corners.min(0), corners.max(0)
+    shape = np.maximum(1, np.rint((high - low) / spacing).astype(int))
+    affine = np.diag([spacing, spacing, spacing, 1.0])
+    affine[:3, 3] = (low + high) / 2 - (shape - 1) / 2 * spacing
+    to_index = np.linalg.inv(volume.affine) @ affine
+    matrix = to_index[:3, :3]
+    if np.allclose(matrix, np.diag(np.diag(matrix)), atol=1e-9):
+        matrix = np.diag(matrix)  # much faster
+    # One voxel more on each side: beyond the outer centres scipy takes `fill`.
+    coefficients = ndimage.spline_filter(np.pad(volume.values, 1, mode="edge"), order=3, output=np.float32)
+    values = ndimage.affine_transform(
+        coefficients, matrix, to_index[:3, 3] + 1, tuple(shape.tolist()), np.float32, cval=fill, prefilter=False
+    )
+    return Volume(values, affine)
+
+
+def crop_or_pad(volume: Volume, shape: Sequence[int], fill: float) -> Volume:
+    """Bring each axis to a size about its centre: cut what is too long, add `fill` to what is too short.
+
+    Of an odd number of voxels to add, the end gets one more than the start (155 to 256: 50 and 51); likewise to cut.
+
+    Args:
+      volume: values [X, Y, Z].
+      shape: the three sizes of the output.
+      fill: the value of added voxels.
+    Returns:
+      The volume whose affine leaves every voxel at its place in space.
+    """
+    values, shift = volume.values, np.eye(4)
+    for axis, size in enumerate(shape):
+        missing = size - values.shape[axis]
+        if missing < 0:
+            start = -missing // 2
+            values = np.take(values, range(start, start + size), axis=axis)
+        else:
+            start = -(missing // 2)
+            edges = [(0, 0)] * 3
+            edges[axis] = (-start, missing + start)
+            values = np.pad(values, edges, constant_values=fill)
+        shift[axis, 3] = start
+    return Volume(values, volume.affine @ shift)
+
+
+def block_average(volume: Volume, factor: int) -> Volume:
+    """Means over blocks of factor^3 voxels; the affine maps the new voxels to the centres of their blocks.
+
+    Args:
+      volume: values [X, Y, Z], each size a multiple of `factor`.
+      factor: at least 1.
+    """
+    x, y, z = (size // factor for size in volume.values.shape)
+    blocks = volume.values.reshape(x, factor, y, factor, z, factor)
+    index_map = np.diag([factor, factor, factor, 1.0])
+    index_map[:3, 3] = (factor - 1) / 2
+    return Volume(blocks.mean((1, 3, 5), dtype=np.float32), volume.affine @ index_map)

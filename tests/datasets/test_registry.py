@@ -10,7 +10,7 @@ from medfuncta_jax.settings import DataSettings, SettingsError
 
 
 def test_unknown_source_names_the_known_ones():
-    with pytest.raises(SettingsError, match=r"unknown data\.source 'mnist'; known: medmnist, nibabel_slices"):
+    with pytest.raises(SettingsError, match=r"unknown data\.source 'mnist'; known: .*medmnist, nibabel_slices"):
         open_dataset(DataSettings("mnist"), data_dir=None)
 
 

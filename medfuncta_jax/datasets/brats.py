@@ -1,0 +1,174 @@
+"""Brain MRI in the folder layout of BraTS 2023: one sequence of every case, with the published preprocessing.
+
+    BraTS-GLI-00000-000/BraTS-GLI-00000-000-t1n.nii.gz        patient BraTS-GLI-00000, first time point
+
+The files may lie at any depth below the data directory, with or without `.gz`. A volume is clipped to the 0.001 and
+0.999 quantiles of all its voxels, scaled to [0, 1], padded with 0 from 240 x 240 x 155 to 256 x 256 x 256 (8 + 8,
+8 + 8, 50 + 51) and averaged over blocks. Other shapes are cropped or padded about their centre, and logged.
+
+BraTS arrays run to the left, the back and the top (LPS). Here they are turned to RAS+, which flips two axes that are
+padded evenly, so the result is the published one, voxel for voxel, up to these flips, which the affine accounts for.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medfuncta_jax.datasets.dataset import SPLITS, DataError, Example, Plan, PlannedSplit, required_folder
+from medfuncta_jax.datasets.splits import require_split_options, split_names
+from medfuncta_jax.datasets.volumes import (
+    Volume,
+    block_average,
+    crop_or_pad,
+    files_below,
+    read_volume,
+    scale_to_unit,
+    volume_header,
+)
+from medfuncta_jax.settings import SettingsError
+
+SEQUENCES = ("t1n", "t1c", "t2w", "t2f")
+
+# Voxels along each side after padding; the sizes that can be had divide it.
+FIELD = 256
+SIZES = (32, 64, 128, 256)
+
+_SHAPE = (240, 240, 155)
+_SPACING = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Settings of the source.
+
+    Attributes:
+      sequence: "t1n" (native T1, the paper's), "t1c" (with contrast), "t2w" or "t2f" (FLAIR).
+      size: voxels along each side, 32, 64, 128 or 256; one voxel is 256 / size millimetres wide.
+      quantile_low, quantile_high: of a volume's intensities, scaled to 0 and 1.
+      seed: of the split.
+      test_fraction: of the patients.
+      val_fraction: of the patients, taken from those that are not for testing; the test split does not depend on it.
+    """
+
+    sequence: str = "t1n"
+    size: int = 32
+    quantile_low: float = 0.001
+    quantile_high: float = 0.999
+    seed: int = 42
+    val_fraction: float = 0.1
+    test_fraction: float = 0.2
+
+    def __post_init__(self):
+        if self.sequence not in SEQUENCES:
+            raise SettingsError(f"sequence must be one of {', '.join(SEQUENCES)}, got {self.sequence!r}")
+        if self.size not in SIZES:
+            raise SettingsError(f"size must be one of {', '.join(map(str, SIZES))}, got {self.size}")
+        if not 0 <= self.quantile_low < self.quantile_high <= 1:
+            raise SettingsError("quantile_low must be below quantile_high, both in [0, 1]")
+        require_split_options(self.seed, self.val_fraction, self.test_fraction)
+
+
+def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
+    """The cases; headers are read now, voxels when the plan is carried out.
+
+    Raises:
+      DataError: no folder, too few patients to split, a case that is there twice, or a header that cannot be read.
+    """
+    folder = required_folder(data_dir, "the BraTS cases")
+    files = _cases(folder, options.sequence)
+    patients = {case: patient_of(case) for case in files}
+    if (count := len(set(patients.values()))) < len(SPLITS):
+        raise DataError(
+            f"{folder}: {count} patients with files named *-{options.sequence}.nii.gz or .nii, at least 3 are needed "
+            "to train, validate and test; check --data_dir and --config.data.sequence"
+        )
+    other = {case: text for case, path in files.items() if (text := _unusual(path))}
+    if other:
+        first = next(iter(other))
+        _log.warning(
+            "%d of %d volumes are not 240 x 240 x 155 at 1 mm (%s: %s); each is cropped or padded about its centre",
+            len(other), len(files), first, other[first],
+        )  # fmt: skip
+    fractions = {"test": options.test_fraction, "val": options.val_fraction}
+    cases = split_names(list(files), fractions, seed=options.seed, groups=patients)
+
+    def examples(split: str) -> Iterator[Example]:
+        for case in cases[split]:
+            volume = preprocess(read_volume(files[case]), options, name=str(files[case]))
+            yield Example(volume.values[..., None], case, affine=volume.affine)
+
+    states = {path.relative_to(folder).as_posix(): path.stat() for path in files.values()}
+    return Plan(
+        name="brats",
+        grid=(options.size,) * 3,
+        channels=1,
+        dtype="float32",
+        splits={split: PlannedSplit(len(cases[split]), functools.partial(examples, split)) for split in SPLITS},
+        affines=True,
+        about={
+            "source": "brats",
+            "version": 1,
+            "title": f"{folder.name}, {options.sequence}",
+            "licence": "as its publisher says",
+            "options": asdict(options),
+            "folder": str(folder.resolve()),
+            "files": {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()},
+            "orientation": "RAS+",
+            "other_shapes": other,
+            "split_rule": f"by patient, a permutation with seed {options.seed}: test, then val, the rest to train",
+            "split": cases,
+        },
+    )
+
+
+def preprocess(volume: Volume, options: Options, *, name: str) -> Volume:
+    """The published preprocessing of one volume.
+
+    Args:
+      volume: intensities, RAS+.
+      options: size and quantiles.
+      name: of the file, for the message.
+    Returns:
+      float32 [size, size, size] in [0, 1], 0 outside the input, and the affine of the new grid.
+    Raises:
+      DataError: a constant volume.
+    """
+    unit = scale_to_unit(volume.values, options.quantile_low, options.quantile_high, name)
+    padded = crop_or_pad(Volume(unit, volume.affine), (FIELD,) * 3, 0.0)
+    return block_average(padded, FIELD // options.size)
+
+
+def patient_of(case: str) -> str:
+    """The patient of a case: its name without the time point, "BraTS-GLI-00000-001" to "BraTS-GLI-00000"."""
+    return re.sub(r"-\d{3}$", "", case)
+
+
+def _cases(folder: Path, sequence: str) -> dict[str, Path]:
+    """The files of a sequence by the names of their cases, sorted."""
+    files: dict[str, Path] = {}
+    for path in files_below(folder):
+        match = re.fullmatch(rf"(.+)-{sequence}\.nii(\.gz)?", path.name)
+        if not match:
+            continue
+        if match[1] in files:
+            raise DataError(f"{path}: this case is also in {files[match[1]]}; remove one of the two files")
+        files[match[1]] = path
+    return dict(sorted(files.items()))
+
+
+def _unusual(path: Path) -> str:
+    """Shape and spacing of a volume that is not as BraTS publishes it, else ""."""
+    shape, affine = volume_header(path)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if shape[:3] == _SHAPE and np.allclose(spacing, _SPACING, atol=1e-3):
+        return ""
+    return f"{' x '.join(map(str, shape))} at {' x '.join(f'{step:.4g}' for step in spacing)} mm"

@@ -1,0 +1,235 @@
+"""A folder of files of the user's own: which files, their labels, and which split each is in.
+
+Labels and patients come from a table (`label_table.py`). Without one, folders can say it: files below `train`, `val`
+and `test` (or `training`, `valid`, `validation`, `testing`) stay in these splits, a missing `val` or `test` is drawn
+from `train`; and where every file lies in exactly one more folder, and there are two or more of these, a folder is a
+class. What no folder says is split at random by a seed: by patient where a table states them, else by file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from medfuncta_jax.datasets.dataset import SPLITS, DataError, Task
+from medfuncta_jax.datasets.label_table import Labels, labels_of, read_label_table
+from medfuncta_jax.datasets.splits import require_split_options, split_names
+from medfuncta_jax.settings import SettingsError
+
+_SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderOptions:
+    """What the sources of a folder of files share.
+
+    Attributes:
+      pattern: which files, a glob relative to the data directory; "**" is any folders (links to folders, which could
+        lead in circles, are not followed).
+      labels: a table of labels, relative to the data directory; "" if there is none.
+      label_column, patient_column: of that table; see `label_table.read_label_table`.
+      seed: of the split.
+      val_fraction, test_fraction: of the patients, or of the files where patients are not known, above 0; at least
+        one each.
+    """
+
+    pattern: str = "**/*"
+    labels: str = ""
+    label_column: str = ""
+    patient_column: str = ""
+    seed: int = 42
+    val_fraction: float = 0.1
+    test_fraction: float = 0.2
+
+    def __post_init__(self):
+        require_split_options(self.seed, self.val_fraction, self.test_fraction)
+        parts = Path(self.pattern).parts
+        circular = any("**" in part and part != "**" for part in parts)
+        if not parts or Path(self.pattern).is_absolute() or ".." in parts or circular or "\0" in self.pattern:
+            raise SettingsError(f"pattern must be a glob inside the data directory, got {self.pattern!r}")
+
+
+def require_value_range(value_range: tuple[float, ...]) -> None:
+    """Refuse a range that is neither empty nor two rising numbers.
+
+    Raises:
+      SettingsError: names the setting.
+    """
+    rising = len(value_range) == 2 and value_range[0] < value_range[1]
+    if value_range and not (rising and all(map(math.isfinite, value_range))):
+        raise SettingsError(f"value_range must be two rising numbers, or empty, got {value_range}")
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """Where each signal belongs.
+
+    Attributes:
+      splits: names by split, sorted.
+      labels: their classes and patients.
+      about: JSON-able: how the split was made and where labels are from.
+    """
+
+    splits: Mapping[str, list[str]]
+    labels: Labels
+    about: dict[str, Any]
+
+    def label(self, name: str) -> int:
+        """The class of a signal, -1 if none."""
+        return self.labels.labels.get(name, -1)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names by label."""
+        return self.labels.classes
+
+    @property
+    def task(self) -> Task:
+        """What the labels mean."""
+        return self.labels.task
+
+
+def matching_files(folder: Path, options: FolderOptions, suffixes: Sequence[str] = ()) -> dict[str, Path]:
+    """The files that match, by their names relative to `folder`, sorted; hidden ones and the table of labels left out.
+
+    Args:
+      folder: the data directory.
+      options: with the pattern.
+      suffixes: in lower case; none for any.
+    Raises:
+      DataError: no files, or a file name that cannot be an id.
+    """
+    table = _table(folder, options)
+    files = {}
+    for path in sorted(folder.glob(options.pattern)):
+        # Copies from some systems come with "._name.nii.gz" files that are no images.
+        if path.name.startswith(".") or path == table or not path.is_file():
+            continue
+        if suffixes and path.suffix.lower() not in suffixes:
+            continue
+        name = path.relative_to(folder).as_posix()
+        if len(name.splitlines()) > 1 or not _encodable(name):
+            raise DataError(f"{folder}: file name {name!a} holds a line break or is not UTF-8; rename the file")
+        files[name] = path
+    if not files:
+        kinds = f" with a suffix of {' '.join(suffixes)}" if suffixes else ""
+        raise DataError(
+            f"{folder}: 0 files match {options.pattern!r}{kinds}, at least 3 are needed to train, validate and test; "
+            "check --data_dir and --config.data.pattern"
+        )
+    return files
+
+
+def arranged(
+    names: Sequence[str], folder: Path, options: FolderOptions, *, labels: Labels | None = None, by_folders: bool = True
+) -> Arrangement:
+    """Labels and splits of named signals.
+
+    Args:
+      names: unique, "/" between folders, relative to `folder`.
+      folder: the data directory.
+      options: the table of labels, the seed and the fractions.
+      labels: where the source knows them itself; a table in `options` goes before.
+      by_folders: whether folders may say splits and classes.
+    Raises:
+      DataError: too few signals or patients to split, a table that cannot be used, or files beside the split folders.
+    """
+    given = _given_splits(folder, names) if by_folders else None
+    table = _table(folder, options)
+    if table is not None:
+        labels = read_label_table(
+            table, names, label_column=options.label_column, patient_column=options.patient_column
+        )
+    by_class = _class_folders(names, given is not None) if by_folders else {}
+    if by_class and (labels is None or (not labels.classes and not options.label_column)):
+        patients, about = (None, {}) if labels is None else (labels.patients, labels.about)
+        labels = labels_of(by_class, None, about | {"classes": "folders"})
+        labels = Labels(labels.classes, labels.labels, patients, labels.about)
+    labels = labels or Labels((), {}, None, {})
+    fractions = {"val": options.val_fraction, "test": options.test_fraction}
+    splits: dict[str, list[str]] = {}
+    if given is not None:
+        fractions = {name: part for name, part in fractions.items() if name not in given}
+        splits = dict(given)
+        names = splits["train"]
+    units = names if labels.patients is None else {labels.patients[name] for name in names}
+    if len(units) <= len(fractions):
+        kind = "signals" if labels.patients is None else "patients"
+        raise DataError(
+            f"{folder}: {len(units)} {kind} of files that match {options.pattern!r}, at least {len(fractions) + 1} are "
+            "needed to train, validate and test; check --data_dir and --config.data.pattern"
+        )
+    splits |= split_names(names, fractions, seed=options.seed, groups=labels.patients)
+    unit = "file" if labels.patients is None else "patient"
+    rule = f"by {unit}, a permutation with seed {options.seed}"
+    if given is not None:
+        rule = f"as in the folders {', '.join(given)}" + (f"; {', '.join(fractions)} {rule}" if fractions else "")
+    return Arrangement(
+        {name: splits[name] for name in SPLITS}, labels, {"split_rule": rule, "split": splits, "labels": labels.about}
+    )
+
+
+def about_files(source: str, folder: Path, options: Any, files: Mapping[str, Path]) -> dict[str, Any]:
+    """What determines the signals of a folder: the options, and each file's size and time of change."""
+    states = {name: path.stat() for name, path in files.items()}
+    return {
+        "source": source,
+        "version": 1,
+        "title": folder.name,
+        "licence": "not known",
+        "options": asdict(options),
+        "folder": str(folder.resolve()),
+        "files": {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()},
+    }
+
+
+def _table(folder: Path, options: FolderOptions) -> Path | None:
+    return folder / Path(options.labels).expanduser() if options.labels else None
+
+
+def _encodable(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _given_splits(folder: Path, names: Sequence[str]) -> dict[str, list[str]] | None:
+    """The names below each split's folder; None where there is no folder of training files."""
+    given: dict[str, list[str]] = {}
+    outside = []
+    for name in names:
+        parts = PurePosixPath(name).parts
+        split = _SPLIT_FOLDERS.get(parts[0].lower()) if len(parts) > 1 else None
+        if split is None:
+            outside.append(name)
+        else:
+            given.setdefault(split, []).append(name)
+    if "train" not in given:
+        return None
+    if outside:
+        raise DataError(
+            f"{folder}: {len(outside)} files such as {outside[0]} lie beside the folders of the splits "
+            f"({', '.join(given)}); move them or choose files with --config.data.pattern"
+        )
+    return {split: given[split] for split in SPLITS if split in given}
+
+
+def _class_folders(names: Sequence[str], below_splits: bool) -> dict[str, str]:
+    """The folder of each file, where every file is in exactly one and there are several; else nothing."""
+    parts = {name: PurePosixPath(name).parts[1 if below_splits else 0 :] for name in names}
+    if any(len(one) != 2 for one in parts.values()) or len({one[0] for one in parts.values()}) < 2:
+        return {}
+    return {name: one[0] for name, one in parts.items()}

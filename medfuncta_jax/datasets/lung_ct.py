@@ -1,0 +1,164 @@
+"""Chest CT volumes in Hounsfield units, as NIfTI: LIDC-IDRI after `python -m experiments.preprocess`, or others.
+
+A volume that is not on cubic voxels of 1 mm along the axes of space is interpolated to these. Then, as published: the
+central 256 x 256 x 256 voxels, padded with air (-1000) where the scan is shorter, clipped at -1000 and at the 0.999
+quantile of these voxels, scaled to [0, 1] and averaged over blocks. Axes are RAS+, and the affine is kept.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medfuncta_jax.datasets.dataset import SPLITS, DataError, Example, Plan, PlannedSplit, required_folder
+from medfuncta_jax.datasets.dicom import AIR
+from medfuncta_jax.datasets.splits import require_split_options, split_names
+from medfuncta_jax.datasets.volumes import (
+    Volume,
+    block_average,
+    crop_or_pad,
+    files_below,
+    read_volume,
+    resample_isotropic,
+    scale_between,
+    volume_header,
+)
+from medfuncta_jax.settings import SettingsError
+
+# Voxels of 1 mm along each side; the sizes that can be had divide it.
+FIELD = 256
+SIZES = (32, 64, 128, 256)
+SPACING = 1.0
+
+_NIFTI = re.compile(r"\.nii(\.gz)?$")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Settings of the source.
+
+    Attributes:
+      size: voxels along each side, 32, 64, 128 or 256; one voxel is 256 / size millimetres wide.
+      pattern: which of the .nii and .nii.gz files, a glob over their paths relative to the data directory, where "*"
+        also stands for folders; for a folder that holds masks too.
+      quantile_high: of the cropped volume, scaled to 1; -1000 HU is scaled to 0.
+      patient: a regular expression; what it finds in a file's path is the patient, and a file in whose path it finds
+        nothing is a patient of its own.
+      seed: of the split.
+      test_fraction: of the patients.
+      val_fraction: of the patients, taken from those that are not for testing; the test split does not depend on it.
+    """
+
+    size: int = 32
+    pattern: str = "*"
+    quantile_high: float = 0.999
+    patient: str = r"LIDC-IDRI-\d+"
+    seed: int = 42
+    val_fraction: float = 0.1
+    test_fraction: float = 0.2
+
+    def __post_init__(self):
+        if self.size not in SIZES:
+            raise SettingsError(f"size must be one of {', '.join(map(str, SIZES))}, got {self.size}")
+        if not 0 < self.quantile_high <= 1:
+            raise SettingsError(f"quantile_high must be in (0, 1], got {self.quantile_high}")
+        try:
+            re.compile(self.patient)
+        except re.error as error:
+            raise SettingsError(f"patient must be a regular expression, got {self.patient!r}: {error}") from error
+        require_split_options(self.seed, self.val_fraction, self.test_fraction)
+
+
+def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
+    """The folder's volumes; headers are read now, voxels when the plan is carried out.
+
+    Raises:
+      DataError: no folder, too few patients to split, or a header that cannot be read.
+    """
+    folder = required_folder(data_dir, "the CT volumes")
+    nifti = {path.relative_to(folder).as_posix(): path for path in files_below(folder) if _NIFTI.search(path.name)}
+    files = {name: path for name, path in nifti.items() if fnmatch.fnmatchcase(name, options.pattern)}
+    patients = {name: _patient(name, options.patient) for name in files}
+    if (count := len(set(patients.values()))) < len(SPLITS):
+        raise DataError(
+            f"{folder}: NIfTI files of {count} patients, at least 3 are needed to train, validate and test; check "
+            "--data_dir and --config.data.pattern, and make NIfTI of DICOM with python -m experiments.preprocess"
+        )
+    short = [name for name, path in files.items() if _shorter_than_field(path)]
+    if short:
+        _log.info(
+            "%d of %d volumes are shorter than %d mm (%s) and padded with air", len(short), len(files), FIELD, short[0]
+        )
+    fractions = {"test": options.test_fraction, "val": options.val_fraction}
+    names = split_names(list(files), fractions, seed=options.seed, groups=patients)
+
+    def examples(split: str) -> Iterator[Example]:
+        for name in names[split]:
+            volume = preprocess(read_volume(files[name]), options, name=str(files[name]))
+            yield Example(volume.values[..., None], name, affine=volume.affine)
+
+    states = {name: path.stat() for name, path in files.items()}
+    return Plan(
+        name="lung_ct",
+        grid=(options.size,) * 3,
+        channels=1,
+        dtype="float32",
+        splits={split: PlannedSplit(len(names[split]), functools.partial(examples, split)) for split in SPLITS},
+        affines=True,
+        about={
+            "source": "lung_ct",
+            "version": 1,
+            "title": folder.name,
+            "licence": "as its publisher says",
+            "options": asdict(options),
+            "folder": str(folder.resolve()),
+            "files": {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()},
+            "orientation": "RAS+",
+            "padded": short,
+            "split_rule": f"by patient, a permutation with seed {options.seed}: test, then val, the rest to train",
+            "split": names,
+        },
+    )
+
+
+def preprocess(volume: Volume, options: Options, *, name: str) -> Volume:
+    """The published preprocessing of one volume.
+
+    Args:
+      volume: Hounsfield units; any spacing and orientation.
+      options: size and quantile.
+      name: of the file, for the message.
+    Returns:
+      float32 [size, size, size] in [0, 1], 0 outside the input, and the affine of the new grid.
+    Raises:
+      DataError: nothing in it is denser than air.
+    """
+    field = crop_or_pad(resample_isotropic(volume, SPACING, AIR), (FIELD,) * 3, AIR)
+    top = float(np.quantile(field.values, options.quantile_high))
+    if top <= AIR:
+        raise DataError(
+            f"{name}: nothing is denser than air ({AIR:g}) up to the quantile {options.quantile_high} of the central "
+            f"{FIELD} mm; are these Hounsfield units? remove the file if not"
+        )
+    unit = scale_between(field.values, AIR, top, name)
+    return block_average(Volume(unit, field.affine), FIELD // options.size)
+
+
+def _patient(name: str, pattern: str) -> str:
+    match = re.search(pattern, name)
+    return match[0] if match and match[0] else name
+
+
+def _shorter_than_field(path: Path) -> bool:
+    shape, affine = volume_header(path)
+    extent = np.array(shape[:3]) * np.linalg.norm(affine[:3, :3], axis=0)[: len(shape[:3])]
+    return bool((np.rint(extent) < FIELD).any())

@@ -1,0 +1,243 @@
+"""Beats from the raw records of the MIT-BIH Arrhythmia Database (.hea, .dat, .atr), after Kachuee et al. 2018.
+
+The lead is resampled to 125 Hz and cut into windows of 10 s, each scaled to [0, 1] by its minimum and maximum. A beat
+that the cardiologists annotated starts at its R peak, moved to the highest sample within 24 ms (and the window), and is
+1.2 T long, T the median RR interval of the window, at most 187 samples; the rest is 0. Left out: beats that run out of
+their window, windows with fewer than two beats, without signal or with invalid samples, and what is left after the last
+whole window. Annotations that are of no AAMI class (rhythm changes, noise, flutter waves) are no beats.
+
+Splits are by patient: records 201 and 202 are of one. Reading the records takes the package `wfdb`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medfuncta_jax.datasets.dataset import SPLITS, DataError
+from medfuncta_jax.datasets.splits import split_names
+
+_log = logging.getLogger(__name__)
+
+BEAT_SAMPLES = 187
+CLASSES = ("N", "S", "V", "F", "Q")
+
+_RATE = 125
+_WINDOW = 10 * _RATE
+_REACH = round(0.024 * _RATE)
+_LENGTH_IN_RR = 1.2
+
+# The annotation symbols of each class (ANSI/AAMI EC57).
+_SYMBOLS = {"N": "NLRejB", "S": "AaJS", "V": "VE", "F": "F", "Q": "/fQ"}
+_CLASS_OF = {symbol: CLASSES.index(name) for name, symbols in _SYMBOLS.items() for symbol in symbols}
+
+_PATIENT_OF = {"202": "201"}
+
+
+@dataclass(frozen=True)
+class Beat:
+    """One heartbeat.
+
+    Attributes:
+      sample: where it is annotated in the record, in samples of the record.
+      label: index into `CLASSES`.
+      values: float32 [187] in [0, 1].
+    """
+
+    sample: int
+    label: int
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record by its header file; the signal is read by `beats`."""
+
+    header: Path
+    lead: str
+
+    @property
+    def name(self) -> str:
+        """Such as "100"."""
+        return self.header.stem
+
+    @property
+    def patient(self) -> str:
+        """The patient it was recorded from."""
+        return _PATIENT_OF.get(self.name, self.name)
+
+    def has_lead(self) -> bool:
+        """Whether the lead was recorded.
+
+        Raises:
+          DataError: `wfdb` is not installed, or the header cannot be read.
+        """
+        return self.lead in (self._read("header").sig_name or [])
+
+    def beats(self) -> list[Beat]:
+        """The beats in their order.
+
+        Raises:
+          DataError: a file of the record is missing, truncated or corrupt.
+        """
+        record, notes = self._read("signal"), self._read("annotations")
+        beats = [i for i, symbol in enumerate(notes.symbol) if symbol in _CLASS_OF]
+        samples = np.asarray(notes.sample, np.int64)[beats]
+        labels = [_CLASS_OF[notes.symbol[i]] for i in beats]
+        kept, values = extract_beats(record.p_signal[:, 0], float(record.fs), samples)
+        return [Beat(int(samples[i]), labels[i], beat) for i, beat in zip(kept, values, strict=True)]
+
+    def _read(self, part: str) -> Any:
+        place = str(self.header.with_suffix(""))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # wfdb 4.3 uses what pandas 3 is about to remove
+                import wfdb
+
+                if part == "header":
+                    return wfdb.rdheader(place)
+                if part == "annotations":
+                    return wfdb.rdann(place, "atr")
+                return wfdb.rdrecord(place, channel_names=[self.lead])
+        except ImportError as error:
+            raise DataError(
+                f"{self.header}: raw records need the package wfdb (pip install 'medfuncta_jax[ecg]'), or take "
+                "--config.data.format=csv"
+            ) from error
+        except FileNotFoundError as error:
+            raise DataError(f"{error.filename or place}: no such file; copy the whole record anew") from error
+        except Exception as error:  # wfdb parses whatever the files hold
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise DataError(f"{place}: the {part} of the record cannot be read ({reason}); copy it anew") from error
+
+
+def extract_beats(signal: np.ndarray, rate: float, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The beats of one lead.
+
+    Args:
+      signal: [n], any unit; NaN where invalid.
+      rate: samples a second, above 0.
+      samples: int [m], annotated beats as indices into `signal`, rising.
+    Returns:
+      int [k], which of the m beats are kept; and float32 [k, 187] in [0, 1].
+    """
+    from scipy.signal import resample_poly
+
+    ratio = Fraction(_RATE / rate).limit_denominator(10_000)
+    invalid = ~np.isfinite(signal)
+    if invalid.any() and not invalid.all():
+        signal = np.interp(np.arange(len(signal)), np.flatnonzero(~invalid), signal[~invalid])
+    # A line from the first to the last sample is taken off first, so that the ends do not ring.
+    resampled = resample_poly(signal, ratio.numerator, ratio.denominator, padtype="line")
+    places = np.rint(samples * (_RATE / rate)).astype(np.int64)
+    kept: list[int] = []
+    beats: list[np.ndarray] = []
+    for start in range(0, len(resampled) - _WINDOW + 1, _WINDOW):
+        window = resampled[start : start + _WINDOW]
+        inside = np.arange(*np.searchsorted(places, (start, start + _WINDOW)))
+        first, end = (math.floor(edge / _RATE * rate) for edge in (start, start + _WINDOW))
+        if len(inside) < 2 or invalid[first:end].any() or not window.max() > window.min():
+            continue
+        unit = (window - window.min()) / (window.max() - window.min())
+        peaks = np.array([_highest(unit, at) for at in places[inside] - start])
+        length = min(round(_LENGTH_IN_RR * float(np.median(np.diff(peaks)))), BEAT_SAMPLES)
+        for i, peak in zip(inside, peaks, strict=True):
+            if peak + length <= _WINDOW and length > 0:
+                beat = np.zeros(BEAT_SAMPLES, np.float32)
+                beat[:length] = unit[peak : peak + length]
+                kept.append(int(i))
+                beats.append(beat)
+    return np.array(kept, np.int64), np.array(beats, np.float32).reshape(-1, BEAT_SAMPLES)
+
+
+def _highest(unit: np.ndarray, at: int) -> int:
+    first = max(at - _REACH, 0)
+    return first + int(np.argmax(unit[first : at + _REACH + 1]))
+
+
+@dataclass(frozen=True)
+class RecordSplit:
+    """Records by split.
+
+    Attributes:
+      records: in the order of their names.
+      lengths: how many beats each split has.
+      about: JSON-able: the rule, the records of each split, those left out, and the files.
+    """
+
+    records: Mapping[str, list[Record]]
+    lengths: Mapping[str, int]
+    about: dict[str, Any]
+
+
+def split_records(
+    folder: Path, *, lead: str, test_records: tuple[str, ...], fractions: Mapping[str, float], seed: int
+) -> RecordSplit:
+    """The records below a folder, split by patient; all are read once, to count their beats.
+
+    Args:
+      folder: with records named by three digits, as published ("x_108" and the like there are excerpts), at any depth.
+      lead: of the beats; records without it are left out, and logged.
+      test_records: all records to test on; empty draws them.
+      fractions: of the patients, for "val" and "test".
+      seed: of the split.
+    Raises:
+      DataError: no records, a record twice or damaged, a test record that is not there or shares a patient with
+        others, or too few patients.
+    """
+    records: dict[str, Record] = {}
+    for header in sorted(folder.rglob("[0-9][0-9][0-9].hea")):
+        if header.stem in records:
+            raise DataError(f"{folder}: record {header.stem} is there twice ({records[header.stem].header}, {header})")
+        records[header.stem] = Record(header, lead)
+    if not records:
+        raise DataError(
+            f"{folder}: no records such as 100.hea, 100.dat and 100.atr there or below; --data_dir must name the "
+            "folder of the MIT-BIH Arrhythmia Database"
+        )
+    without = [name for name, record in records.items() if not record.has_lead()]
+    if without:
+        _log.warning("%s: records %s have no lead %s and are left out", folder, ", ".join(without), lead)
+    patients = {name: record.patient for name, record in records.items() if name not in without}
+    if absent := sorted(set(test_records) - set(patients)):
+        raise DataError(f"{folder}: test record {absent[0]} is not there or has no lead {lead}; name others")
+    tested = {patients[name] for name in test_records}
+    if shared := sorted(name for name in patients if patients[name] in tested and name not in test_records):
+        raise DataError(f"{folder}: record {shared[0]} is of a patient in test_records; name it there too")
+    drawn = {name: part for name, part in fractions.items() if name != "test" or not test_records}
+    rest = [name for name in patients if name not in test_records]
+    if len({patients[name] for name in rest}) <= len(drawn):
+        raise DataError(f"{folder}: too few patients ({len(set(patients.values()))}) to train, validate and test")
+    names = split_names(rest, drawn, seed=seed, groups=patients)
+    if test_records:
+        names["test"] = sorted(test_records)
+    counts = {name: len(records[name].beats()) for name in patients}
+    files = [path for name in patients for path in _files(records[name])]
+    return RecordSplit(
+        records={split: [records[name] for name in names[split]] for split in SPLITS},
+        lengths={split: sum(counts[name] for name in names[split]) for split in SPLITS},
+        about={
+            "folder": str(folder.resolve()),
+            "files": {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files},
+            "split_rule": f"by patient (201 and 202 are one), {', '.join(drawn)} drawn with seed {seed}"
+            + ("; test as named" if test_records else ""),
+            "split": {split: names[split] for split in SPLITS},
+            "left_out": without,
+        },
+    )
+
+
+def _files(record: Record) -> Iterator[Path]:
+    for suffix in (".hea", ".dat", ".atr"):
+        path = record.header.with_suffix(suffix)
+        if not path.is_file():
+            raise DataError(f"{path}: no such file; copy the whole record anew")
+        yield path

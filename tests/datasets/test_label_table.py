@@ -1,0 +1,134 @@
+"""Tables of labels: which row is about which file, classes, patients, and tables that cannot be used."""
+
+import logging
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medfuncta_jax.datasets import DataError, open_dataset
+from medfuncta_jax.datasets.label_table import ordered_classes, read_label_table
+from medfuncta_jax.settings import DataSettings
+
+REAL = Path(__file__).parents[3] / "shared" / "data"
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no shared/data beside the checkout")
+
+NAMES = ["a/scan é 1.nii.gz", "a/scan 2.nii.gz", "b/c/x.v2.png", "p7/t1.nii.gz", "p7/t2.nii.gz"]
+
+
+def _read(tmp_path, text, names=NAMES, label_column="", patient_column="", encoding="utf-8", name="table.csv"):
+    path = tmp_path / name
+    path.write_bytes(text.encode(encoding))
+    return read_label_table(path, names, label_column=label_column, patient_column=patient_column)
+
+
+def test_names_by_path_file_stem_and_folder(tmp_path, caplog):
+    text = "id,label\na/scan e\u0301 1.nii.gz,ill\nscan 2,well\nx.v2,well\np7,ill\np7/t2,well\nabsent,ill\n"
+    with caplog.at_level(logging.WARNING):
+        table = _read(tmp_path, text)
+    assert table.classes == ("ill", "well")
+    assert [table.classes[table.labels[name]] for name in NAMES] == ["ill", "well", "well", "ill", "well"]
+    assert table.task == "binary-class"
+    assert table.patients is None
+    assert [record.getMessage().split(": ")[1] for record in caplog.records] == [
+        "1 rows are for no signal that is there"
+    ]
+
+
+def test_files_without_a_label(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        table = _read(tmp_path, "file;grade\nt1;3\nt2;n/a\nscan 2;10\nx;\n", label_column="grade")
+    assert table.labels == {"p7/t1.nii.gz": 0, "a/scan 2.nii.gz": 1}
+    assert table.classes == ("3", "10")
+    assert "3 of 5 signals have no label (-1)" in caplog.text
+
+
+def test_patients_only_and_a_spreadsheet_in_utf8_with_mark(tmp_path, caplog):
+    text = 'site\tname\tpatient\nA\tscan 2\t"p 1"\nB\tx.v2.png\tp 1\nC\tt1\t\nD\tt2\tp 2\n\t\t\n'
+    with caplog.at_level(logging.WARNING):
+        table = _read(tmp_path, text, patient_column="patient", encoding="utf-8-sig")
+    assert table.classes == ()
+    assert table.task == "none"
+    assert table.patients["a/scan 2.nii.gz"] == table.patients["b/c/x.v2.png"] == "patient p 1"
+    assert len(set(table.patients.values())) == 4
+    assert "2 signals have no patient stated" in caplog.text
+
+
+def test_order_of_classes():
+    assert ordered_classes(["10", "9", "-1"]) == ("-1", "9", "10")
+    assert ordered_classes(["10", "9", "b"]) == ("10", "9", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no table with two columns"),
+        ("file\nscan 2\n", "no table with two columns"),
+        ("file,sex\nscan 2,M\n", "no column 'label', it has 'file', 'sex'; name one with"),
+        ("file,label,label\nscan 2,M,F\n", "several columns 'label'"),
+        ("file,label\nscan 2,M,3\n", "line 2 has 3 cells, the header has 2"),
+        ("file,label\nscan 2,M\nscan 2,M\n", "lines 2 and 3 are both for 'scan 2'"),
+        ("file,label\nnothing.png,M\n", "no row names a signal: rows are like 'nothing.png'"),
+        ("file,label\n", "no row names a signal: rows are like ''"),
+        ('file,label\n"scan 2,M\n', "not a readable table"),
+    ],
+)
+def test_bad_table_is_named_in_one_line(tmp_path, text, message):
+    with pytest.raises(DataError, match=message) as caught:
+        _read(tmp_path, text)
+    assert "table.csv" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_row_for_two_files_of_one_name_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"line 2 \('x.png'\) could be 'a/x.png' or 'b/x.png'"):
+        _read(tmp_path, "file,label\nx.png,1\n", names=["a/x.png", "b/x.png"])
+
+
+def test_table_in_another_encoding_or_absent(tmp_path):
+    with pytest.raises(DataError, match=r"not text in UTF-8 .*save it as CSV in UTF-8"):
+        _read(tmp_path, "file,label\nscan 2,m\n", encoding="utf-16")
+    with pytest.raises(DataError, match=r"absent\.csv: cannot be read \(No such file"):
+        read_label_table(tmp_path / "absent.csv", NAMES, label_column="", patient_column="")
+
+
+@needs_real
+def test_real_participants(tmp_path):
+    options = {"labels": "participants.csv", "label_column": "sex", "grid": (8, 8, 8)}
+    source = DataSettings("nifti_folder", str(tmp_path), tuple(sorted(options.items())))
+    data = open_dataset(source, data_dir=str(REAL / "ixi_t1_2mm"))
+    assert (data.classes, data.task) == (("F", "M"), "binary-class")
+    rows = [line.split(",") for line in (REAL / "ixi_t1_2mm" / "participants.csv").read_text().splitlines()[1:]]
+    sex = {row[0]: row[2] for row in rows}
+    found = {one["id"]: data.classes[one["label"]] for split in data.splits.values() for one in split}
+    assert found == sex
+    assert data.about["labels"]["file"] == "participants.csv"
+
+
+TEXT = st.one_of(
+    st.binary(max_size=200),
+    st.lists(
+        st.sampled_from(["file", "label", ",", ",", ";", "\n", "\n", "\r", '"', "scan 2", "t1", "p7", "\0", "é", " "])
+    )
+    .map("".join)
+    .map(str.encode),
+)
+
+
+@settings(max_examples=120, deadline=None, derandomize=True, database=None)
+@given(text=TEXT)
+def test_any_table_is_read_or_refused_in_one_line(text):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table.csv"
+        path.write_bytes(b"file,label\n" + text)
+        table, refusal = None, ""
+        try:
+            table = read_label_table(path, NAMES, label_column="", patient_column="")
+        except DataError as error:
+            refusal = str(error)
+    assert len(refusal.splitlines()) == (0 if table else 1)
+    if table:
+        assert set(table.labels) <= set(NAMES)
+        assert set(table.labels.values()) <= set(range(len(table.classes)))

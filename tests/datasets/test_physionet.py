@@ -1,0 +1,193 @@
+"""Beats from records in PhysioNet's format, against a plain statement of the extraction on a made-up ECG."""
+
+import logging
+import shutil
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+from medfuncta_jax.datasets import DataError, open_dataset
+from medfuncta_jax.datasets.physionet import extract_beats
+from medfuncta_jax.settings import DataSettings
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # wfdb 4.3 uses what pandas 3 is about to remove
+    wfdb = pytest.importorskip("wfdb", exc_type=ImportError)
+
+# Times of R peaks on the raster of 125 Hz, so that the highest sample is never in doubt.
+KINDS = ["N", "L", "V", "A", "F", "/", "+", "~", "!", "e"]
+
+
+def _made_up(seed, seconds=35.0):
+    """R peaks [m] in seconds, symbols, and the ECG as a function of time."""
+    rng = np.random.default_rng(seed)
+    times = 0.4 + np.cumsum(rng.integers(70, 140, 200)) / 125
+    times = times[times < seconds - 0.5]
+    heights = rng.uniform(0.7, 1.3, len(times))
+
+    def ecg(t):
+        away = t[:, None] - times
+        waves = np.exp(-0.5 * (away / 0.016) ** 2) + 0.25 * np.exp(-0.5 * ((away - 0.25) / 0.04) ** 2)
+        return 0.1 * np.sin(t) + waves @ heights
+
+    return times, [KINDS[i] for i in rng.integers(0, len(KINDS), len(times))], ecg
+
+
+def _write_record(folder, name, seed, leads=("MLII", "V5")):
+    times, symbols, ecg = _made_up(seed)
+    signal = ecg(np.arange(35 * 360) / 360)
+    samples = np.round(times * 360).astype(int) + np.random.default_rng(seed).integers(-4, 5, len(times))
+    folder.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wfdb.wrsamp(
+            name, fs=360, units=["mV", "mV"], sig_name=list(leads), p_signal=np.stack([signal, -signal], 1),
+            fmt=["212", "212"], write_dir=str(folder),
+        )  # fmt: skip
+        wfdb.wrann(name, "atr", samples, symbols, write_dir=str(folder))
+    return samples, symbols, ecg
+
+
+def _expected(samples, symbols, ecg):
+    """The extraction, stated plainly: {sample: (class, beat)}."""
+    classes = dict.fromkeys("NLRejB", 0) | dict.fromkeys("AaJS", 1) | dict.fromkeys("VE", 2) | {"F": 3}
+    classes |= dict.fromkeys("/fQ", 4)
+    signal = ecg(np.arange(35 * 125) / 125)
+    beats = {}
+    for start in (0, 1250, 2500):
+        window = signal[start : start + 1250]
+        window = (window - window.min()) / (window.max() - window.min())
+        peaks = []
+        for sample, symbol in zip(samples, symbols, strict=True):
+            place = round(sample * 125 / 360) - start
+            if symbol in classes and 0 <= place < 1250:
+                near = range(max(0, place - 3), min(1250, place + 4))
+                peaks.append((max(near, key=lambda i: window[i]), sample, classes[symbol]))
+        length = 1.2 * np.median(np.diff([peak for peak, _, _ in peaks]))
+        length = min(187, int(np.round(length)))
+        for peak, sample, label in peaks:
+            if peak + length <= 1250:
+                beats[sample] = (label, np.pad(window[peak : peak + length], (0, 187 - length)))
+    return beats
+
+
+def _open(tmp_path, **options):
+    options = {"format": "physionet", "val_fraction": 0.2} | options
+    source = DataSettings("ecg", str(tmp_path / "cache"), tuple(sorted(options.items())))
+    return open_dataset(source, data_dir=str(tmp_path / "mit bih é"))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Six records with the lead, one without, and an excerpt as PhysioNet has them in a folder of its own."""
+    folder = tmp_path_factory.mktemp("records")
+    names = ("100", "101", "103", "201", "202", "203")
+    made = {name: _write_record(folder, name, seed) for seed, name in enumerate(names)}
+    _write_record(folder, "102", 9, leads=("V5", "V2"))
+    _write_record(folder / "x_mitdb", "x_108", 10)
+    return folder, made
+
+
+@pytest.fixture
+def records(tmp_path, written):
+    """What the records hold; they are copied into this test's data directory."""
+    shutil.copytree(written[0], tmp_path / "mit bih é")
+    return written[1]
+
+
+def test_beats_equal_the_plain_statement(tmp_path, records, caplog):
+    with caplog.at_level(logging.WARNING):
+        data = _open(tmp_path)
+    assert "records 102 have no lead MLII" in caplog.text
+    found = {}
+    for split in data.splits.values():
+        found |= {example["id"]: example for example in split}
+    expected = {}
+    for name, made in records.items():
+        expected |= {f"{name}:{sample:06d}": beat for sample, beat in _expected(*made).items()}
+    assert found.keys() == expected.keys()
+    assert len(found) > 100
+    for name, (label, beat) in expected.items():
+        assert found[name]["label"] == label
+        # 12 bits of the record, and the filter of the resampling.
+        np.testing.assert_allclose(found[name]["signal"][:, 0], beat, atol=0.01, err_msg=name)
+        assert found[name]["signal"][0, 0] > 0.4
+
+
+def test_splits_are_by_patient_seeded_and_written_down(tmp_path, records):
+    data = _open(tmp_path)
+    split = data.about["split"]
+    assert sorted(name for names in split.values() for name in names) == ["100", "101", "103", "201", "202", "203"]
+    for name, names in split.items():
+        assert {one.split(":")[0] for one in data.splits[name].annotations().ids} == set(names)
+        assert ("201" in names) == ("202" in names)
+    assert data.about["left_out"] == ["102"]
+    assert _open(tmp_path).about["split"] == split
+    assert any(_open(tmp_path, seed=seed).about["split"] != split for seed in (1, 2, 3))
+
+
+def test_test_records_by_name(tmp_path, records):
+    assert _open(tmp_path, test_records=("203", "100")).about["split"]["test"] == ["100", "203"]
+    with pytest.raises(DataError, match="record 202 is of a patient in test_records"):
+        _open(tmp_path, test_records=("201",))
+    with pytest.raises(DataError, match="test record 102 is not there or has no lead MLII"):
+        _open(tmp_path, test_records=("102",))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage", "message"),
+    [
+        (".dat", lambda data: data[: len(data) // 2], "100: the signal of the record cannot be read"),
+        (".dat", None, r"100\.dat: no such file"),
+        (".atr", None, r"100\.atr: no such file"),
+        (".hea", lambda data: b"\xff\xfe junk", "100: the header of the record cannot be read"),
+        (".hea", lambda data: b"", "100: the header of the record cannot be read"),
+    ],
+)
+def test_damaged_record_is_named_in_one_line(tmp_path, records, suffix, damage, message):
+    path = (tmp_path / "mit bih é" / "100").with_suffix(suffix)
+    data = path.read_bytes()
+    path.unlink()
+    if damage:
+        path.write_bytes(damage(data))
+    with pytest.raises(DataError, match=message) as caught:
+        _open(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_no_records_too_few_and_a_record_twice(tmp_path):
+    folder = tmp_path / "mit bih é"
+    folder.mkdir()
+    with pytest.raises(DataError, match=r"no records such as 100\.hea"):
+        _open(tmp_path)
+    _write_record(folder, "100", 0)
+    with pytest.raises(DataError, match=r"too few patients \(1\)"):
+        _open(tmp_path)
+    _write_record(folder / "copy", "100", 0)
+    with pytest.raises(DataError, match="record 100 is there twice"):
+        _open(tmp_path)
+
+
+def test_windows_without_signal_or_beats_are_left_out():
+    times, _, ecg = _made_up(0)
+    signal = ecg(np.arange(35 * 360) / 360)
+    samples = np.round(times * 360).astype(int)
+    whole, _ = extract_beats(signal, 360, samples)
+    gap = signal.copy()
+    gap[5000:5010] = np.nan  # in the second window
+    kept, beats = extract_beats(gap, 360, samples)
+    assert set(kept) == {i for i in whole if not 3600 <= samples[i] < 7200}
+    assert np.isfinite(beats).all()
+    assert extract_beats(np.zeros(8000), 360, samples[samples < 8000])[1].shape == (0, 187)
+    assert extract_beats(np.full(8000, np.nan), 360, samples[:5])[1].shape == (0, 187)
+    assert extract_beats(signal, 360, samples[:0])[1].shape == (0, 187)
+    assert extract_beats(signal[:100], 360, samples[:0])[1].shape == (0, 187)
+
+
+def test_without_wfdb_the_message_says_what_to_install(tmp_path, records, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wfdb", None)
+    with pytest.raises(DataError, match=r"pip install 'medfuncta_jax\[ecg\]'") as caught:
+        _open(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1

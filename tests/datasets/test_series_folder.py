@@ -1,0 +1,230 @@
+"""Time series of the user's own: files and tables, lengths and scales, and text that is no series."""
+
+import itertools
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medfuncta_jax.datasets import DataError, open_dataset, series_folder
+from medfuncta_jax.datasets.series_folder import resampled
+from medfuncta_jax.datasets.volumes import resample
+from medfuncta_jax.settings import DataSettings, SettingsError
+
+REAL = Path(__file__).parents[3] / "shared" / "data"
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no shared/data beside the checkout")
+
+
+def _open(tmp_path, folder=None, **options):
+    source = DataSettings("series_folder", str(tmp_path / "cache"), tuple(sorted(options.items())))
+    return open_dataset(source, data_dir=str(folder or tmp_path / "data"))
+
+
+def _everything(data):
+    return {one["id"]: one for split in data.splits.values() for one in split}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Six signals of two channels and a column of times, one in each dialect."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for i, (suffix, delimiter, end) in enumerate([("csv", ",", "\n"), ("csv", ";", "\r\n"), ("tsv", "\t", "\n")] * 2):
+        rows = [["time", "ecg é", "resp"]] + [[t / 10, np.sin(t + i), 5 * np.cos(t)] for t in range(20 + i)]
+        text = end.join(delimiter.join(map(str, row)) for row in rows)
+        (folder / f"patient {i}.{suffix}").write_bytes(text.encode("utf-8-sig" if i == 1 else "utf-8"))
+    return folder
+
+
+def test_files_of_several_channels(tmp_path, folder):
+    data = _open(tmp_path, length=20, fit="crop", scale="channel", columns=("ecg é", "2"))
+    assert (data.grid, data.channels, data.classes) == ((20,), 2, ())
+    found = _everything(data)
+    assert set(found) == {path.name for path in folder.iterdir()}
+    for i in range(6):
+        suffix = "tsv" if i % 3 == 2 else "csv"
+        wave = np.stack([np.sin(np.arange(20 + i) + i), 5 * np.cos(np.arange(20 + i))], 1)
+        expected = (wave - wave.min(0)) / np.ptp(wave, axis=0)
+        np.testing.assert_allclose(found[f"patient {i}.{suffix}"]["signal"], expected[:20], atol=1e-6)
+
+
+def test_scales(tmp_path, folder):
+    own = _everything(_open(tmp_path, columns=("1", "-1")))["patient 0.csv"]["signal"]
+    assert (own[:, 0].max(), own[:, 1].max()) == (pytest.approx(0.6, abs=0.02), pytest.approx(1, abs=0.02))
+    fixed = _everything(_open(tmp_path, columns=("1",), value_range=(-2, 0.5), fit="crop", length=30))
+    signal = fixed["patient 0.csv"]["signal"][:, 0]
+    np.testing.assert_allclose(signal[:20], np.clip((np.sin(np.arange(20)) + 2) / 2.5, 0, 1), atol=1e-6)
+    np.testing.assert_array_equal(signal[20:], 0)
+
+
+def test_blanks_between_columns_and_no_header(tmp_path):
+    (tmp_path / "data").mkdir()
+    for i in range(3):
+        np.savetxt(tmp_path / "data" / f"{i}.txt", np.random.default_rng(i).random((9, 2)))
+        np.savetxt(tmp_path / "data" / f"{i}.csv", np.random.default_rng(i).random(9))
+    assert _open(tmp_path, pattern="*.txt", length=9).channels == 2
+    assert _open(tmp_path, pattern="*.csv", length=9).channels == 1
+
+
+@pytest.mark.parametrize(("n", "length"), [(20, 20), (100, 10), (100, 7), (10, 64), (9, 12), (2, 5)])
+def test_resampling_equals_that_of_volumes(n, length):
+    values = np.random.default_rng(n).random((n, 2))
+    np.testing.assert_allclose(resampled(values, length), resample(values, (length,), (n / length,)), atol=1e-5)
+
+
+def test_resampling_a_long_series_takes_little_memory():
+    long = resampled(np.linspace(0, 1, 2_000_000)[:, None], 1000)
+    np.testing.assert_allclose(long[:, 0], (np.arange(1000) + 0.5) / 1000, atol=1e-6)
+
+
+@needs_real
+def test_real_beats_as_a_table_of_rows(tmp_path):
+    options = {"layout": "row", "pattern": "*_test.csv", "label_column": "-1", "length": 187, "value_range": (0.0, 1.0)}
+    data = _open(tmp_path, REAL / "ecg", **options)
+    table = np.loadtxt(REAL / "ecg" / "mitbih_test.csv", delimiter=",")
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 1050, "val": 150, "test": 300}
+    assert data.task == "multi-class"
+    for name, one in _everything(data).items():
+        row = int(name.split(":")[1]) - 1
+        np.testing.assert_allclose(one["signal"][:, 0], table[row, :-1], atol=1e-6)
+        assert float(data.classes[one["label"]]) == table[row, -1]
+
+
+def test_rows_with_ids_labels_and_patients(tmp_path):
+    (tmp_path / "data").mkdir()
+    rows = [f"p{i // 2},beat {i},{'NV'[i % 3 == 0]},{i},{i + 1},3,{'' if i % 2 else 9}" for i in range(12)]
+    (tmp_path / "data" / "all.csv").write_text("\n".join(["patient,beat,class,a,b,c,d", *rows]))
+    options = {"layout": "row", "length": 4, "fit": "crop", "value_range": (0.0, 20.0)}
+    named = {"id_column": "beat", "label_column": "class", "patient_column": "patient"}
+    data = _open(tmp_path, **options, **named)
+    found = _everything(data)
+    assert set(found) == {f"all.csv:beat {i}" for i in range(12)}
+    place = {}
+    for name, split in data.splits.items():
+        for one in split:
+            i = int(one["id"].split()[1])
+            np.testing.assert_allclose(one["signal"][:, 0], np.array([i, i + 1, 3, 0 if i % 2 else 9]) / 20, atol=1e-6)
+            assert data.classes[one["label"]] == "NV"[i % 3 == 0]
+            place.setdefault(i // 2, set()).add(name)
+    assert all(len(splits) == 1 for splits in place.values())
+    (tmp_path / "data" / "all.csv").write_text("\n".join(rows))  # no header: the same columns by position
+    by_position = _open(tmp_path, **options, id_column="1", label_column="2", patient_column="0")
+    assert set(_everything(by_position)) == set(found)
+
+
+def test_rows_with_a_table_of_labels(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "all.csv").write_text("\n".join(f"s{i},{i},7" for i in range(5)))
+    (tmp_path / "data" / "labels.csv").write_text("\n".join(["id,label", *(f"all.csv:s{i},{i % 2}" for i in range(5))]))
+    data = _open(tmp_path, layout="row", id_column="0", labels="labels.csv", length=2)
+    assert {name: one["label"] for name, one in _everything(data).items()} == {f"all.csv:s{i}": i % 2 for i in range(5)}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no numbers"),
+        ("time,ecg,resp\n", "0 samples, a series has at least 2"),
+        ("1,2,3\n", "1 samples, a series has at least 2"),
+        ("1,2,3\n4,5\n", "line 2 has 2 cells, line 1 has 3"),
+        ("1,2,3\n4,5,6,7\n", "line 2 has 4 cells, line 1 has 3"),
+        ("1,2,3\n4,,6\n", "line 2, column 2: '' is no finite number"),
+        ("1,2,3\n4,nan,6\n", "line 2, column 2: 'nan' is no finite number"),
+        ("1,2,3\n4,1e999,6\n", "line 2, column 2: '1e999' is no finite number"),
+        ("a,2,3\n4,5,6\n", "line 1, column 1: 'a' is no finite number"),
+        ("1;2,5;3\n4;5;6\n", "line 1, column 2: '2,5' is no finite number"),
+        ("1,2\n4,5\n", "2 channels, but patient 0.csv has 3; channel counts must not be mixed"),
+        ("7,7,7\n7,7,7\n", r"the series is constant \(7\); remove it or set --config\.data\.value_range"),
+        ("1e308,-1e308,0\n1,1,1\n", "cannot be scaled"),
+        ("1e-300,0,0\n0,0,0\n", "cannot be scaled"),
+        ('1,2,3\n"4,5,6\n', "not a readable table"),
+        ("1,2,\0\n4,5,6\n", "patient x.csv: line 1"),
+    ],
+)
+def test_bad_file_is_named_in_one_line(tmp_path, folder, text, message):
+    (folder / "patient x.csv").write_text(text)
+    with pytest.raises(DataError, match=message) as caught:
+        _open(tmp_path)
+    assert "patient x.csv" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_binary_file(tmp_path, folder):
+    (folder / "patient x.csv").write_bytes(bytes(range(256)))
+    with pytest.raises(DataError, match=r"patient x\.csv: not text in UTF-8"):
+        _open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("1,2\n3,4\n5\n", {}, "line 3 has 1 cells, line 1 has 2"),
+        ("a,1,2\na,3,4\nb,5,6\n", {"id_column": "0"}, "lines 1 and 2 have one id; ids must differ"),
+        ("1,2\n3,4\n5,6\n", {"id_column": "name"}, "no column 'name', it has 2 columns without a header"),
+        ("1,2\n3,4\n5,6\n", {"label_column": "7"}, "no column '7'"),
+        ("a,b\n3,4\n5,6\n", {"label_column": "c"}, "no column 'c', it has 'a', 'b'; change --config.data.label_column"),
+        ("1\n2\n3\n", {"label_column": "0"}, "no column of samples is left"),
+        ("1,2\n3,4\n", {}, "2 signals of files that match"),
+        ("1,2,0\n3,4,1\n5,6,1\n", {"patient_column": "2"}, "2 patients of files that match"),
+        ("1,2\n,,\n3,4\n5,6\n", {}, "line 2 has 3 cells"),
+        ("1,2\n,\n3,4\n5,6\n", {}, "line 2: 0 samples, a series has at least 2"),
+    ],
+)
+def test_bad_table_is_named_in_one_line(tmp_path, text, options, message):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "all.csv").write_text(text)
+    with pytest.raises(DataError, match=message) as caught:
+        _open(tmp_path, layout="row", **options)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"length": 1}, r"data\.length must be 2 to"),
+        ({"layout": "column"}, r"data\.layout must be one of"),
+        ({"layout": "row", "columns": ("1",)}, "layout 'row' has one channel"),
+        ({"id_column": "1"}, "id_column is of tables"),
+        ({"value_range": (2.0, 1.0)}, "value_range must be two rising numbers"),
+    ],
+)
+def test_options_out_of_range(tmp_path, folder, options, message):
+    with pytest.raises(SettingsError, match=message):
+        _open(tmp_path, **options)
+
+
+CELLS = st.sampled_from(
+    ["0", "1", "-2.5", "1e3", "1e308", "-1e308", "1e-320", "nan", "inf", "", " ", "x", '"', "1_0", "\0", "é"]
+)
+TEXTS = st.one_of(
+    st.binary(max_size=80),
+    st.tuples(st.sampled_from([",", ";", "\t", " "]), st.sampled_from(["\n", "\r\n", "\r"]), st.lists(
+        st.lists(CELLS | st.sampled_from(["0.5", "2", "3"]), min_size=2, max_size=3), max_size=6
+    )).map(lambda parts: parts[1].join(parts[0].join(row) for row in parts[2]).encode()),
+)  # fmt: skip
+
+
+@settings(max_examples=120, deadline=None, derandomize=True, database=None)
+@given(text=TEXTS, layout=st.sampled_from(["file", "row"]), label=st.sampled_from(["", "0", "x"]))
+def test_any_text_is_read_or_refused_in_one_line(text, layout, label):
+    options = series_folder.Options(layout=layout, length=5, label_column=label)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in "abc":
+            (Path(folder) / f"{name}.csv").write_bytes(text if name == "b" else b"1,2\n3,4\n")
+        refusal, examples = "", {}
+        try:
+            plan = series_folder.plan(options, data_dir=folder, cache_root=Path(folder))
+            examples = {name: list(split.examples()) for name, split in plan.splits.items()}
+        except DataError as error:
+            refusal = str(error)
+    assert len(refusal.splitlines()) == (0 if examples else 1)
+    for name, some in examples.items():
+        assert len(some) == plan.splits[name].length
+    for example in itertools.chain(*examples.values()):
+        assert example.signal.shape == (5, plan.channels)
+        assert example.signal.min() >= 0
+        assert example.signal.max() <= 1
+        assert -1 <= example.label < len(plan.classes) or example.label == -1
