@@ -1,11 +1,86 @@
-"""What every config starts from: the defaults of `medfuncta_jax.settings`, the paper's 2D settings."""
+"""What every config starts from: the defaults of `medfuncta_jax.settings`, and the paper's settings by dimension."""
+
+import dataclasses
 
 from ml_collections import ConfigDict
 
+from medfuncta_jax.datasets import source_options
 from medfuncta_jax.settings import DataSettings, Settings
 
 
-def get_config(source: str = "nibabel_slices", **options) -> ConfigDict:
-    """All settings at their defaults, reading `source` with its own `options`."""
-    data = DataSettings(source, options=tuple(sorted(options.items())))
+def get_config(source: str, **options) -> ConfigDict:
+    """All settings at their defaults (the paper's 2D settings at 64x64), reading `source` with `options`.
+
+    The source's other options are there at their defaults, so that every one can be overridden by a flag.
+    """
+    every = dataclasses.asdict(source_options(source)(**options))
+    data = DataSettings(source, options=tuple(sorted(every.items())))
     return ConfigDict(Settings(data=data).to_dict())
+
+
+def paper_1d(config: ConfigDict) -> ConfigDict:
+    """Series of 187 samples (MedFuncta, MIDL 2026, table of hyperparameters)."""
+    config.model.update(layers=8, width=64, latent_dim=64, omega_first=20.0, omega_last=200.0)
+    config.inner.selection_ratio = 1.0
+    config.train.batch_size = 64
+    config.fit.batch_size = 512
+    return config
+
+
+def paper_2d(config: ConfigDict, size: int) -> ConfigDict:
+    """Images of 64x64, 128x128 or 224x224 (the same table, and table 2 for the larger ones); 28x28 as 64x64."""
+    if size == 128:
+        config.model.update(latent_dim=8192, omega_first=30.0, omega_last=300.0)
+        config.train.batch_size = 8
+        config.fit.batch_size = 16
+    elif size == 224:
+        config.model.update(latent_dim=16384, omega_first=30.0, omega_last=300.0)
+        config.inner.selection_ratio = 0.1
+        config.train.batch_size = 4
+        config.fit.batch_size = 4
+    return config
+
+
+def paper_3d(config: ConfigDict) -> ConfigDict:
+    """Volumes of 32x32x32 (the same table)."""
+    config.model.update(latent_dim=8192, omega_last=300.0)
+    config.train.batch_size = 4
+    config.train.eval_signals = 32
+    config.fit.batch_size = 4
+    return config
+
+
+def cpu(config: ConfigDict, *, width: int, latent_dim: int, steps: int, batch_size: int) -> ConfigDict:
+    """A recipe for two cores: one modulated layer, whose field is a sum of shared basis functions (see `siren.py`).
+
+    Every point in every inner step, learned inner step sizes, a learning rate fit for hundreds of times fewer steps.
+    Clipping is tight: the usual norm of the meta-gradient is 0.08, and a rare signal on which the inner loop diverges
+    would otherwise undo a thousand steps.
+    """
+    config.model.update(layers=3, width=width, latent_dim=latent_dim, omega_first=30.0, omega_last=90.0)
+    config.inner.update(
+        steps=3, step_size=1.0, learned_step_size="per_latent", selection_ratio=1.0, shared_context=True, remat="none"
+    )
+    config.train.update(
+        steps=steps, batch_size=batch_size, learning_rate=1e-4, step_size_learning_rate=1e-2, warmup_steps=100,
+        weight_decay=0.0, clip_norm=0.1, eval_every=max(1, steps // 5), eval_signals=128,
+    )  # fmt: skip
+    config.fit.batch_size = 4 * batch_size
+    return config
+
+
+def medmnist(flag: str, variant: str) -> ConfigDict:
+    """A 2D set of MedMNIST in the variants "64" (default), "28", "128", "224" and "cpu" (64x64, for two cores)."""
+    if variant == "cpu":
+        return cpu(get_config("medmnist", flag=flag, size=64), width=512, latent_dim=512, steps=1500, batch_size=16)
+    if (variant or "64") not in ("28", "64", "128", "224"):
+        raise ValueError(f"no variant {variant!r}; known: 28, 64, 128, 224, cpu")
+    size = int(variant or 64)
+    return paper_2d(get_config("medmnist", flag=flag, size=size), size)
+
+
+def one_size(config: ConfigDict, variant: str, **recipe) -> ConfigDict:
+    """`config` for the variant "", its `cpu` recipe for "cpu"."""
+    if variant not in ("", "cpu"):
+        raise ValueError(f"no variant {variant!r}; known: cpu")
+    return cpu(config, **recipe) if variant == "cpu" else config

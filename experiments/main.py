@@ -122,8 +122,9 @@ def _refuse(error: object, *, code: int) -> int:
 
 
 def _log_for_people() -> None:
-    # Orbax and grain log through absl; every error of theirs that matters also reaches us as an exception.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Orbax logs through absl and asyncio; every error of its that matters also reaches us as an exception.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     for name in ("medfuncta", "medfuncta_jax"):

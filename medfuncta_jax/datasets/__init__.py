@@ -20,7 +20,7 @@ from medfuncta_jax.settings import DataSettings, SettingsError, dataclass_from_d
 if TYPE_CHECKING:
     from medfuncta_jax.datasets.pipeline import BatchStream
 
-__all__ = ["SOURCES", "DataError", "Dataset", "Split", "batches", "open_dataset"]
+__all__ = ["SOURCES", "DataError", "Dataset", "Split", "batches", "open_dataset", "source_options"]
 
 SOURCES = {
     "brats": "medfuncta_jax.datasets.brats",
@@ -34,6 +34,21 @@ SOURCES = {
 }
 
 
+def _module(source: str) -> Any:
+    if source not in SOURCES:
+        raise SettingsError(f"unknown data.source {source!r}; known: {', '.join(sorted(SOURCES))}")
+    return importlib.import_module(SOURCES[source])
+
+
+def source_options(source: str) -> type:
+    """The frozen dataclass of a source's own settings.
+
+    Raises:
+      SettingsError: an unknown source.
+    """
+    return _module(source).Options
+
+
 def open_dataset(data: DataSettings, *, data_dir: str | None) -> Dataset:
     """The dataset that `data` describes, prepared in its cache directory if it is not there yet.
 
@@ -44,14 +59,11 @@ def open_dataset(data: DataSettings, *, data_dir: str | None) -> Dataset:
       SettingsError: an unknown source or option, or an option out of range.
       DataError: files missing or damaged, or a cache directory that cannot be written.
     """
-    if data.source not in SOURCES:
-        raise SettingsError(f"unknown data.source {data.source!r}; known: {', '.join(sorted(SOURCES))}")
-    source: Any = importlib.import_module(SOURCES[data.source])
-    options = dataclass_from_dict(source.Options, dict(data.options), "data")
+    options = dataclass_from_dict(source_options(data.source), dict(data.options), "data")
     if data_dir is not None:
         required_folder(data_dir, "the source's files")
     root = cache_root(data.cache_dir)
-    plan = source.plan(options, data_dir=data_dir, cache_root=root)
+    plan = _module(data.source).plan(options, data_dir=data_dir, cache_root=root)
 
     from medfuncta_jax.datasets.prepared import prepared_splits
 

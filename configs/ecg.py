@@ -1,0 +1,19 @@
+"""ECG beats (MIT-BIH, 187 samples) with the settings of the paper (MedFuncta, MIDL 2026).
+
+Command:   python -m experiments.main --config=configs/ecg.py --workdir=runs/ecg --data_dir=DIR
+           DIR holds mitbih_train.csv and mitbih_test.csv (188 columns, no header); raw PhysioNet records:
+           --config.data.format=physionet. Variant ecg.py:cpu for two cores.
+Hardware:  published: one A100 of 40 GB, 250,000 iterations. cpu: @ECG_H@
+Result:    published, test set: PSNR 43.301 dB, MSE 0.086e-3, SSIM 0.964. Not trained to the end here.
+           cpu: @ECG_R@
+"""
+
+from configs import base
+
+
+def get_config(variant=""):
+    config = base.paper_1d(base.get_config("ecg", format="csv"))
+    config = base.one_size(config, variant, width=256, latent_dim=64, steps=10_000, batch_size=64)
+    if variant == "cpu":
+        config.train.learning_rate = 2e-4
+    return config
