@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
 import re
+import shutil
 import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -20,6 +22,8 @@ from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.field import Field, Params, field_from_layers, named_layers
 
 FIELD_FILE = "field.npz"
+# Free space that a checkpoint needs beside its arrays, in bytes.
+_ROOM = 1 << 20
 _ABOUT = "about"  # the entry of the .npz that holds JSON; layer names always hold a slash, so it cannot clash
 
 
@@ -111,6 +115,10 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
+        # Asked beforehand, because Orbax's writers meet a full disk in many threads at once, and noisily.
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        if shutil.disk_usage(self._directory).free < needed + _ROOM:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._directory))
         # A state that was not validated must never pass for the best.
         metrics = {"val_psnr": -math.inf if val_psnr is None else val_psnr}
         about = {**about, "layout": _layout(state)}

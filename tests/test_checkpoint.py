@@ -1,11 +1,12 @@
 import json
+import types
 
 import jax
 import numpy as np
 import pytest
 
 import medfuncta_jax as mf
-from medfuncta_jax import meta_step
+from medfuncta_jax import checkpoint, meta_step
 from medfuncta_jax.checkpoint import CheckpointError, Checkpoints, load_field_and_about
 
 FIELD = mf.Field(mf.ModelSettings(layers=3, width=8, latent_dim=4, omega_first=10.0, omega_last=20.0), 2, 1)
@@ -59,6 +60,13 @@ def test_nothing_there(tmp_path):
 def test_saving_a_step_again_is_harmless(tmp_path, state):
     fill(tmp_path / "c", state, {3: 20.0})
     fill(tmp_path / "c", state, {3: 20.0})
+
+
+def test_a_full_disk_is_an_os_error_before_anything_is_written(tmp_path, state, monkeypatch):
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match="No space left on device"):
+        fill(tmp_path / "c", state, {3: 20.0})
+    assert not list((tmp_path / "c").iterdir())
 
 
 def test_an_earlier_step_is_refused_aloud(tmp_path, state):

@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
-    "model.width": 32, "model.latent_dim": 16, "inner.steps": 3, "train.steps": 60, "train.batch_size": 8, "train.eval_every": 20,
-    "train.eval_signals": 16, "train.log_every": 5, "train.learning_rate": 1e-3,
+    "model.width": 32, "model.latent_dim": 16, "inner.steps": 3, "train.steps": 60, "train.batch_size": 8,
+    "train.eval_every": 20, "train.eval_signals": 16, "train.log_every": 5, "train.learning_rate": 1e-3,
 }  # fmt: skip
 
 

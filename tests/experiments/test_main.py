@@ -16,9 +16,9 @@ from experiments import crash_test
 from tests.experiments.conftest import ROOT, command, run
 
 
-def one_line_error(done, code=1):
+def one_line_error(done, code=1, *, noise=False):
     assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
+    assert noise or "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ")
     return last
@@ -136,7 +136,7 @@ def test_a_full_disk_while_a_checkpoint_is_saved(finished, tmp_path):
     workdir = tmp_path / "run"
     larger = {"mode": "train", "model__width": 128, "train__steps": 10, "train__checkpoint_every": 5}
     done = run(workdir, **larger, largest_file_kb=60)
-    assert "no space left on the device" in one_line_error(done)
+    assert "no space left on the device" in one_line_error(done, noise=True)  # of Orbax's threads, before it
     done = run(workdir, **larger)
     assert done.returncode == 0, done.stderr
 
