@@ -25,11 +25,6 @@ from medfuncta_jax.checkpoint import FIELD_FILE, Checkpoints
 from medfuncta_jax.field import Field
 from medfuncta_jax.settings import Settings
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the two runs; must be new.", required=True)
-_KILLS = flags.DEFINE_integer("kills", 20, "How often the run is killed.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 1500, "Meta-updates of each run.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments.")
-
 # Small, so that the time goes into starting, saving and being killed; checkpoints often, validations now and then.
 _OVERRIDES = {
     "model.width": 32, "model.latent_dim": 16, "train.batch_size": 8, "train.eval_every": 100, "train.eval_signals": 16,
@@ -91,21 +86,30 @@ def compare(one: Path, other: Path) -> list[str]:
     return differing
 
 
+def define_flags() -> None:
+    """The command's flags; not at import, so that tests may import this beside other commands."""
+    flags.DEFINE_string("workdir", None, "Folder for the two runs; must be new.", required=True)
+    flags.DEFINE_integer("kills", 20, "How often the run is killed.", lower_bound=1)
+    flags.DEFINE_integer("steps", 1500, "Meta-updates of each run.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Seed of the moments.")
+
+
 def main(argv: list[str]) -> None:
     """Flags in, verdict out."""
     del argv
+    options = flags.FLAGS
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every restore
-    workdir = Path(_WORKDIR.value).absolute()
+    workdir = Path(options.workdir).absolute()
     if workdir.exists() and any(workdir.iterdir()):
         raise app.UsageError(f"--workdir={workdir} is not empty")
     workdir.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     with (workdir / "whole.log").open("w") as log:
-        subprocess.run(_command(workdir / "whole", _STEPS.value), stdout=log, stderr=log, check=True)
+        subprocess.run(_command(workdir / "whole", options.steps), stdout=log, stderr=log, check=True)
     whole = time.monotonic() - began
-    print(f"uninterrupted: {_STEPS.value} steps in {whole:.0f} s", flush=True)
+    print(f"uninterrupted: {options.steps} steps in {whole:.0f} s", flush=True)
     hits = run_killed(
-        workdir / "killed", kills=_KILLS.value, steps=_STEPS.value, seed=_SEED.value, longest=0.4 * whole
+        workdir / "killed", kills=options.kills, steps=options.steps, seed=options.seed, longest=0.4 * whole
     )  # fmt: skip
     differing = compare(workdir / "whole", workdir / "killed")
     print(f"{hits} kills hit a running process; " + (f"DIFFERENT: {differing}" if differing else "equal bit for bit"))
@@ -113,4 +117,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)
