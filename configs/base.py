@@ -72,7 +72,7 @@ def cpu(config: ConfigDict, *, width: int, latent_dim: int, steps: int, batch_si
 def medmnist(flag: str, variant: str) -> ConfigDict:
     """A 2D set of MedMNIST in the variants "64" (default), "28", "128", "224" and "cpu" (64x64, for two cores)."""
     if variant == "cpu":
-        return cpu(get_config("medmnist", flag=flag, size=64), width=512, latent_dim=512, steps=1500, batch_size=16)
+        return cpu(get_config("medmnist", flag=flag, size=64), width=512, latent_dim=512, steps=1200, batch_size=16)
     if (variant or "64") not in ("28", "64", "128", "224"):
         raise ValueError(f"no variant {variant!r}; known: 28, 64, 128, 224, cpu")
     size = int(variant or 64)

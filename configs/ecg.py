@@ -3,9 +3,10 @@
 Command:   python -m experiments.main --config=configs/ecg.py --workdir=runs/ecg --data_dir=DIR
            DIR holds mitbih_train.csv and mitbih_test.csv (188 columns, no header); raw PhysioNet records:
            --config.data.format=physionet. Variant ecg.py:cpu for two cores.
-Hardware:  published: one A100 of 40 GB, 250,000 iterations. cpu: @ECG_H@
+Hardware:  published: one A100 of 40 GB, 250,000 iterations. cpu: 2 cores, 169 s of training.
 Result:    published, test set: PSNR 43.301 dB, MSE 0.086e-3, SSIM 0.964. Not trained to the end here.
-           cpu: @ECG_R@
+           cpu: test PSNR 36.9 dB, MSE 0.35e-3, SSIM 0.922 (measured on 5400 training beats and 1500 test beats of
+           other patients; PCA with 64 components: 36.8 dB, 0.934).
 """
 
 from configs import base
@@ -13,7 +14,7 @@ from configs import base
 
 def get_config(variant=""):
     config = base.paper_1d(base.get_config("ecg", format="csv"))
-    config = base.one_size(config, variant, width=256, latent_dim=64, steps=10_000, batch_size=64)
+    config = base.one_size(config, variant, width=256, latent_dim=64, steps=20_000, batch_size=64)
     if variant == "cpu":
         config.train.learning_rate = 2e-4
     return config

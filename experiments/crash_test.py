@@ -98,7 +98,8 @@ def main(argv: list[str]) -> None:
     """Flags in, verdict out."""
     del argv
     options = flags.FLAGS
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every restore
+    logging.getLogger().setLevel(logging.WARNING)  # app.run lets every library's INFO through
+    logging.getLogger("absl").setLevel(logging.WARNING)
     workdir = Path(options.workdir).absolute()
     if workdir.exists() and any(workdir.iterdir()):
         raise app.UsageError(f"--workdir={workdir} is not empty")

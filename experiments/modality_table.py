@@ -9,6 +9,7 @@ is listed and ends nothing.
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -143,6 +144,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """Flags in, table out."""
     del argv
+    logging.getLogger().setLevel(logging.WARNING)  # app.run lets every library's INFO through
     options = flags.FLAGS
     names = options.rows or list(ROWS)
     unknown = sorted(set(names) - set(ROWS))
