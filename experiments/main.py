@@ -49,6 +49,11 @@ def _parse(argv: Sequence[str]) -> None:
         rest = flags.FLAGS(list(argv))
     except (ImportError, NameError, OSError, SyntaxError) as error:  # raised by the config file
         raise flags.Error(f"--config={file} cannot be loaded: {error}") from error
+    except flags.IllegalFlagValueError as error:
+        if "Traceback" not in str(error):
+            raise
+        # Raised by the file's get_config, an unknown variant for one; ml_collections adds the traceback as text.
+        raise flags.Error(f"--config={file} cannot be loaded: {str(error).strip().splitlines()[-1]}") from error
     for name in ("config", "workdir"):
         if flags.FLAGS.get_flag_value(name, None) is None:
             raise flags.Error(f"--{name} is missing; e.g. --config=configs/quickstart.py --workdir=runs/quickstart")

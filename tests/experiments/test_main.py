@@ -169,6 +169,7 @@ def test_a_collapse_stops_the_run_and_keeps_the_best(tmp_path):
         ({"extra": ["--mod=train"]}, 2, "Unknown command line flag 'mod'"),
         ({"extra": ["train"]}, 2, "'train' is not a flag"),
         ({"config": "configs/nofile.py"}, 2, "--config=configs/nofile.py cannot be loaded"),
+        ({"config": "configs/ecg.py:foo"}, 2, "no variant 'foo'; known: cpu"),
         ({"model__latent_dim": 0}, 1, "model.latent_dim must be at least 1"),
         ({"inner__selection_ratio": 0.0}, 1, "inner.selection_ratio must be in (0, 1]"),
         ({"inner__selection_ratio": 1.01}, 1, "inner.selection_ratio must be in (0, 1]"),
