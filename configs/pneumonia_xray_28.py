@@ -11,28 +11,4 @@ from configs import base
 
 def get_config():
     config = base.get_config("medmnist", flag="pneumoniamnist", size=28)
-    # One modulated layer: the field is a sum of basis functions shared by all signals, so that a step costs a few thin
-    # matrix products (see `siren.py`), and 512 units are affordable where 5 layers of 64 were.
-    config.model.layers = 3
-    config.model.width = 512
-    config.model.latent_dim = 256
-    config.model.omega_first = 30.0
-    config.model.omega_last = 90.0
-    config.inner.steps = 3
-    config.inner.step_size = 1.0
-    config.inner.learned_step_size = "per_latent"
-    config.inner.selection_ratio = 1.0
-    config.inner.remat = "none"
-    config.train.steps = 5000
-    config.train.batch_size = 32
-    config.train.learning_rate = 1e-4
-    config.train.step_size_learning_rate = 1e-2
-    config.train.warmup_steps = 100
-    config.train.weight_decay = 0.0
-    # The usual norm is 0.08. Now and then an unusual image makes the inner loop diverge, and a gradient that is let
-    # through at norm 1 undoes a thousand steps.
-    config.train.clip_norm = 0.1
-    config.train.eval_every = 1000
-    config.train.eval_signals = 128
-    config.fit.batch_size = 256
-    return config
+    return base.cpu(config, width=512, latent_dim=256, steps=5000, batch_size=32)
