@@ -1,5 +1,6 @@
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,25 +63,21 @@ def gradient(problem, context=None, **options):
     )(params)
 
 
-def assert_trees_close(one, other, **tolerances):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerances), one, other)
-
-
 @pytest.mark.parametrize("context", [None, 3])
 def test_remat_changes_nothing(problem, context):
     none, steps = (gradient(problem, context, remat=remat) for remat in ("none", "steps"))
-    assert_trees_close(none, steps, rtol=1e-10, atol=1e-14)
+    chex.assert_trees_all_close(none, steps, rtol=1e-10, atol=1e-14)
 
 
 def test_shared_context_equals_the_same_rows_for_every_signal(problem):
     rows = problem[2][0]
     shared, each = (gradient(problem, context) for context in (rows, jnp.broadcast_to(rows, (4, *rows.shape))))
-    assert_trees_close(shared, each, rtol=1e-9, atol=1e-13)
+    chex.assert_trees_all_close(shared, each, rtol=1e-9, atol=1e-13)
 
 
 def test_a_number_of_steps_means_every_point(problem):
     everything = jnp.broadcast_to(jnp.arange(36), (3, 36))
-    assert_trees_close(gradient(problem, 3), gradient(problem, everything), rtol=1e-9, atol=1e-13)
+    chex.assert_trees_all_close(gradient(problem, 3), gradient(problem, everything), rtol=1e-9, atol=1e-13)
 
 
 def test_first_order_is_not_second_order(problem):
@@ -149,7 +146,7 @@ def test_updates_are_reproducible_and_resume(problem):
     whole, _ = run_updates(settings, problem[1], 6)
     half, _ = run_updates(settings, problem[1], 3)
     resumed, _ = run_updates(settings, problem[1], 3, state=half)
-    assert_trees_close(whole, resumed, rtol=0, atol=0)
+    chex.assert_trees_all_close(whole, resumed, rtol=0, atol=0)
 
 
 def test_clipping_bounds_the_gradient_that_the_optimizer_sees():
@@ -161,7 +158,7 @@ def test_clipping_bounds_the_gradient_that_the_optimizer_sees():
     state = optimizer.init(slopes)
     one, _ = optimizer.update(slopes, state, slopes)
     other, _ = optimizer.update(clipped, state, slopes)
-    assert_trees_close(one, other, rtol=1e-12)
+    chex.assert_trees_all_close(one, other, rtol=1e-12)
 
 
 def test_weight_decay_leaves_the_step_size_alone():
@@ -218,4 +215,4 @@ def test_adapt_takes_the_same_steps_as_fit(problem):
     params, signals, _ = problem
     one = adapt(FIELD, params, COORDS, signals, 5, step_size=0.3)
     other = mf.fit_latent(FIELD, params, signals, coords=COORDS, steps=5, step_size=0.3)
-    assert_trees_close(one, other, rtol=1e-10, atol=1e-13)
+    chex.assert_trees_all_close(one, other, rtol=1e-10, atol=1e-13)
