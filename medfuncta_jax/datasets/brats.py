@@ -16,12 +16,13 @@ import functools
 import logging
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from medfuncta_jax.datasets.dataset import SPLITS, DataError, Example, Plan, PlannedSplit, required_folder
+from medfuncta_jax.datasets.folder_files import about_files
 from medfuncta_jax.datasets.splits import require_split_options, split_names
 from medfuncta_jax.datasets.volumes import (
     Volume,
@@ -106,7 +107,6 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
             volume = preprocess(read_volume(files[case]), options, name=str(files[case]))
             yield Example(volume.values[..., None], case, affine=volume.affine)
 
-    states = {path.relative_to(folder).as_posix(): path.stat() for path in files.values()}
     return Plan(
         name="brats",
         grid=(options.size,) * 3,
@@ -114,14 +114,12 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
         dtype="float32",
         splits={split: PlannedSplit(len(cases[split]), functools.partial(examples, split)) for split in SPLITS},
         affines=True,
-        about={
-            "source": "brats",
-            "version": 1,
-            "title": f"{folder.name}, {options.sequence}",
+        about=about_files(
+            "brats", folder, options, {path.relative_to(folder).as_posix(): path for path in files.values()}
+        )
+        | {
             "licence": "as its publisher says",
-            "options": asdict(options),
-            "folder": str(folder.resolve()),
-            "files": {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()},
+            "title": f"{folder.name}, {options.sequence}",
             "orientation": "RAS+",
             "other_shapes": other,
             "split_rule": f"by patient, a permutation with seed {options.seed}: test, then val, the rest to train",

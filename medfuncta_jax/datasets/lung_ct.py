@@ -12,13 +12,14 @@ import functools
 import logging
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from medfuncta_jax.datasets.dataset import SPLITS, DataError, Example, Plan, PlannedSplit, required_folder
 from medfuncta_jax.datasets.dicom import AIR
+from medfuncta_jax.datasets.folder_files import about_files
 from medfuncta_jax.datasets.splits import require_split_options, split_names
 from medfuncta_jax.datasets.volumes import (
     Volume,
@@ -106,7 +107,6 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
             volume = preprocess(read_volume(files[name]), options, name=str(files[name]))
             yield Example(volume.values[..., None], name, affine=volume.affine)
 
-    states = {name: path.stat() for name, path in files.items()}
     return Plan(
         name="lung_ct",
         grid=(options.size,) * 3,
@@ -114,14 +114,9 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
         dtype="float32",
         splits={split: PlannedSplit(len(names[split]), functools.partial(examples, split)) for split in SPLITS},
         affines=True,
-        about={
-            "source": "lung_ct",
-            "version": 1,
-            "title": folder.name,
+        about=about_files("lung_ct", folder, options, files)
+        | {
             "licence": "as its publisher says",
-            "options": asdict(options),
-            "folder": str(folder.resolve()),
-            "files": {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()},
             "orientation": "RAS+",
             "padded": short,
             "split_rule": f"by patient, a permutation with seed {options.seed}: test, then val, the rest to train",
