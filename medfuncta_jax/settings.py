@@ -10,7 +10,7 @@ import difflib
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, Self
 
 
@@ -264,7 +264,7 @@ class Settings:
         options = tuple(sorted((name, _frozen(value)) for name, value in data.items() if name not in own))
         values["data"] = {name: value for name, value in data.items() if name in own}
         settings = dataclass_from_dict(cls, values)
-        return typing.cast(Self, _replace_options(settings, options))
+        return replace(settings, data=replace(settings.data, options=options))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values, as `from_dict` reads them; JSON can hold them."""
@@ -275,8 +275,3 @@ class Settings:
 
 def _frozen(value: Any) -> Any:
     return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple)) else value
-
-
-def _replace_options(settings: Settings, options: tuple[tuple[str, Any], ...]) -> Settings:
-    data = DataSettings(settings.data.source, settings.data.cache_dir, options)
-    return Settings(data, settings.seed, settings.model, settings.inner, settings.train, settings.fit)
