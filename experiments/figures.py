@@ -333,7 +333,7 @@ def _series(records: Sequence[Mapping[str, Any]], name: str) -> Series:
 
 def _draw_psnr(axes: Axes, training: Series, validation: Series) -> None:
     if training[0].size:
-        _line(axes, training, noisy=True, color=_BLUE, linewidth=1.4, label="training, single batches")
+        _line(axes, training, noisy=True, color=_BLUE, linewidth=1.4, label="training")
     if validation[0].size:
         _line(axes, validation, color=_ORANGE, linewidth=1.4, label="validation")
         best = int(np.argmax(validation[1]))

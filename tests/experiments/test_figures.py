@@ -208,7 +208,7 @@ def test_learning_curve_marks_the_best_validation_and_takes_the_last_record_of_a
     labels = {line.get_label(): line.get_xydata().tolist() for line in drawn[0].axes[0].lines}
     assert labels["validation"] == [[10, 20], [20, 25], [30, 24]]
     assert labels["best validation: 25.00 dB at 20"] == [[20, 25]]
-    assert [step for step, _ in labels["training, single batches"]] == [10, 20, 30]
+    assert [step for step, _ in labels["training"]] == [10, 20, 30]
 
 
 @pytest.mark.parametrize("records", [[], [{"step": 1, "loss": 0.1}], [{"step": 1, "psnr": float("nan")}]])
