@@ -273,9 +273,9 @@ def _caption(figure: Figure, left: float, base: float, width: float, caption: tu
 def draw_learning_curve(path: str | os.PathLike[str], records: Sequence[Mapping[str, Any]]) -> Path:
     """PSNR in training and validation against meta-updates, gradient norm and learning rate below, as a PNG.
 
-    Training PSNR is that of each record (the mean loss since the one before), drawn faint, with a running median; the best validation is marked. Where
-    a step was logged more than once (a run that resumed), the last record counts. Values that are missing or not
-    finite are left out, and a panel without any is not drawn.
+    Training PSNR is that of each record (the mean loss since the one before), drawn faint, with a running median; the
+    best validation is marked. Where a step was logged more than once (a run that resumed), the last record counts.
+    Values that are missing or not finite are left out, and a panel without any is not drawn.
 
     Args:
       path: the file to write; its folder is made where absent.
