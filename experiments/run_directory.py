@@ -11,6 +11,8 @@ from typing import Any
 from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.settings import Settings
 
+# What makes two runs the same run; other groups belong to one stage, and are saved with what that stage writes.
+_OF_THE_RUN = ("data", "seed", "model", "inner", "train", "fit")
 # Where things lie on one machine or another, which changes no result.
 _PLACES = ("data.cache_dir",)
 
@@ -79,7 +81,9 @@ class RunDirectory:
         differing = [
             f"{name}: {stored.get(name, absent)!r} there, {asked.get(name, absent)!r} asked for"
             for name in sorted(stored.keys() | asked.keys())
-            if stored.get(name, absent) != asked.get(name, absent) and name not in _PLACES
+            if stored.get(name, absent) != asked.get(name, absent)
+            and name not in _PLACES
+            and name.partition(".")[0] in _OF_THE_RUN
         ]
         if differing:
             raise RunError(

@@ -1,0 +1,203 @@
+"""Time and memory of one meta-update or one fit, at the settings of a config, on made-up signals of its shape.
+
+    python -m experiments.benchmark --case=2d --mode=train --batch=8 [--set=inner.remat=none,model.width=128]
+
+Prints one JSON line. Several cases (`--case=ecg,chest_xray,brain_mri`, or `--case=all`) run in a process each, one
+after the other, as the peak of resident memory is a process's, and end in a table.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import logging
+import math
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from medfuncta_jax import Field, fit_latent, grid, meta_step
+from medfuncta_jax.field import parameter_count
+from medfuncta_jax.settings import Settings
+
+
+@dataclass(frozen=True)
+class Case:
+    """A config, and the shape of its signals."""
+
+    config: str
+    grid: tuple[int, ...]
+    channels: int = 1
+
+
+CASES = {
+    "ecg": Case("ecg", (187,)),
+    "chest_xray": Case("chest_xray", (64, 64)),
+    "chest_xray_128": Case("chest_xray:128", (128, 128)),
+    "chest_xray_224": Case("chest_xray:224", (224, 224)),
+    "pneumonia_xray": Case("pneumonia_xray", (64, 64)),
+    "retinal_oct": Case("retinal_oct", (64, 64)),
+    "fundus": Case("fundus", (64, 64), 3),
+    "dermatoscope": Case("dermatoscope", (64, 64), 3),
+    "dermatoscope_128": Case("dermatoscope:128", (128, 128), 3),
+    "dermatoscope_224": Case("dermatoscope:224", (224, 224), 3),
+    "colon_histopathology": Case("colon_histopathology", (64, 64), 3),
+    "cell_microscopy": Case("cell_microscopy", (64, 64)),
+    "brain_mri": Case("brain_mri", (32, 32, 32)),
+    "lung_ct": Case("lung_ct", (32, 32, 32)),
+}
+SHORT = {"1d": "ecg", "2d": "chest_xray", "3d": "brain_mri"}
+
+
+def settings_of(case: Case, overrides: list[str], batch: int | None) -> Settings:
+    """The settings of a case's config, with `GROUP.FIELD=VALUE` overrides and the batch size.
+
+    Raises:
+      ValueError, SettingsError: an override that is not of that form, or that no setting takes.
+    """
+    name, _, variant = case.config.partition(":")
+    values = importlib.import_module(f"configs.{name}").get_config(variant).to_dict()
+    for override in overrides:
+        place, separator, text = override.partition("=")
+        group, dot, field = place.partition(".")
+        if not (separator and dot) or group not in values:
+            raise ValueError(f"{override!r} is not GROUP.FIELD=VALUE with a group of the config")
+        try:
+            values[group][field] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            values[group][field] = text  # a word
+    if batch:
+        values["train"]["batch_size"] = values["fit"]["batch_size"] = batch
+    return Settings.from_dict(values)
+
+
+def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
+    """Compile, run once, then time `repeats` runs, each to the end of its computation.
+
+    Args:
+      case, settings: from `CASES` and `settings_of`.
+      mode: "train", one meta-update; or "fit", H steps on every point.
+      repeats: runs that count.
+    Returns:
+      JSON-able; seconds, bytes of temporaries in the compiled program, GB of resident memory.
+    """
+    field = Field(settings.model, len(case.grid), case.channels)
+    coords = jnp.asarray(grid(case.grid), jnp.float32)
+    batch = settings.train.batch_size if mode == "train" else settings.fit.batch_size
+    signals = np.random.default_rng(0).uniform(size=(batch, len(coords), case.channels)).astype(np.float32)
+    if mode == "train":
+        state = meta_step.init_state(field, settings, jax.random.key(0))
+        update = jax.jit(meta_step.make_update(field, settings, coords), donate_argnums=0)
+        key = jax.random.key(1)
+        began = time.perf_counter()
+        program = update.lower(state, signals, key).compile()
+        compile_s = time.perf_counter() - began
+        temporaries = getattr(program.memory_analysis(), "temp_size_in_bytes", None)
+
+        def run():
+            nonlocal state
+            state, metrics = program(state, signals, key)
+            return metrics["loss"]
+    else:
+        params = field.init(jax.random.key(0))
+
+        def run():
+            return fit_latent(field, params, signals, coords=coords, steps=settings.fit.steps).losses
+
+        began = time.perf_counter()
+        jax.block_until_ready(run())
+        compile_s, temporaries = time.perf_counter() - began, None  # with the first run
+    seconds = []
+    for _ in range(repeats + 1):  # the first warms up
+        began = time.perf_counter()
+        value = jax.block_until_ready(run())
+        seconds.append(time.perf_counter() - began)
+    return {
+        "config": case.config,
+        "mode": mode,
+        "grid": list(case.grid),
+        "channels": case.channels,
+        "batch": batch,
+        "latent_dim": settings.model.latent_dim,
+        "parameters": parameter_count(state.trainable.field if mode == "train" else params),
+        "best_s": min(seconds[1:]),
+        "median_s": statistics.median(seconds[1:]),
+        "compile_s": compile_s,
+        "temp_bytes": temporaries,
+        "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "finite": bool(math.isfinite(float(jnp.sum(value)))),
+        "device": jax.devices()[0].device_kind,
+        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax")},
+    }
+
+
+def as_markdown(rows: dict[str, dict]) -> str:
+    """The rows as a Markdown table."""
+    lines = [
+        "| config | grid | B | P | parameters | seconds | peak memory |",
+        "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for name, row in rows.items():
+        if "error" in row:
+            lines.append(f"| `{name}` | {row['error']} | | | | | |")
+            continue
+        shape = "x".join(map(str, row["grid"])) + (" RGB" if row["channels"] == 3 else "")
+        lines.append(
+            f"| `{row['config']}` | {shape} | {row['batch']} | {row['latent_dim']} | {row['parameters'] / 1e6:.1f}e6 "
+            f"| {row['median_s']:.2f} | {row['peak_rss_gb']:.1f} GB |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def define_flags() -> None:
+    """The command's flags; not at import, so that tests may import this beside other commands."""
+    flags.DEFINE_list("case", None, f"{', '.join(SHORT)}, all, or some of {', '.join(CASES)}.", required=True)
+    flags.DEFINE_enum("mode", "train", ["train", "fit"], "One meta-update, or one fit of H steps.")
+    flags.DEFINE_integer("batch", None, "Signals; the config's own number by default.", lower_bound=1)
+    flags.DEFINE_integer("repeats", 5, "Runs that count.", lower_bound=1)
+    flags.DEFINE_list("set", [], "Overrides of the config, GROUP.FIELD=VALUE.")
+
+
+def main(argv: list[str]) -> None:
+    """Flags in, JSON lines out."""
+    del argv
+    logging.getLogger().setLevel(logging.WARNING)  # app.run lets every library's INFO through
+    options = flags.FLAGS
+    names = list(CASES) if options.case == ["all"] else [SHORT.get(name, name) for name in options.case]
+    unknown = sorted(set(names) - set(CASES))
+    if unknown:
+        raise app.UsageError(f"--case: no case {unknown[0]!r}; known: {', '.join([*SHORT, *CASES])}")
+    if len(names) == 1:
+        try:
+            settings = settings_of(CASES[names[0]], options.set, options.batch)
+        except ValueError as error:
+            raise app.UsageError(f"--set: {error}") from error
+        print(json.dumps(measure(CASES[names[0]], settings, mode=options.mode, repeats=options.repeats)))
+        return
+    rows = {}
+    shared = [f"--mode={options.mode}", f"--repeats={options.repeats}", f"--set={','.join(options.set)}"]
+    for name in names:
+        words = [f"--case={name}", *shared, *([f"--batch={options.batch}"] if options.batch else [])]
+        command = [sys.executable, "-m", "experiments.benchmark", *words]
+        ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        print(ended.stdout, end="", flush=True)
+        rows[name] = (
+            json.loads(ended.stdout) if ended.returncode == 0 else {"error": f"ended with code {ended.returncode}"}
+        )
+    print(as_markdown(rows))
+    sys.exit(any("error" in row for row in rows.values()))
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)
