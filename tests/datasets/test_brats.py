@@ -2,7 +2,6 @@
 
 import logging
 import os
-from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -11,10 +10,9 @@ import pytest
 from medfuncta_jax.datasets import DataError, brats, open_dataset
 from medfuncta_jax.datasets.volumes import Volume, read_volume, write_volume
 from medfuncta_jax.settings import DataSettings, SettingsError
+from tests.real_data import REAL, needs_real
 
-REAL = Path(__file__).parents[3] / "shared" / "data" / "brats"
-SCAN = REAL / "BraTS-TCGA-DU7294-000" / "BraTS-TCGA-DU7294-000-t1n.nii.gz"
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no shared/data beside the checkout")
+SCAN = REAL / "brats" / "BraTS-TCGA-DU7294-000" / "BraTS-TCGA-DU7294-000-t1n.nii.gz"
 
 # As published: left, posterior, superior.
 LPS = np.array([[-1.0, 0, 0, 0], [0, -1.0, 0, 239], [0, 0, 1.0, 0], [0, 0, 0, 1]])

@@ -3,7 +3,6 @@
 import os
 import shutil
 import sys
-from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -15,9 +14,7 @@ from medfuncta_jax.datasets.dicom import read_ct
 pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installed")
 
 from tests.datasets.dicom_files import phantom, rewrite, write_series  # noqa: E402
-
-REAL = Path(__file__).parents[3] / "shared" / "data" / "ct_dicom"
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no shared/data beside the checkout")
+from tests.real_data import REAL, needs_real  # noqa: E402
 
 
 def expected(count=6, seed=0):
@@ -50,7 +47,7 @@ def test_slices_are_ordered_and_placed_by_position_alone(tmp_path):
 
 @needs_real
 def test_real_series():
-    scan = read_ct(REAL)
+    scan = read_ct(REAL / "ct_dicom")
     assert scan.volume.values.shape == (512, 512, 30)
     np.testing.assert_allclose(scan.volume.spacing, [0.576172, 0.576172, 10.0])  # SliceThickness says 1.25
     np.testing.assert_allclose(scan.volume.affine @ [511, 511, 29, 1], [146.699997, 155.300003, -38.75, 1], atol=1e-6)

@@ -11,9 +11,7 @@ from PIL import Image
 from medfuncta_jax.datasets import DataError, open_dataset
 from medfuncta_jax.datasets.image_folder import read_image
 from medfuncta_jax.settings import DataSettings, SettingsError
-
-REAL = Path(__file__).parents[3] / "shared" / "data"
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no shared/data beside the checkout")
+from tests.real_data import REAL, needs_real
 
 
 def _open(tmp_path, **options):

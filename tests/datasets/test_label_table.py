@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 from medfuncta_jax.datasets import DataError, open_dataset
 from medfuncta_jax.datasets.label_table import ordered_classes, read_label_table
 from medfuncta_jax.settings import DataSettings
-
-REAL = Path(__file__).parents[3] / "shared" / "data"
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no shared/data beside the checkout")
+from tests.real_data import REAL, needs_real
 
 NAMES = ["a/scan é 1.nii.gz", "a/scan 2.nii.gz", "b/c/x.v2.png", "p7/t1.nii.gz", "p7/t2.nii.gz"]
 

@@ -5,16 +5,13 @@ import io
 import logging
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from medfuncta_jax.datasets import DataError, medmnist, open_dataset
 from medfuncta_jax.settings import DataSettings, SettingsError
-
-REAL = Path(__file__).parents[3] / "shared" / "data"
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no shared/data beside the checkout")
+from tests.real_data import REAL, needs_real
 
 
 def _open(tmp_path, data_dir, **options):

@@ -1,16 +1,12 @@
 """A folder of NIfTI volumes: real ones of mixed shapes, the split by file, and folders that cannot be used."""
 
-from pathlib import Path
-
 import nibabel
 import numpy as np
 import pytest
 
 from medfuncta_jax.datasets import DataError, open_dataset
 from medfuncta_jax.settings import DataSettings, SettingsError
-
-REAL = Path(__file__).parents[3] / "shared" / "data"
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no shared/data beside the checkout")
+from tests.real_data import REAL, needs_real
 
 
 def _open(tmp_path, folder, **options):

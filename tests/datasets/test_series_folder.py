@@ -13,9 +13,7 @@ from medfuncta_jax.datasets import DataError, open_dataset, series_folder
 from medfuncta_jax.datasets.series_folder import resampled
 from medfuncta_jax.datasets.volumes import resample
 from medfuncta_jax.settings import DataSettings, SettingsError
-
-REAL = Path(__file__).parents[3] / "shared" / "data"
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no shared/data beside the checkout")
+from tests.real_data import REAL, needs_real
 
 
 def _open(tmp_path, folder=None, **options):

@@ -22,10 +22,9 @@ from medfuncta_jax.datasets import lung_ct  # noqa: E402
 from medfuncta_jax.datasets.dicom import read_ct  # noqa: E402
 from medfuncta_jax.datasets.volumes import read_volume, resample_isotropic  # noqa: E402
 from tests.datasets.dicom_files import rewrite, write_series  # noqa: E402
+from tests.real_data import REAL, needs_real  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-REAL = Path(__file__).parents[3] / "shared" / "data" / "ct_dicom" / "RIDER-1129164940"
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no shared/data beside the checkout")
 
 
 def words(source, output, *extra):
@@ -285,7 +284,7 @@ def test_folders_that_cannot_be_used(tmp_path):
 def test_real_slices_lie_the_right_way_round(tmp_path):
     """Eight slices at the level of the heart, every second pixel: lungs dark, spine behind, heart and aorta left."""
     folder = tmp_path / "raw" / "RIDER"
-    shutil.copytree(REAL, folder)
+    shutil.copytree(REAL / "ct_dicom" / "RIDER-1129164940", folder)
     for path in folder.iterdir():
         dataset = pydicom.dcmread(path)
         if not -230 < dataset.ImagePositionPatient[2] < -150:
