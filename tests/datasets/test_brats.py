@@ -10,30 +10,15 @@ import pytest
 from medfuncta_jax.datasets import DataError, brats, open_dataset
 from medfuncta_jax.datasets.volumes import Volume, read_volume, write_volume
 from medfuncta_jax.settings import DataSettings, SettingsError
+from tests.datasets.made_up import LPS, head, write_case
 from tests.real_data import REAL, needs_real
 
 SCAN = REAL / "brats" / "BraTS-TCGA-DU7294-000" / "BraTS-TCGA-DU7294-000-t1n.nii.gz"
-
-# As published: left, posterior, superior.
-LPS = np.array([[-1.0, 0, 0, 0], [0, -1.0, 0, 239], [0, 0, 1.0, 0], [0, 0, 0, 1]])
 
 
 def _open(tmp_path, folder, **options):
     settings = DataSettings("brats", str(tmp_path / "cache"), tuple(sorted(options.items())))
     return open_dataset(settings, data_dir=str(folder))
-
-
-def write_case(folder, case, values, affine=LPS, *, sequence="t1n", suffix=".nii.gz"):
-    path = folder / case / f"{case}-{sequence}{suffix}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(nibabel.Nifti1Image(values, affine), path)
-    return path
-
-
-def _ball(shape=(24, 20, 16), seed=0):
-    grid = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
-    rng = np.random.default_rng(seed)
-    return ((sum(g**2 for g in grid) < 0.6) * rng.integers(100, 700, shape)).astype(np.int16)
 
 
 @pytest.fixture
@@ -43,7 +28,7 @@ def folder(tmp_path):
     for i in range(12):
         case = f"BraTS-GLI-{i % 10:05d}-{i // 10:03d}"
         suffix = (".nii", ".nii.gz")[i % 2]
-        write_case(root / ("" if i % 2 else "a part é"), case, _ball(seed=i), suffix=suffix)
+        write_case(root / ("" if i % 2 else "a part é"), case, head(seed=i), suffix=suffix)
     return root
 
 
@@ -91,7 +76,7 @@ def test_reconstruction_written_back_overlays_the_real_volume(tmp_path, suffix):
 
 
 def test_cases_are_found_at_any_depth_and_split_by_patient(tmp_path, folder):
-    write_case(folder, "BraTS-GLI-00000-000", _ball(), sequence="t2f")
+    write_case(folder, "BraTS-GLI-00000-000", head(), sequence="t2f")
     (folder / "BraTS-GLI-00001-000" / "._BraTS-GLI-00001-000-t1n.nii.gz").write_bytes(b"junk")
     data = _open(tmp_path, folder)
     ids = {name: [example["id"] for example in split] for name, split in data.splits.items()}
@@ -120,7 +105,7 @@ def test_the_test_split_does_not_depend_on_the_validation_part(folder):
 def test_sequences(tmp_path):
     for i in range(4):
         for sequence in brats.SEQUENCES:
-            write_case(tmp_path, f"BraTS-GLI-0000{i}-000", _ball(), sequence=sequence)
+            write_case(tmp_path, f"BraTS-GLI-0000{i}-000", head(), sequence=sequence)
     for sequence in brats.SEQUENCES:
         plan = brats.plan(brats.Options(sequence=sequence), data_dir=str(tmp_path), cache_root=tmp_path)
         assert len(plan.about["files"]) == 4
@@ -165,7 +150,7 @@ def test_cropping_and_padding_keep_the_place(shape):
     ],
 )
 def test_scaled_integers_and_any_orientation_keep_tissue_in_its_place(tmp_path, affine):
-    image = nibabel.Nifti1Image(_ball((60, 50, 40)).astype(np.float32) * 0.5, affine)
+    image = nibabel.Nifti1Image(head((60, 50, 40)).astype(np.float32) * 0.5, affine)
     image.header.set_data_dtype(np.int16)
     image.header.set_slope_inter(0.5, 0)
     nibabel.save(image, tmp_path / "a.nii")
@@ -177,7 +162,7 @@ def test_scaled_integers_and_any_orientation_keep_tissue_in_its_place(tmp_path, 
 
 
 def test_negative_voxel_sizes_in_the_header_are_read_as_nibabel_reads_them(tmp_path):
-    path = write_case(tmp_path, "a", _ball(), np.diag([1.0, 1, 1, 1]), suffix=".nii")
+    path = write_case(tmp_path, "a", head(), np.diag([1.0, 1, 1, 1]), suffix=".nii")
     before = read_volume(path)
     content = bytearray(path.read_bytes())
     content[80:84] = np.array(-1, "<f4").tobytes()  # pixdim[1]; the sform is what counts
@@ -222,7 +207,7 @@ def test_a_bad_volume_is_named_in_one_line(tmp_path, folder, spoil, message):
 def test_folders_that_cannot_be_used(tmp_path, folder):
     with pytest.raises(DataError, match=r"0 patients with files named \*-t1c\.nii\.gz or \.nii, at least 3 are needed"):
         _open(tmp_path, folder, sequence="t1c")
-    write_case(folder / "copy", "BraTS-GLI-00004-000", _ball())
+    write_case(folder / "copy", "BraTS-GLI-00004-000", head())
     with pytest.raises(DataError, match=r"BraTS-GLI-00004-000-t1n\.nii\.gz: this case is also in .*; remove one"):
         _open(tmp_path, folder)
 

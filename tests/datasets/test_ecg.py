@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from medfuncta_jax.datasets import DataError, ecg, open_dataset
 from medfuncta_jax.settings import DataSettings, SettingsError
+from tests.datasets.made_up import beat_line
 from tests.real_data import REAL, needs_real
 
 
@@ -19,18 +20,14 @@ def _open(tmp_path, folder, **options):
     return open_dataset(source, data_dir=str(folder))
 
 
-def _line(label, seed=0):
-    return ",".join(f"{value:.4f}" for value in np.random.default_rng(seed).random(187)) + f",{label}"
-
-
 @pytest.fixture
 def folder(tmp_path):
     """30 beats to train on, 5 to test, with all the ways to end a line."""
     folder = tmp_path / "data" / "kaggle download é"
     folder.mkdir(parents=True)
-    lines = [_line(f"{i % 5}.000000000000000000e+00", i) for i in range(30)]
+    lines = [beat_line(f"{i % 5}.000000000000000000e+00", i) for i in range(30)]
     (folder / "mitbih_train.csv").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
-    (folder / "mitbih_test.csv").write_text("\n".join(_line(i, 50 + i) for i in range(5)) + "\n\n")
+    (folder / "mitbih_test.csv").write_text("\n".join(beat_line(i, 50 + i) for i in range(5)) + "\n\n")
     return folder
 
 
@@ -68,19 +65,19 @@ def test_split_is_seeded_and_every_line_is_in_it(tmp_path, folder):
             r"line 1 is a header \(it ends with 'class'\); remove it",
         ),
         (1, ",".join(map(str, range(188))), "line 1 is a header"),
-        (3, _line(0)[14:], "line 3 has 186 columns, 187 samples and a class are needed"),
-        (3, "0," + _line(0), "line 3 has 189 columns"),
+        (3, beat_line(0)[14:], "line 3 has 186 columns, 187 samples and a class are needed"),
+        (3, "0," + beat_line(0), "line 3 has 189 columns"),
         (3, "0.5", "line 3 has 1 columns"),
-        (4, _line(5), "line 4: class '5' is none of 0 to 4"),
-        (4, _line(-1), "line 4: class '-1' is none"),
-        (4, _line("0.5"), "line 4: class '0.5' is none"),
-        (4, _line("N"), "line 4: class 'N' is none"),
-        (5, _line(0).replace("0.", "x.", 1), "line 5, column 1: 'x.6370' is no finite number"),
-        (5, "nan" + _line(0)[6:], "line 5, column 1: 'nan' is no finite number"),
-        (5, "1.01" + _line(0)[6:], "line 5, column 1: '1.01' is outside 0 to 1"),
-        (5, "-1" + _line(0)[6:], "line 5, column 1: '-1' is outside 0 to 1"),
-        (5, '"0.1"' + _line(0)[6:], "no finite number"),
-        (5, "\x00é" + _line(0)[6:], "no finite number"),
+        (4, beat_line(5), "line 4: class '5' is none of 0 to 4"),
+        (4, beat_line(-1), "line 4: class '-1' is none"),
+        (4, beat_line("0.5"), "line 4: class '0.5' is none"),
+        (4, beat_line("N"), "line 4: class 'N' is none"),
+        (5, beat_line(0).replace("0.", "x.", 1), "line 5, column 1: 'x.6370' is no finite number"),
+        (5, "nan" + beat_line(0)[6:], "line 5, column 1: 'nan' is no finite number"),
+        (5, "1.01" + beat_line(0)[6:], "line 5, column 1: '1.01' is outside 0 to 1"),
+        (5, "-1" + beat_line(0)[6:], "line 5, column 1: '-1' is outside 0 to 1"),
+        (5, '"0.1"' + beat_line(0)[6:], "no finite number"),
+        (5, "\x00é" + beat_line(0)[6:], "no finite number"),
     ],
 )
 def test_bad_line_is_named_in_one_line(tmp_path, folder, line, text, message):
@@ -96,7 +93,7 @@ def test_bad_line_is_named_in_one_line(tmp_path, folder, line, text, message):
 
 def test_rounding_is_no_error(tmp_path, folder):
     path = folder / "mitbih_test.csv"
-    path.write_text("1.00000001,-1e-9" + _line(0)[13:])
+    path.write_text("1.00000001,-1e-9" + beat_line(0)[13:])
     signal = _open(tmp_path, folder).splits["test"][0]["signal"]
     assert (signal[0, 0], signal[1, 0]) == (1, 0)
 
@@ -109,7 +106,7 @@ def test_files_absent_empty_or_twice(tmp_path, folder):
         _open(tmp_path, folder, train_file="empty.csv")
     for name in ("a", "b"):
         (folder / name).mkdir()
-        (folder / name / "two.csv").write_text(_line(0))
+        (folder / name / "two.csv").write_text(beat_line(0))
     (folder / "a" / "circle").symlink_to(folder, target_is_directory=True)
     with pytest.raises(DataError, match=r"two\.csv is there 2 times"):
         _open(tmp_path, folder, train_file="two.csv")
@@ -144,8 +141,8 @@ LINES = st.one_of(
 @given(lines=st.lists(LINES, max_size=4), end=st.sampled_from([b"\n", b"\r\n", b"\r"]))
 def test_any_file_is_read_or_refused_in_one_line(lines, end):
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "mitbih_train.csv").write_bytes(end.join([_line(0).encode(), *lines]))
-        (Path(folder) / "mitbih_test.csv").write_text(_line(1))
+        (Path(folder) / "mitbih_train.csv").write_bytes(end.join([beat_line(0).encode(), *lines]))
+        (Path(folder) / "mitbih_test.csv").write_text(beat_line(1))
         refusal, examples = "", {}
         try:
             plan = ecg.plan(ecg.Options(), data_dir=folder, cache_root=Path(folder))

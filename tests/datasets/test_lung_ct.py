@@ -10,20 +10,12 @@ import pytest
 from medfuncta_jax.datasets import DataError, lung_ct, open_dataset
 from medfuncta_jax.datasets.volumes import Volume, read_volume, resample_isotropic, write_volume
 from medfuncta_jax.settings import DataSettings, SettingsError
+from tests.datasets.made_up import chest
 
 
 def _open(tmp_path, folder, **options):
     settings = DataSettings("lung_ct", str(tmp_path / "cache"), tuple(sorted(options.items())))
     return open_dataset(settings, data_dir=str(folder))
-
-
-def _smooth(shape, seed=0):
-    """A blob of tissue (50 HU) off the centre of air (-1000), smooth, far from the border."""
-    grid = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
-    centre = np.random.default_rng(seed).uniform(-0.15, 0.15, 3)
-    return (-1000 + 1050 * np.exp(-sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)) / 0.04)).astype(
-        np.float32
-    )
 
 
 def _centre_of_mass(values, affine):
@@ -36,9 +28,9 @@ def _centre_of_mass(values, affine):
 def folder(tmp_path):
     for i in range(5):
         name = f"LIDC-IDRI-{i:04d}.nii.gz" if i < 4 else f"mine é/scan {i}.nii"
-        write_volume(tmp_path / "data" / name, _smooth((30, 28, 26), i), np.diag([3.0, 3, 3, 1]), dtype="int16")
+        write_volume(tmp_path / "data" / name, chest((30, 28, 26), i), np.diag([3.0, 3, 3, 1]), dtype="int16")
     second = tmp_path / "data" / "second" / "LIDC-IDRI-0003 b.nii.gz"
-    write_volume(second, _smooth((30, 28, 26)), np.diag([3.0, 3, 3, 1]))
+    write_volume(second, chest((30, 28, 26)), np.diag([3.0, 3, 3, 1]))
     return tmp_path / "data"
 
 
@@ -53,7 +45,7 @@ AFFINES = {
 
 @pytest.mark.parametrize("kind", AFFINES)
 def test_any_orientation_becomes_cubic_voxels_with_tissue_in_its_place(tmp_path, kind):
-    affine, values = AFFINES[kind], _smooth((50, 44, 30))
+    affine, values = AFFINES[kind], chest((50, 44, 30))
     nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / "a.nii")
     ours = resample_isotropic(read_volume(tmp_path / "a.nii"), 1.0, -1000.0)
     np.testing.assert_array_equal(ours.affine[:3, :3], np.eye(3))
@@ -101,7 +93,7 @@ def test_crop_clip_scale_and_average_are_as_published():
 
 
 def test_values_outside_the_field_of_the_scanner_become_0():
-    values = _smooth((40, 40, 40))
+    values = chest((40, 40, 40))
     values[:3] = -3024
     ours = lung_ct.preprocess(Volume(values, np.eye(4)), lung_ct.Options(size=256), name="a")
     assert ours.values.min() == 0

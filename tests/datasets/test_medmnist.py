@@ -11,27 +11,13 @@ import pytest
 
 from medfuncta_jax.datasets import DataError, medmnist, open_dataset
 from medfuncta_jax.settings import DataSettings, SettingsError
+from tests.datasets.made_up import medmnist_arrays, write_npz
 from tests.real_data import REAL, needs_real
 
 
 def _open(tmp_path, data_dir, **options):
     settings = DataSettings("medmnist", str(tmp_path / "cache"), tuple(sorted(options.items())))
     return open_dataset(settings, data_dir=None if data_dir is None else str(data_dir))
-
-
-def _arrays(shape=(28, 28), n=(6, 2, 3), classes=2, width=1):
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for name, count in zip(("train", "val", "test"), n, strict=True):
-        arrays[f"{name}_images"] = rng.integers(0, 256, (count, *shape), np.uint8)
-        arrays[f"{name}_labels"] = (np.arange(count * width).reshape(count, width) % classes).astype(np.uint8)
-    return arrays
-
-
-def _write(folder, name, arrays):
-    folder.mkdir(exist_ok=True)
-    np.savez_compressed(folder / name, **arrays)
-    return folder
 
 
 def test_table_is_complete():
@@ -88,7 +74,7 @@ def test_real_file_outside_the_table(tmp_path):
 
 
 def test_multi_label(tmp_path):
-    folder = _write(tmp_path / "data", "chestmnist.npz", _arrays(width=14))
+    folder = write_npz(tmp_path / "data", "chestmnist.npz", medmnist_arrays(width=14))
     data = _open(tmp_path, folder, flag="chestmnist")
     assert data.task == "multi-label"
     label = data.splits["train"][0]["label"]
@@ -114,9 +100,9 @@ def test_multi_label(tmp_path):
     ],
 )
 def test_files_that_do_not_hold_together(tmp_path, change, message):
-    arrays = _arrays()
+    arrays = medmnist_arrays()
     change(arrays)
-    folder = _write(tmp_path / "data", "pneumoniamnist.npz", arrays)
+    folder = write_npz(tmp_path / "data", "pneumoniamnist.npz", arrays)
     with pytest.raises(DataError, match=message) as caught:
         _open(tmp_path, folder, flag="pneumoniamnist")
     assert "pneumoniamnist.npz" in str(caught.value)
@@ -124,7 +110,7 @@ def test_files_that_do_not_hold_together(tmp_path, change, message):
 
 
 def test_damage_in_the_images_leaves_no_prepared_data(tmp_path):
-    folder = _write(tmp_path / "data", "pneumoniamnist.npz", _arrays(n=(200, 2, 3)))
+    folder = write_npz(tmp_path / "data", "pneumoniamnist.npz", medmnist_arrays(n=(200, 2, 3)))
     data = bytearray((folder / "pneumoniamnist.npz").read_bytes())
     data[len(data) // 2] ^= 0xFF
     (folder / "pneumoniamnist.npz").write_bytes(bytes(data))
@@ -134,11 +120,11 @@ def test_damage_in_the_images_leaves_no_prepared_data(tmp_path):
 
 
 def test_changed_file_is_prepared_anew(tmp_path):
-    arrays = _arrays()
-    folder = _write(tmp_path / "data", "mine.npz", arrays)
+    arrays = medmnist_arrays()
+    folder = write_npz(tmp_path / "data", "mine.npz", arrays)
     first = _open(tmp_path, folder, flag="mine").splits["train"].signals(slice(None))
     arrays["train_images"] = 255 - arrays["train_images"]
-    _write(tmp_path / "data", "mine.npz", arrays)
+    write_npz(tmp_path / "data", "mine.npz", arrays)
     second = _open(tmp_path, folder, flag="mine").splits["train"].signals(slice(None))
     np.testing.assert_allclose(first + second, 1, rtol=1e-6)
 
@@ -171,7 +157,7 @@ def test_no_network_names_file_url_and_remedy(tmp_path, monkeypatch):
 
 def test_download_is_checked_and_kept(tmp_path, monkeypatch):
     stored = io.BytesIO()
-    np.savez_compressed(stored, **_arrays())
+    np.savez_compressed(stored, **medmnist_arrays())
     content = stored.getvalue()
     calls = []
 
