@@ -1,4 +1,4 @@
-"""Every config builds settings that its source accepts, and trains a step when shrunk."""
+"""Every config reads the files that it says it reads, and trains a step on them when shrunk."""
 
 import dataclasses
 import functools
@@ -12,20 +12,41 @@ import pytest
 
 import medfuncta_jax as mf
 from medfuncta_jax import meta_step
-from medfuncta_jax.datasets import source_options
-from medfuncta_jax.settings import DataSettings, dataclass_from_dict
+from medfuncta_jax.datasets import batches, open_dataset
+from medfuncta_jax.datasets.volumes import write_volume
+from medfuncta_jax.settings import DataSettings
+from tests.datasets.made_up import beat_line, chest, head, medmnist_arrays, write_case, write_npz
+from tests.real_data import REAL, needs_real
 
 CONFIGS = sorted(
     path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py") if path.stem not in ("__init__", "base")
 )
 
-
+# The published file of each config that reads MedMNIST.
+MEDMNIST = {
+    "cell_microscopy": "tissuemnist",
+    "chest_xray": "chestmnist",
+    "colon_histopathology": "pathmnist",
+    "dermatoscope": "dermamnist",
+    "fundus": "retinamnist",
+    "medmnist_3d": "adrenalmnist3d",
+    "pneumonia_xray": "pneumoniamnist",
+    "pneumonia_xray_28": "pneumoniamnist",
+    "retinal_oct": "octmnist",
+}
+COLOURED = ("colon_histopathology", "dermatoscope", "fundus")
+# The shape of a signal, [*grid, D], where it is not an image of the variant's size.
+SHAPES = {
+    "brain_mri": (32, 32, 32, 1),
+    "ecg": (187, 1),
+    "lung_ct": (32, 32, 32, 1),
+    "medmnist_3d": (28, 28, 28, 1),
+    "pneumonia_xray_28": (28, 28, 1),
+    "quickstart": (32, 32, 1),
+}
 VARIANTS = {
-    **dict.fromkeys(
-        ("chest_xray", "pneumonia_xray", "retinal_oct", "fundus", "dermatoscope"), ("", "28", "128", "cpu")
-    ),
-    **dict.fromkeys(("colon_histopathology", "cell_microscopy"), ("", "224", "cpu")),
-    **dict.fromkeys(("ecg", "lung_ct"), ("", "cpu")),
+    **dict.fromkeys(set(MEDMNIST) - set(SHAPES), ("", "28", "128", "224", "cpu")),
+    **dict.fromkeys(("ecg", "lung_ct", "medmnist_3d"), ("", "cpu")),
     "brain_mri": ("", "cpu", "folder", "folder_cpu"),
 }
 
@@ -38,31 +59,107 @@ def get_config(name, variant=""):
     return mf.Settings.from_dict((module.get_config(variant) if name in VARIANTS else module.get_config()).to_dict())
 
 
-@pytest.mark.parametrize(("name", "variant"), [(name, v) for name in CONFIGS for v in VARIANTS.get(name, ("",))])
-def test_config_trains_when_shrunk(name, variant):
-    settings = get_config(name, variant)
-    options = dataclass_from_dict(source_options(settings.data.source), dict(settings.data.options), "data")
-    coord_dims = {"ecg": 1, "brats": 3, "lung_ct": 3, "nifti_folder": 3}.get(settings.data.source, 2)
-    if coord_dims == 2:
-        assert options.size == int(variant) if variant.isdigit() else True
-
-    model = dataclasses.replace(settings.model, layers=min(4, settings.model.layers), width=16, latent_dim=8)
-    inner = dataclasses.replace(settings.inner, steps=2, selection_ratio=max(0.25, settings.inner.selection_ratio))
-    train = dataclasses.replace(settings.train, batch_size=2)
-    loss, step = train_one_step(model, inner, train, coord_dims)
-    assert np.isfinite(loss)
-    assert step == 1
+def signal_shape(name, variant):
+    size = int(variant) if variant.isdigit() else 64
+    return SHAPES.get(name, (size, size, 3 if name in COLOURED else 1))
 
 
 @functools.lru_cache
-def train_one_step(model, inner, train, coord_dims):
-    settings = mf.Settings(DataSettings("any"), model=model, inner=inner, train=train)
-    field = mf.Field(model, coord_dims, 1)
-    coords = jnp.asarray(mf.grid((6,) * coord_dims), jnp.float32)
-    signals = np.random.default_rng(0).uniform(size=(2, len(coords), 1)).astype(np.float32)
-    state = meta_step.init_state(field, settings, jax.random.key(0))
-    state, metrics = jax.jit(meta_step.make_update(field, settings, coords))(state, signals, jax.random.key(1))
-    return float(metrics["loss"]), int(state.step)
+def made_up_folder(root, source, flag, shape):
+    """A few made-up signals, in files as they are published; None for the source that brings its own."""
+    folder = root / (flag or source)
+    match source:
+        case "brats":
+            for i in range(4):
+                write_case(folder, f"BraTS-GLI-{i:05d}-000", head((240, 240, 155), i))
+        case "ecg":
+            folder.mkdir()
+            for name in ("mitbih_train.csv", "mitbih_test.csv"):
+                lines = [beat_line(f"{i % 5}.000000000000000000e+00", i) for i in range(15)]
+                (folder / name).write_text("\n".join(lines))
+        case "lung_ct":
+            for i in range(4):
+                write_volume(folder / f"LIDC-IDRI-{i:04d}.nii.gz", chest((130, 120, 110), i), np.eye(4), dtype="int16")
+        case "medmnist":
+            name = f"{flag}.npz" if shape[0] == 28 else f"{flag}_{shape[0]}.npz"
+            image = shape if shape[-1] == 3 else shape[:-1]
+            write_npz(folder, name, medmnist_arrays(image, width=14 if flag == "chestmnist" else 1))
+        case "nibabel_slices":
+            return None
+        case "nifti_folder":
+            for i in range(4):
+                path = folder / f"site {i % 2}" / f"scan {i}.nii.gz"
+                write_volume(path, head((96, 80 + i, 60), i), np.diag([2, 2, 2 + i, 1]))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory):
+    """Where made-up files and prepared data are, shared by the configs."""
+    return tmp_path_factory.mktemp("configs")
+
+
+@pytest.mark.parametrize(("name", "variant"), [(name, v) for name in CONFIGS for v in VARIANTS.get(name, ("",))])
+def test_config_trains_when_shrunk(name, variant, root):
+    settings, shape = get_config(name, variant), signal_shape(name, variant)
+    train_one_step(settings, shape, root, made_up_folder(root, settings.data.source, MEDMNIST.get(name), shape))
+
+
+@needs_real
+@pytest.mark.parametrize(
+    ("name", "variant", "folder"),
+    [
+        ("brain_mri", "folder", "ixi_t1_2mm"),
+        ("ecg", "", "ecg"),
+        ("medmnist_3d", "", "."),
+        ("pneumonia_xray_28", "", "."),
+    ],
+)
+def test_config_trains_on_real_files(name, variant, folder, root):
+    train_one_step(get_config(name, variant), signal_shape(name, variant), root, REAL / folder)
+
+
+def train_one_step(settings, shape, root, folder):
+    """One update of the shrunken field, as the launcher makes it, on some of the points of the config's own data."""
+    data = dataclasses.replace(settings.data, cache_dir=str(root / "cache"))
+    dataset = open_dataset(data, data_dir=None if folder is None else str(folder))
+    assert (*dataset.grid, dataset.channels) == shape
+    coords = jnp.asarray(mf.grid(dataset.grid), jnp.float32)
+    points = np.random.default_rng(0).choice(len(coords), 128, replace=False)
+    with batches(dataset.splits["train"], batch_size=2, seed=settings.seed) as stream:
+        signals = next(stream).reshape(2, len(coords), dataset.channels)
+    assert 0 <= signals.min() < signals.max() <= 1
+
+    settings = shrunk(settings)
+    field, update = compiled_update(settings, len(dataset.grid), dataset.channels)
+    before = meta_step.init_state(field, settings, jax.random.key(0))
+    after, metrics = update(before, signals[:, points], jax.random.key(1), coords[points])
+    assert np.isfinite(metrics["loss"])
+    assert int(after.step) == 1
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), before.trainable, after.trainable)
+    assert not any(jax.tree.leaves(same)), same
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.trainable))
+
+
+def shrunk(settings):
+    """Few and narrow layers, two inner steps, one update without warm-up; nothing of what one update does not use."""
+    return mf.Settings(
+        DataSettings("any"),
+        model=dataclasses.replace(settings.model, layers=min(4, settings.model.layers), width=16, latent_dim=8),
+        inner=dataclasses.replace(settings.inner, steps=2),
+        train=dataclasses.replace(settings.train, steps=1, warmup_steps=0, batch_size=2, eval_every=1, eval_signals=1),
+    )
+
+
+@functools.lru_cache
+def compiled_update(settings, coord_dims, channels):
+    """Configs that differ by their data alone share what is compiled."""
+    field = mf.Field(settings.model, coord_dims, channels)
+
+    def update(state, signals, key, coords):
+        return meta_step.make_update(field, settings, coords)(state, signals, key)
+
+    return field, jax.jit(update)
 
 
 PAPER = {
