@@ -69,18 +69,22 @@ def cpu(config: ConfigDict, *, width: int, latent_dim: int, steps: int, batch_si
     return config
 
 
+def require_variant(variant: str, *known: str) -> None:
+    """Refuse a variant that is neither "" nor one of `known`."""
+    if variant not in ("", *known):
+        raise ValueError(f"no variant {variant!r}; known: {', '.join(known)}")
+
+
 def medmnist(flag: str, variant: str) -> ConfigDict:
     """A 2D set of MedMNIST in the variants "64" (default), "28", "128", "224" and "cpu" (64x64, for two cores)."""
     if variant == "cpu":
         return cpu(get_config("medmnist", flag=flag, size=64), width=512, latent_dim=512, steps=1200, batch_size=16)
-    if (variant or "64") not in ("28", "64", "128", "224"):
-        raise ValueError(f"no variant {variant!r}; known: 28, 64, 128, 224, cpu")
+    require_variant(variant, "28", "64", "128", "224", "cpu")
     size = int(variant or 64)
     return paper_2d(get_config("medmnist", flag=flag, size=size), size)
 
 
 def one_size(config: ConfigDict, variant: str, **recipe) -> ConfigDict:
     """`config` for the variant "", its `cpu` recipe for "cpu"."""
-    if variant not in ("", "cpu"):
-        raise ValueError(f"no variant {variant!r}; known: cpu")
+    require_variant(variant, "cpu")
     return cpu(config, **recipe) if variant == "cpu" else config

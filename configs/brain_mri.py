@@ -12,10 +12,11 @@ from configs import base
 
 
 def get_config(variant=""):
+    base.require_variant(variant, "cpu", "folder", "folder_cpu")
     if variant.startswith("folder"):
         # 32 voxels of 8 mm: the published field of view of 256 mm, averaged by 8.
         config = base.get_config("nifti_folder", pattern="**/*.nii*", grid=(32, 32, 32), spacing=8.0)
-        variant = variant.removeprefix("folder").lstrip("_")
+        variant = variant.removeprefix("folder").removeprefix("_")
     else:
         config = base.get_config("brats", sequence="t1n", size=32)
     return base.one_size(base.paper_3d(config), variant, width=256, latent_dim=512, steps=500, batch_size=4)

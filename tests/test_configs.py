@@ -187,7 +187,11 @@ def test_paper_settings(config, expected):
     assert (model.modulate_first_layer, inner.shared_context, settings.fit.context) == (False, False, "full")
 
 
-@pytest.mark.parametrize("name", ["chest_xray", "ecg"])
-def test_an_unknown_variant_names_the_known(name):
-    with pytest.raises(ValueError, match=r"no variant '65'; known: .*cpu"):
-        get_config(name, "65")
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("brain_mri", "cpu, folder, folder_cpu"), ("chest_xray", "28, 64, 128, 224, cpu"), ("ecg", "cpu")],
+)
+def test_an_unknown_variant_names_the_known(name, known):
+    for wrong in ("65", "folderx"):
+        with pytest.raises(ValueError, match=f"no variant '{wrong}'; known: {known}$"):
+            get_config(name, wrong)
