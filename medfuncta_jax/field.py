@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from medfuncta_jax.settings import ModelSettings
-from medfuncta_jax.siren import ModulatedSiren, PointFeatures
+from medfuncta_jax.siren import Basis, ModulatedSiren, PointFeatures
 
 Params = dict[str, dict[str, jax.Array]]
 
@@ -50,14 +50,18 @@ class Field:
         """f(x; phi): latents [B, P] and coords [N, C] or [B, N, C] in [-1, 1] -> [B, N, D]."""
         return self.decode(params, latents, self.point_features(params, coords))
 
-    def point_features(self, params: Params, coords: jax.Array) -> PointFeatures:
+    def point_features(self, params: Params, coords: jax.Array) -> PointFeatures | Basis:
         """The part of the field that needs no latent, for `decode`: coords [N, C] or [B, N, C] in [-1, 1]."""
         coords = coords if coords.ndim == 3 else coords[None]
-        return cast(PointFeatures, self.module.apply({"params": params}, coords, method="point_features"))
+        return cast(PointFeatures | Basis, self.module.apply({"params": params}, coords, method="point_features"))
 
-    def decode(self, params: Params, latents: jax.Array, features: PointFeatures) -> jax.Array:
+    def decode(self, params: Params, latents: jax.Array, features: PointFeatures | Basis) -> jax.Array:
         """Values [B, N, D] for latents [B, P] at the points of `features`."""
         return cast(jax.Array, self.module.apply({"params": params}, latents, features, method="decode"))
+
+    def coefficients(self, params: Params, latents: jax.Array) -> jax.Array:
+        """Coefficients [B, 2L, D] of latents [B, P], for a field whose `point_features` are a `Basis`."""
+        return cast(jax.Array, self.module.apply({"params": params}, latents, method="coefficients"))
 
     def latent_layers(self) -> tuple[str, ...]:
         """Names of the layers that read the latent: shift modulations, and scale modulations where there are any."""

@@ -9,6 +9,7 @@ every observed point; `reconstruct` reads a latent out at any coordinates.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -19,7 +20,7 @@ import numpy as np
 from medfuncta_jax.context import random_context
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.field import Field, Params, params_dtype
-from medfuncta_jax.siren import PointFeatures
+from medfuncta_jax.siren import Basis, PointFeatures
 
 Array = jax.Array | np.ndarray
 
@@ -45,7 +46,7 @@ def signal_losses(
     field: Field,
     params: Params,
     latents: jax.Array,
-    features: PointFeatures,
+    features: PointFeatures | Basis,
     signals: jax.Array,
     *,
     weights: jax.Array | None = None,
@@ -71,6 +72,73 @@ def signal_losses(
     return jnp.where(weights > 0, weights * errors, 0).sum(-1) / jnp.where(total > 0, total, 1)
 
 
+class NormalEquations(NamedTuple):
+    """All that the losses of a batch on a shared `Basis` F [N, 2L] depend on; the number of points is gone.
+
+    With y the signals less the basis' constant, sum_n (F c - y)_n^2 = c.(F'F)c - 2 c.(F'y) + y.y.
+
+    Attributes:
+      gram: F'F / N, [2L, 2L].
+      cross: F'y / N, [B, 2L, D].
+      square: y.y / N, [B, D].
+    """
+
+    gram: jax.Array
+    cross: jax.Array
+    square: jax.Array
+
+    def errors(self, coefficients: jax.Array) -> jax.Array:
+        """Mean squared errors [B, D] for coefficients [B, 2L, D]."""
+        fitted = jnp.einsum("kl,bld->bkd", self.gram, coefficients)
+        return jnp.einsum("bkd,bkd->bd", coefficients, fitted - 2 * self.cross) + self.square
+
+
+def normal_equations(basis: Basis, signals: jax.Array) -> NormalEquations:
+    """Of signals [B, N, D] on a basis shared by them."""
+    functions, count = basis.functions[0], signals.shape[1]
+    rest = signals - basis.constant
+    return NormalEquations(
+        functions.T @ functions / count,
+        jnp.einsum("nk,bnd->bkd", functions, rest) / count,
+        jnp.square(rest).mean(1),
+    )
+
+
+def _losses_on(
+    field: Field,
+    params: Params,
+    features: PointFeatures | Basis,
+    signals: jax.Array,
+    *,
+    weights: jax.Array | None = None,
+    channel_loss: Literal["mean", "sum"],
+    steps: int,
+) -> Callable[[jax.Array], jax.Array]:
+    """`signal_losses` as a function of the latents [B, P] alone, for many calls on the same points.
+
+    A basis shared by the batch is brought to its normal equations where `steps` calls repay them: they cost
+    N (2L)^2 products, a call without them N 2L B D.
+    """
+
+    def on_points(latents: jax.Array) -> jax.Array:
+        return signal_losses(
+            field, params, latents, features, signals, weights=weights, channel_loss=channel_loss
+        )  # fmt: skip
+
+    if weights is not None or not isinstance(features, Basis) or features.functions.shape[0] > 1:
+        return on_points
+    batch, _, channels = signals.shape
+    if steps * batch * channels < features.functions.shape[-1] / 2:
+        return on_points
+    equations = normal_equations(features, signals)
+
+    def on_equations(latents: jax.Array) -> jax.Array:
+        errors = equations.errors(field.coefficients(params, latents))
+        return errors.mean(-1) if channel_loss == "mean" else errors.sum(-1)
+
+    return on_equations
+
+
 def adapt(
     field: Field,
     params: Params,
@@ -82,6 +150,7 @@ def adapt(
     first_order: bool = False,
     remat: Literal["none", "steps"] = "none",
     channel_loss: Literal["mean", "sum"] = "mean",
+    features: PointFeatures | Basis | None = None,
 ) -> FitResult:
     """G inner steps from phi = 0 on reduced contexts, differentiable in `params` and `step_size`.
 
@@ -95,13 +164,15 @@ def adapt(
       first_order: treat the inner gradients as constants.
       remat: "steps" stores only the latent between steps and recomputes the rest in the backward pass.
       channel_loss: see `signal_losses`.
+      features: of all points, where the caller has them: a derivative then goes through them once.
     Returns:
       FitResult with losses [B, G] on each step's context.
     """
     coords, signals = (jnp.asarray(array, params_dtype(params)) for array in (coords, signals))
     if isinstance(context, int):
         steps, rows_of_steps, per_signal = context, None, False
-        all_points = field.point_features(params, coords)
+        features = field.point_features(params, coords) if features is None else features
+        losses_on_all = _losses_on(field, params, features, signals, channel_loss=channel_loss, steps=steps)
     else:
         steps, rows_of_steps, per_signal = context.shape[-2], jnp.asarray(context), context.ndim == 3
         if per_signal:
@@ -110,13 +181,14 @@ def adapt(
     def step(latents: jax.Array, rows: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         # rows: None, [n] or [B, n]
         if rows is None:
-            points, chosen = all_points, signals
+            losses_of = losses_on_all
         else:
             points = field.point_features(params, coords[rows])
             chosen = jnp.take_along_axis(signals, rows[:, :, None], axis=1) if per_signal else signals[:, rows]
+            losses_of = _losses_on(field, params, points, chosen, channel_loss=channel_loss, steps=1)
 
         def total(latents):
-            losses = signal_losses(field, params, latents, points, chosen, channel_loss=channel_loss)
+            losses = losses_of(latents)
             return losses.sum(), losses
 
         slopes, losses = jax.grad(total, has_aux=True)(latents)  # [B, P], [B]
@@ -135,25 +207,25 @@ def adapt(
 def _fit(field, params, coords, signals, weights, step_size, key, *, steps, channel_loss, selection_ratio, safeguard):
     features = field.point_features(params, coords)
 
-    def losses_of(latents, features, signals, weights):
-        return signal_losses(
-            field, params, latents, features, signals, weights=weights, channel_loss=channel_loss
-        )  # fmt: skip
+    losses_on = functools.partial(_losses_on, field, params, channel_loss=channel_loss)
+    losses_of = losses_on(features, signals, weights=weights, steps=steps)
 
-    def slopes_of(latents, *points):
+    def slopes_of(losses_of, latents):
         def total(latents):
-            losses = losses_of(latents, *points)
+            losses = losses_of(latents)
             return losses.sum(), losses
 
         return jax.grad(total, has_aux=True)(latents)
 
     def direction_of(latents, step_key):
-        slopes, losses = slopes_of(latents, features, signals, weights)  # [B, P], [B]
+        slopes, losses = slopes_of(losses_of, latents)  # [B, P], [B]
         if selection_ratio is not None:
             rows = random_context(step_key, points=signals.shape[1], selection_ratio=selection_ratio, steps=1)[0]
             subset_weights = None if weights is None else weights[:, rows]
             subset_features = jax.tree.map(lambda leaf: leaf[:, rows], features)
-            subset, _ = slopes_of(latents, subset_features, signals[:, rows], subset_weights)
+            subset, _ = slopes_of(
+                losses_on(subset_features, signals[:, rows], weights=subset_weights, steps=1), latents
+            )
             norm, subset_norm = (jnp.linalg.norm(s, axis=-1, keepdims=True) for s in (slopes, subset))
             slopes = slopes * subset_norm / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny)
         return slopes, losses
@@ -175,7 +247,7 @@ def _fit(field, params, coords, signals, weights, step_size, key, *, steps, chan
         return FitResult(latents=latents, losses=losses.T)
     one = jnp.ones(start.shape[0], start.dtype)
     (best, latents), losses = jax.lax.scan(guarded_step, (_Best(start, one * jnp.inf, start, one), start), keys, steps)
-    last = _keep_better(_Best(latents, losses_of(latents, features, signals, weights), start, one), best)
+    last = _keep_better(_Best(latents, losses_of(latents), start, one), best)
     return FitResult(latents=last.latents, losses=losses.T)
 
 

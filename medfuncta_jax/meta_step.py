@@ -59,11 +59,11 @@ def meta_loss(
     if signals.ndim != 3 or signals.shape[1] != coords.shape[0] or signals.shape[2] != field.channels:
         raise ValueError(f"signals {signals.shape} must be [B, {coords.shape[0]}, {field.channels}]")
     coords, signals = (jnp.asarray(array, params_dtype(params)) for array in (coords, signals))
+    features = field.point_features(params, coords)
     fit = adapt(
         field, params, coords, signals, context,
-        step_size=step_size, first_order=first_order, remat=remat, channel_loss=channel_loss,
+        step_size=step_size, first_order=first_order, remat=remat, channel_loss=channel_loss, features=features,
     )  # fmt: skip
-    features = field.point_features(params, coords)
     return signal_losses(field, params, fit.latents, features, signals, channel_loss=channel_loss).mean()
 
 

@@ -42,6 +42,21 @@ class PointFeatures(NamedTuple):
     pre: jax.Array
 
 
+class Basis(NamedTuple):
+    """The same for a field with one modulated layer: f(x; phi) = constant(x) + functions(x) . coefficients(phi).
+
+    With p = w (W h + b) and s = w (M phi + c), sin(p + s) = sin p cos s + cos p sin s: no sine is left that depends on
+    both point and latent.
+
+    Attributes:
+      constant: what the latent does not reach, [B or 1, N, D].
+      functions: sin p and cos p, [B or 1, N, 2L].
+    """
+
+    constant: jax.Array
+    functions: jax.Array
+
+
 def _uniform(bound: float, centre: float = 0.0):
     def init(key, shape, dtype=jnp.float32):
         return jax.random.uniform(key, shape, dtype, centre - bound, centre + bound)
@@ -83,21 +98,39 @@ class ModulatedSiren(nn.Module):
     def _omega(self, k: int, dtype) -> jax.Array:
         return jnp.asarray(omega_schedule(self.model)[k - 1], dtype)
 
-    def point_features(self, coords: jax.Array) -> PointFeatures:
+    def _has_basis(self) -> bool:
+        model = self.model  # one modulated layer: the second of three
+        return model.layers == 3 and not (model.modulate_first_layer or model.modulate_scale)
+
+    def point_features(self, coords: jax.Array) -> PointFeatures | Basis:
         """All that needs no latent: coords [1, N, C] shared by the batch, or [B, N, C]."""
         first = self.layer_1(coords)
         if self.model.modulate_first_layer:
             return PointFeatures(None, first)
         hidden = sine(first * self._omega(1, first.dtype))
-        return PointFeatures(hidden, self.layer_2(hidden))
+        pre = self.layer_2(hidden)
+        if not self._has_basis():
+            return PointFeatures(hidden, pre)
+        pre = pre * self._omega(2, pre.dtype)
+        constant = self.layer_3(hidden if self.model.residual else jnp.zeros_like(hidden)) + self.model.offset
+        phases = jnp.asarray([0, np.pi / 2], pre.dtype)[:, None]  # cos p = sin(p + pi/2), and no copy to join the two
+        return Basis(constant, sine(pre[..., None, :] + phases).reshape(*pre.shape[:-1], -1))
 
-    def decode(self, latents: jax.Array, features: PointFeatures) -> jax.Array:
+    def coefficients(self, latents: jax.Array) -> jax.Array:
+        """Of the functions of a `Basis`, [B, 2L, D], for latents [B, P]."""
+        shift = self.modulation_2(latents) * self._omega(2, latents.dtype)  # [B, L]
+        kernel = self.layer_3.variables["params"]["kernel"]  # [L, D]
+        return jnp.concatenate([cosine(shift)[..., None] * kernel, sine(shift)[..., None] * kernel], axis=1)
+
+    def decode(self, latents: jax.Array, features: PointFeatures | Basis) -> jax.Array:
         """Values [B, N, D] of the fields of `latents` [B, P] at the points behind `features`."""
+        if isinstance(features, Basis):
+            functions, coefficients = features.functions, self.coefficients(latents)
+            if functions.shape[0] == 1:  # one matrix product for the whole batch
+                return features.constant + jnp.einsum("nk,bkd->bnd", functions[0], coefficients)
+            return features.constant + jnp.einsum("bnk,bkd->bnd", functions, coefficients)
         model = self.model
         h, pre = features
-        last = getattr(self, f"layer_{model.layers}")
-        if model.layers == self._first_modulated() + 1 and not model.modulate_scale:
-            return self._decode_one_layer(latents, features) + model.offset
         for k in range(self._first_modulated(), model.layers):
             if k > self._first_modulated():
                 pre = getattr(self, f"layer_{k}")(h)  # [B, N, L]
@@ -106,29 +139,7 @@ class ModulatedSiren(nn.Module):
             pre = pre + getattr(self, f"modulation_{k}")(latents)[:, None, :]  # [B, N, L]
             s = sine(pre * self._omega(k, pre.dtype))
             h = h + s if model.residual and h is not None else s
-        return last(h) + model.offset
-
-    def _decode_one_layer(self, latents: jax.Array, features: PointFeatures) -> jax.Array:
-        """The same where one layer is modulated, without a sine for every signal and point.
-
-        sin(p + s) = sin p cos s + cos p sin s: the field is a sum of basis functions of the points, shared where the
-        points are, with coefficients of the latent, so the last layer joins the coefficients before the points come in.
-        """
-        k = self.model.layers - 1
-        omega = self._omega(k, latents.dtype)
-        pre = features.pre * omega  # [B or 1, N, L]
-        shift = getattr(self, f"modulation_{k}")(latents) * omega  # [B, L]
-        last = getattr(self, f"layer_{k + 1}")
-        skip = features.hidden if self.model.residual and features.hidden is not None else jnp.zeros_like(pre)
-        values = last(skip)  # [B or 1, N, D]
-        kernel = last.variables["params"]["kernel"]  # [L, D]
-        for basis, coefficients in ((sine(pre), cosine(shift)), (cosine(pre), sine(shift))):
-            weights = coefficients[:, :, None] * kernel  # [B, L, D]
-            shared = basis.shape[0] == 1
-            values = values + (
-                jnp.einsum("nl,bld->bnd", basis[0], weights) if shared else jnp.einsum("bnl,bld->bnd", basis, weights)
-            )
-        return values
+        return getattr(self, f"layer_{model.layers}")(h) + model.offset
 
     def __call__(self, latents: jax.Array, coords: jax.Array) -> jax.Array:
         """f at coords [1 or B, N, C] for latents [B, P] -> [B, N, D]."""
