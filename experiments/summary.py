@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from experiments.run_directory import RunDirectory
+from medfuncta_jax.checkpoint import FIELD_FILE
 from medfuncta_jax.datasets import Dataset
 from medfuncta_jax.settings import Settings
 
@@ -29,7 +30,7 @@ def summary(settings: Settings, dataset: Dataset, run: RunDirectory) -> str:
             lines.append(f"{name:<8}{row['signals']:>8}{row['psnr']:>10.2f}{row['mse']:>12.3e}{row['ssim']:>8.4f}")
     spent = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in run.seconds().items())
     lines.append(f"time: {spent or 'none yet'}")
-    names = ("field.npz", "latents", "evaluation.json", "figures", "metrics.jsonl", "checkpoints")
+    names = (FIELD_FILE, "latents", "evaluation.json", "figures", "metrics.jsonl", "checkpoints")
     there = ", ".join(name for name in names if (run.path / name).exists())
     lines.append(f"results in {run.path}: {there}")
     return "\n".join(lines)

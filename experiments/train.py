@@ -16,7 +16,7 @@ from experiments.interruption import StopRequest
 from experiments.progress import Progress
 from experiments.run_directory import RunDirectory, RunError
 from medfuncta_jax import meta_step, sharding
-from medfuncta_jax.checkpoint import FIELD_FILE, Checkpoints, export_field
+from medfuncta_jax.checkpoint import FIELD_FILE, Checkpoints, save_field
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets import Dataset, batches
 from medfuncta_jax.field import Field
@@ -162,7 +162,7 @@ class _Loop:
                 "step": step,
                 "val_psnr": psnr,
             }
-            export_field(self.run.path / FIELD_FILE, self.field, params, about)
+            save_field(self.run.path / FIELD_FILE, self.field, params, about)
         self._save(step, state, val_psnr=psnr)
 
     def _save(self, step: int, state: meta_step.MetaState, val_psnr: float | None) -> None:

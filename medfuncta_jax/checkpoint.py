@@ -1,4 +1,4 @@
-"""Saving and restoring: the state of a run (Orbax), and the exported field that others load (one .npz file)."""
+"""Saving and restoring: the state of a run (Orbax), and the field that others load (one safetensors file)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import math
 import os
 import re
 import shutil
-import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -17,41 +16,54 @@ from typing import Any, Self
 
 import jax
 import numpy as np
+import safetensors
+import safetensors.numpy
 
 from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.field import Field, Params, field_from_layers, named_layers
 
-FIELD_FILE = "field.npz"
+FIELD_FILE = "field.safetensors"
+# The one entry of the file's metadata: the order of several would vary, and with it the bytes of the same field.
+_ENTRY = "field"
 # Free space that a checkpoint needs beside its arrays, in bytes.
 _ROOM = 1 << 20
-_ABOUT = "about"  # the entry of the .npz that holds JSON; layer names always hold a slash, so it cannot clash
 
 
 class CheckpointError(ValueError):
-    """A checkpoint or an exported field is absent, damaged or of another layout; the message names it."""
+    """A checkpoint or a saved field is absent, damaged or of another layout; the message names it."""
 
 
-def export_field(path: Path | str, field: Field, params: Params, about: dict[str, Any]) -> None:
-    """Write a field to one file that needs nothing else to be read back.
+def save_field(path: Path | str, field: Field, params: Params, about: dict[str, Any]) -> None:
+    """Write a field to one file that safetensors and json alone can read, in any language.
+
+    The arrays are those of `named_layers`, in their own floating type. The file's `__metadata__` has one entry,
+    "field": a JSON object of `model` (the names of `ModelSettings`), `coord_dims`, `channels` and `about`.
 
     Args:
-      path: the .npz file; replaced as a whole.
+      path: the .safetensors file; replaced as a whole.
       field, params: what to write; see `meta_step.exported_params` for the scale of the latent.
       about: anything JSON can hold, kept beside the field: grid, settings, where it comes from.
+    Raises:
+      OSError: it could not be written; what was there before is left.
     """
-    about = {**about, "model": asdict(field.model)}
-    arrays = {name: np.asarray(leaf) for name, leaf in named_layers(params).items()}
+    described = {
+        "model": asdict(field.model), "coord_dims": field.coord_dims, "channels": field.channels, "about": about
+    }  # fmt: skip
+    # safetensors takes the bytes as they lie, in whatever order.
+    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in named_layers(params).items()}
+    content = safetensors.numpy.save(arrays, {_ENTRY: json.dumps(described)})
     with atomic_path(path) as partial:
-        np.savez(partial, allow_pickle=False, **{_ABOUT: np.asarray(json.dumps(about)), **arrays})
+        partial.write_bytes(content)  # its own writer does not report a full disk as an OSError
 
 
 def load_field(path: Path | str) -> tuple[Field, Params]:
     """Read a trained field.
 
     Args:
-      path: a run directory, or an exported `field.npz`.
+      path: a run directory, or a saved `field.safetensors`.
     Returns:
-      (field, params), ready for `fit_latent` with its default step size and for `reconstruct`.
+      (field, params), ready for `fit_latent` with its default step size and for `reconstruct`. The floating type is
+      kept; of float64 that takes JAX's `jax_enable_x64`.
     Raises:
       CheckpointError: no such file, or one that is damaged or not a field.
     """
@@ -63,17 +75,28 @@ def load_field_and_about(path: Path | str) -> tuple[Field, Params, dict[str, Any
     """`load_field`, and what was saved beside the field: grid, settings of the run, training step, validation PSNR."""
     path = Path(path)
     file = path / FIELD_FILE if path.is_dir() else path
+    former = file.with_suffix(".npz")
+    if former.exists() and (file == former or not file.exists()):
+        raise CheckpointError(f"{former} is of a format that is no longer read; train again in a new --workdir")
     if not file.exists():
         raise CheckpointError(f"no trained field at {file}; train first (--mode=train), or name its run directory")
     try:
-        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        about = json.loads(str(arrays.pop(_ABOUT)))
-        field, params = field_from_layers(about["model"], arrays)
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        with safetensors.safe_open(file, framework="np") as stored:
+            metadata = stored.metadata() or {}
+            if _ENTRY not in metadata:
+                raise ValueError(f"its metadata have no entry {_ENTRY!r}")
+            described = json.loads(metadata[_ENTRY])
+            arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  (not a mapping)
+        field, params = field_from_layers(described["model"], arrays)
+        sizes = (described["coord_dims"], described["channels"])
+        if sizes != (field.coord_dims, field.channels):
+            raise ValueError(
+                f"{sizes} coordinates and channels described, arrays for {field.coord_dims, field.channels}"
+            )
+        return field, params, described["about"]
+    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{file} is damaged or not an exported field ({reason}); export it again") from error
-    return field, params, about
+        raise CheckpointError(f"{file} is damaged or not a saved field ({reason}); save it again") from error
 
 
 def _layout(state: Any) -> list[str]:

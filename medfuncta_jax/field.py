@@ -82,11 +82,11 @@ def field_from_layers(settings: Mapping[str, Any], arrays: Mapping[str, Any]) ->
         `ModelSettings`' defaults except `layers`, `width` and `latent_dim`, which must be there.
       arrays: `layer_k/kernel` [in, out] and `layer_k/bias` [out] for k = 1..K, `modulation_k/kernel` [P, L] and
         `modulation_k/bias` [L] for the modulated layers, likewise `scale_k/...` with `modulate_scale`.
-        Coordinates and channels are read off the first and last layer. The dtype is kept.
+        Coordinates and channels are read off the first and last layer. All are of one floating type, which is kept.
     Returns:
       (field, params).
     Raises:
-      ValueError: an absent setting, or a missing, surplus or misshapen array, with its name.
+      ValueError: an absent setting, or a missing, surplus or misshapen array or one of another type, with its name.
     """
     model = ModelSettings.from_named(settings)
     first, last = "layer_1/kernel", f"layer_{model.layers}/kernel"
@@ -105,8 +105,11 @@ def field_from_layers(settings: Mapping[str, Any], arrays: Mapping[str, Any]) ->
     surplus = sorted(set(arrays) - set(expected))
     if surplus:
         raise ValueError(f"array {surplus[0]!r} has no place in a field of these settings ({len(surplus)} surplus)")
-    params = traverse_util.unflatten_dict({name: jnp.asarray(arrays[name]) for name in expected}, sep="/")
-    return field, params
+    leaves = {name: jnp.asarray(arrays[name]) for name in expected}
+    for name, leaf in leaves.items():
+        if not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.dtype != leaves[first].dtype:
+            raise ValueError(f"array {name!r} is {leaf.dtype}, {first!r} {leaves[first].dtype}; all must be one float")
+    return field, traverse_util.unflatten_dict(leaves, sep="/")
 
 
 def named_layers(params: Params) -> dict[str, jax.Array]:

@@ -1,13 +1,17 @@
+import dataclasses
+import errno
 import json
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import medfuncta_jax as mf
 from medfuncta_jax import checkpoint, meta_step
-from medfuncta_jax.checkpoint import CheckpointError, Checkpoints, load_field_and_about
+from medfuncta_jax.checkpoint import FIELD_FILE, CheckpointError, Checkpoints, load_field_and_about
 
 FIELD = mf.Field(mf.ModelSettings(layers=3, width=8, latent_dim=4, omega_first=10.0, omega_last=20.0), 2, 1)
 SETTINGS = mf.Settings.from_dict({"data": {"source": "any"}, "inner": {"learned_step_size": "scalar"}})
@@ -90,36 +94,119 @@ def test_damaged_checkpoint_is_named(tmp_path, state):
         checkpoints.restore(1, state)
 
 
-def test_exported_field_reads_back_by_itself(tmp_path):
-    params = FIELD.init(jax.random.key(1))
-    mf.export_field(tmp_path / "field.npz", FIELD, params, {"grid": [3, 4]})
-    for place in (tmp_path, tmp_path / "field.npz"):
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+def test_a_saved_field_reads_back_by_itself_in_its_own_type(tmp_path, dtype):
+    params = FIELD.init(jax.random.key(1), jnp.dtype(dtype))
+    mf.save_field(tmp_path / FIELD_FILE, FIELD, params, {"grid": [3, 4]})
+    for place in (tmp_path, str(tmp_path / FIELD_FILE)):
         field, again = mf.load_field(place)
         assert field == FIELD
         jax.tree.map(np.testing.assert_array_equal, params, again)
-    about = load_field_and_about(tmp_path)[2]
-    assert about["grid"] == [3, 4]
-    assert about["model"]["layers"] == 3
-    assert json.dumps(about)
-    assert [file.name for file in tmp_path.iterdir()] == ["field.npz"]
+        assert {leaf.dtype for leaf in jax.tree.leaves(again)} == {jnp.dtype(dtype)}
+    assert load_field_and_about(tmp_path)[2] == {"grid": [3, 4]}
+    assert [file.name for file in tmp_path.iterdir()] == [FIELD_FILE]
+
+
+@pytest.mark.parametrize("variant", [{}, {"modulate_first_layer": True, "modulate_scale": True, "residual": False}])
+def test_safetensors_and_json_alone_rebuild_the_field(tmp_path, variant):
+    """What a reader without this package does: equation 1 from the names and numbers in the file."""
+    field = mf.Field(
+        mf.ModelSettings(**{**dataclasses.asdict(FIELD.model), "layers": 4, "offset": 0.25, **variant}), 3, 2
+    )
+    params = field.init(jax.random.key(2), jnp.float64)
+    mf.save_field(tmp_path / FIELD_FILE, field, params, {})
+
+    with safetensors.safe_open(tmp_path / FIELD_FILE, framework="np") as file:
+        described = json.loads(file.metadata()["field"])
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    model = described["model"]
+    assert (described["coord_dims"], described["channels"]) == (3, 2)
+
+    def linear(name, x):
+        return x @ arrays[f"{name}/kernel"] + arrays[f"{name}/bias"]
+
+    rng = np.random.default_rng(0)
+    latents, coords = rng.normal(size=(2, model["latent_dim"])), rng.uniform(-1, 1, (5, described["coord_dims"]))
+    omega = np.linspace(model["omega_first"], model["omega_last"], model["layers"])
+    values = []
+    for latent in latents:
+        h = coords
+        for k in range(1, model["layers"]):
+            pre = linear(f"layer_{k}", h)
+            if f"scale_{k}/kernel" in arrays:
+                pre = pre * linear(f"scale_{k}", latent)
+            if f"modulation_{k}/kernel" in arrays:
+                pre = pre + linear(f"modulation_{k}", latent)
+            s = np.sin(omega[k - 1] * pre)
+            h = h + s if model["residual"] and k > 1 else s
+        values.append(linear(f"layer_{model['layers']}", h) + model["offset"])
+    np.testing.assert_allclose(mf.reconstruct(field, params, latents, coords), np.stack(values), atol=1e-12)
+    single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    np.testing.assert_allclose(mf.reconstruct(field, single, latents, coords), np.stack(values), atol=1e-5)
 
 
 def test_the_same_field_is_the_same_file(tmp_path):
     params = FIELD.init(jax.random.key(1))
-    for name in ("a.npz", "b.npz"):
-        mf.export_field(tmp_path / name, FIELD, params, {})
-    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    turned = jax.tree.map(lambda leaf: np.asfortranarray(leaf), params)  # as an array may lie in memory
+    for name, arrays in (("a", params), ("b", turned)):
+        mf.save_field(tmp_path / name, FIELD, arrays, {"grid": [3, 4], "step": 5})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-@pytest.mark.parametrize("keep", [0, 100, 1000])
+@pytest.mark.parametrize("keep", [0, 7, 100, 1000, -1])
 def test_truncated_field_is_named(tmp_path, keep):
-    file = tmp_path / "field.npz"
-    mf.export_field(file, FIELD, FIELD.init(jax.random.key(1)), {})
+    file = tmp_path / FIELD_FILE
+    mf.save_field(file, FIELD, FIELD.init(jax.random.key(1)), {})
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match=r"field.npz is damaged"):
+    with pytest.raises(CheckpointError, match=r"^[^\n]*field.safetensors is damaged or not a saved field[^\n]*$"):
+        mf.load_field(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda kept, meta: (kept, {}), "its metadata have no entry 'field'"),
+        (lambda kept, meta: (kept, {"field": "["}), "Expecting value"),
+        (lambda kept, meta: (kept, {"field": "[]"}), "must be integers"),
+        (lambda kept, meta: (kept, {"field": '{"model": {}}'}), "setting 'layers' is missing"),
+        (lambda kept, meta: ({**kept, "layer_9/bias": kept["layer_1/bias"]}, meta), "'layer_9/bias' has no place"),
+        (lambda kept, meta: ({**kept, "layer_1/bias": np.zeros(8, int)}, meta), "'layer_1/bias' is int64"),
+        (lambda kept, meta: ({**kept, "layer_2/bias": np.zeros(8, np.float16)}, meta), "'layer_2/bias' is float16"),
+        (lambda kept, meta: (kept, {"field": meta["field"].replace('"channels": 1', '"channels": 2')}),
+         r"\(2, 2\) coordinates and channels described"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_not_a_field_is_named(tmp_path, change, reason):
+    file = tmp_path / FIELD_FILE
+    mf.save_field(file, FIELD, FIELD.init(jax.random.key(1)), {})
+    with safetensors.safe_open(file, framework="np") as stored:
+        arrays, about = {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata()  # noqa: SIM118
+    arrays, about = change(arrays, about)
+    safetensors.numpy.save_file(arrays, file, about)
+    with pytest.raises(CheckpointError, match=rf"field.safetensors is damaged or not a saved field \(.*{reason}"):
         mf.load_field(tmp_path)
 
 
 def test_missing_field_says_what_to_do(tmp_path):
-    with pytest.raises(CheckpointError, match=r"no trained field at .*field.npz; train first"):
+    with pytest.raises(CheckpointError, match=r"no trained field at .*field.safetensors; train first"):
         mf.load_field(tmp_path)
+    (tmp_path / "field.npz").write_bytes(b"")
+    for place in (tmp_path, tmp_path / "field.npz"):
+        with pytest.raises(CheckpointError, match=r"field.npz is of a format that is no longer read; train again"):
+            mf.load_field(place)
+
+
+def test_a_full_disk_leaves_the_field_that_was_there(tmp_path, monkeypatch):
+    file, params = tmp_path / FIELD_FILE, FIELD.init(jax.random.key(1))
+    mf.save_field(file, FIELD, params, {})
+    before = file.read_bytes()
+
+    def full(path, content):
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(checkpoint.Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        mf.save_field(file, FIELD, shifted(params, 1), {})
+    assert [path.name for path in tmp_path.iterdir()] == [FIELD_FILE]
+    assert file.read_bytes() == before

@@ -27,8 +27,8 @@ def one_line_error(done, code=1, *, noise=False):
 def test_a_finished_run_holds_everything(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {
-        "config.json", "checkpoints", "field.npz", "metrics.jsonl", "tensorboard", "latents", "evaluation.json",
-        "figures", "seconds.json",
+        "config.json", "checkpoints", "field.safetensors", "metrics.jsonl", "tensorboard", "latents",
+        "evaluation.json", "figures", "seconds.json",
     }  # fmt: skip
     evaluation = json.loads((finished / "evaluation.json").read_text())
     assert evaluation.keys() == {"test", "val", "seconds"}
@@ -44,7 +44,7 @@ def test_a_finished_run_holds_everything(finished):
 
 def test_the_field_and_latents_read_back_alone(finished, tmp_path):
     """Copied elsewhere, without the config: the latents decode to the PSNR that was stored, and so do fresh ones."""
-    shutil.copy(finished / "field.npz", tmp_path)
+    shutil.copy(finished / "field.safetensors", tmp_path)
     shutil.copytree(finished / "latents", tmp_path / "latents")
     field, params = mf.load_field(tmp_path)
     latents = mf.load_latents(tmp_path)
@@ -61,12 +61,13 @@ def test_the_field_and_latents_read_back_alone(finished, tmp_path):
 
 
 def test_running_again_changes_nothing(finished):
-    before = {path: hashlib.md5(path.read_bytes()).hexdigest() for path in finished.rglob("*.npz")}
+    written = [*finished.rglob("*.npz"), *finished.rglob("*.safetensors")]
+    before = {path: hashlib.md5(path.read_bytes()).hexdigest() for path in written}
     metrics = (finished / "metrics.jsonl").read_text()
     done = run(finished)
     assert done.returncode == 0, done.stderr
     assert "PSNR dB" in done.stdout
-    assert before == {path: hashlib.md5(path.read_bytes()).hexdigest() for path in finished.rglob("*.npz")}
+    assert before == {path: hashlib.md5(path.read_bytes()).hexdigest() for path in written}
     assert metrics == (finished / "metrics.jsonl").read_text()
 
 
@@ -198,5 +199,5 @@ def test_an_unusable_workdir(tmp_path):
 def test_a_damaged_field_is_named(finished, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
-    (workdir / "field.npz").write_bytes((workdir / "field.npz").read_bytes()[:500])
-    assert "field.npz is damaged" in one_line_error(run(workdir, mode="extract"))
+    (workdir / "field.safetensors").write_bytes((workdir / "field.safetensors").read_bytes()[:500])
+    assert "field.safetensors is damaged" in one_line_error(run(workdir, mode="extract"))
