@@ -1,0 +1,1 @@
+"""Worked examples: scripts of cells that run as they are."""
