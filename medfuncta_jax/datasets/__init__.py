@@ -52,12 +52,16 @@ def source_options(source: str) -> type:
 def open_dataset(data: DataSettings, *, data_dir: str | None) -> Dataset:
     """The dataset that `data` describes, prepared in its cache directory if it is not there yet.
 
+    Of a source with a file for each signal, files that cannot be used are skipped, logged and listed in
+    `about["skipped"]`; the split of the others does not depend on them.
+
     Args:
       data: the source, its options and the cache directory.
       data_dir: where the source's own files are; None lets a source download or use what is installed. Only read.
     Raises:
       SettingsError: an unknown source or option, or an option out of range.
-      DataError: files missing or damaged, or a cache directory that cannot be written.
+      DataError: files missing or damaged, more than half of the signals or a whole split skipped, or a cache directory
+        that cannot be written.
     """
     options = dataclass_from_dict(source_options(data.source), dict(data.options), "data")
     if data_dir is not None:
@@ -65,17 +69,9 @@ def open_dataset(data: DataSettings, *, data_dir: str | None) -> Dataset:
     root = cache_root(data.cache_dir)
     plan = _module(data.source).plan(options, data_dir=data_dir, cache_root=root)
 
-    from medfuncta_jax.datasets.prepared import prepared_splits
+    from medfuncta_jax.datasets.prepared import prepared_dataset
 
-    return Dataset(
-        name=plan.name,
-        grid=plan.grid,
-        channels=plan.channels,
-        classes=plan.classes,
-        splits=prepared_splits(plan, root),
-        task=plan.task,
-        about=plan.about,
-    )
+    return prepared_dataset(plan, root)
 
 
 def batches(split: Split, *, batch_size: int, seed: int, start_step: int = 0) -> BatchStream:

@@ -21,8 +21,17 @@ from pathlib import Path
 
 import numpy as np
 
-from medfuncta_jax.datasets.dataset import SPLITS, DataError, Example, Plan, PlannedSplit, required_folder
-from medfuncta_jax.datasets.folder_files import about_files
+from medfuncta_jax.datasets.dataset import (
+    SPLITS,
+    DataError,
+    Example,
+    Plan,
+    PlannedSplit,
+    Skipped,
+    example_or_skipped,
+    required_folder,
+)
+from medfuncta_jax.datasets.folder_files import about_files, name_below
 from medfuncta_jax.datasets.splits import require_split_options, split_names
 from medfuncta_jax.datasets.volumes import (
     Volume,
@@ -82,7 +91,7 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     """The cases; headers are read now, voxels when the plan is carried out.
 
     Raises:
-      DataError: no folder, too few patients to split, a case that is there twice, or a header that cannot be read.
+      DataError: no folder, too few patients to split, or a case that is there twice.
     """
     folder = required_folder(data_dir, "the BraTS cases")
     files = _cases(folder, options.sequence)
@@ -102,10 +111,13 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     fractions = {"test": options.test_fraction, "val": options.val_fraction}
     cases = split_names(list(files), fractions, seed=options.seed, groups=patients)
 
-    def examples(split: str) -> Iterator[Example]:
+    def example(case: str) -> Example:
+        volume = preprocess(read_volume(files[case]), options, name=str(files[case]))
+        return Example(volume.values[..., None], case, affine=volume.affine)
+
+    def examples(split: str) -> Iterator[Example | Skipped]:
         for case in cases[split]:
-            volume = preprocess(read_volume(files[case]), options, name=str(files[case]))
-            yield Example(volume.values[..., None], case, affine=volume.affine)
+            yield example_or_skipped(case, functools.partial(example, case))
 
     return Plan(
         name="brats",
@@ -154,9 +166,10 @@ def _cases(folder: Path, sequence: str) -> dict[str, Path]:
     """The files of a sequence by the names of their cases, sorted."""
     files: dict[str, Path] = {}
     for path in files_below(folder):
-        match = re.fullmatch(rf"(.+)-{sequence}\.nii(\.gz)?", path.name)
+        match = re.fullmatch(rf"(.+)-{sequence}\.nii(\.gz)?", path.name, re.DOTALL)
         if not match:
             continue
+        name_below(folder, path)
         if match[1] in files:
             raise DataError(f"{path}: this case is also in {files[match[1]]}; remove one of the two files")
         files[match[1]] = path
@@ -164,8 +177,11 @@ def _cases(folder: Path, sequence: str) -> dict[str, Path]:
 
 
 def _unusual(path: Path) -> str:
-    """Shape and spacing of a volume that is not as BraTS publishes it, else ""."""
-    shape, affine = volume_header(path)
+    """Shape and spacing of a volume that is not as BraTS publishes it, else ""; also for one that cannot be read."""
+    try:
+        shape, affine = volume_header(path)
+    except DataError:
+        return ""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if shape[:3] == _SHAPE and np.allclose(spacing, _SPACING, atol=1e-3):
         return ""

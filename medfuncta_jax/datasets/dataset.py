@@ -22,6 +22,9 @@ MEMORY_LIMIT = 1 << 30
 class DataError(ValueError):
     """Data is missing, damaged or does not fit together; the one-line message names the file and the remedy."""
 
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))  # names and values in files may hold line breaks
+
 
 @dataclass(frozen=True)
 class Annotations:
@@ -56,11 +59,30 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """A planned signal of which no example can be made, and why, in one line that names its file."""
+
+    id: str
+    reason: str
+
+
+def example_or_skipped(id: str, make: Callable[[], Example]) -> Example | Skipped:
+    """What `make` returns, or `Skipped` where it raises `DataError`: the fault of one file among many."""
+    try:
+        return make()
+    except DataError as error:
+        return Skipped(id, str(error))
+
+
+@dataclass(frozen=True)
 class PlannedSplit:
-    """`length` examples, made one at a time by each call of `examples`, in the order in which they are stored."""
+    """`length` signals, made one at a time by each call of `examples`, in the order in which they are stored.
+
+    A `DataError` that `examples` raises refuses the whole dataset.
+    """
 
     length: int
-    examples: Callable[[], Iterator[Example]]
+    examples: Callable[[], Iterator[Example | Skipped]]
 
 
 @dataclass(frozen=True)
@@ -196,7 +218,8 @@ class Dataset:
       classes: names by label; empty if there are no labels.
       splits: "train", "val" and "test", each a `Split` that is not empty.
       task: what the labels mean; "multi-label" has one 0/1 a class, "ordinal-regression" ordered classes.
-      about: JSON-able: source, licence, options, checksums, split rule.
+      about: JSON-able: source, licence, options, checksums, split rule; and under "skipped" the signals that were
+        planned, perhaps listed by split, but cannot be used: {id: reason}.
     """
 
     name: str

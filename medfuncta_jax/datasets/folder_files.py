@@ -9,15 +9,17 @@ class. What no folder says is split at random by a seed: by patient where a tabl
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from medfuncta_jax.datasets.dataset import SPLITS, DataError, Task
 from medfuncta_jax.datasets.label_table import Labels, labels_of, read_label_table
 from medfuncta_jax.datasets.splits import require_split_options, split_names
 from medfuncta_jax.settings import SettingsError
+
+_T = TypeVar("_T")
 
 _SPLIT_FOLDERS = {
     "train": "train",
@@ -118,10 +120,7 @@ def matching_files(folder: Path, options: FolderOptions, suffixes: Sequence[str]
             continue
         if suffixes and path.suffix.lower() not in suffixes:
             continue
-        name = path.relative_to(folder).as_posix()
-        if len(name.splitlines()) > 1 or not _encodable(name):
-            raise DataError(f"{folder}: file name {name!a} holds a line break or is not UTF-8; rename the file")
-        files[name] = path
+        files[name_below(folder, path)] = path
     if not files:
         kinds = f" with a suffix of {' '.join(suffixes)}" if suffixes else ""
         raise DataError(
@@ -129,6 +128,33 @@ def matching_files(folder: Path, options: FolderOptions, suffixes: Sequence[str]
             "check --data_dir and --config.data.pattern"
         )
     return files
+
+
+def name_below(folder: Path, path: Path) -> str:
+    """The name of a file relative to a folder, "/" between folders, as an id.
+
+    Raises:
+      DataError: it cannot be an id.
+    """
+    name = path.relative_to(folder).as_posix()
+    if len(name.splitlines()) > 1 or not _encodable(name):
+        raise DataError(f"{folder}: file name {name!a} holds a line break or is not UTF-8; rename the file")
+    return name
+
+
+def first_readable(paths: Iterable[Path], read: Callable[[Path], _T]) -> _T:
+    """What `read` returns for the first file for which it raises no `DataError`.
+
+    Raises:
+      DataError: that of the first file, if no file can be read.
+    """
+    first = None
+    for path in paths:
+        try:
+            return read(path)
+        except DataError as error:
+            first = first or error
+    raise first or DataError("no files")
 
 
 def arranged(

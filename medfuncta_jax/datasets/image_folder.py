@@ -9,6 +9,7 @@ Labels and splits: see `folder_files.py`; ids are the names relative to the data
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import warnings
@@ -19,11 +20,21 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from medfuncta_jax.datasets.dataset import SPLITS, DataError, Example, Plan, PlannedSplit, required_folder
+from medfuncta_jax.datasets.dataset import (
+    SPLITS,
+    DataError,
+    Example,
+    Plan,
+    PlannedSplit,
+    Skipped,
+    example_or_skipped,
+    required_folder,
+)
 from medfuncta_jax.datasets.folder_files import (
     FolderOptions,
     about_files,
     arranged,
+    first_readable,
     matching_files,
     require_value_range,
 )
@@ -77,30 +88,35 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     """The folder's images; pixels are read only when the plan is carried out.
 
     Raises:
-      DataError: no folder, no files that match, too few to split, an image that cannot be read, or a table of labels
-        that cannot be used.
+      DataError: no folder, no files that match, too few to split, no image that can be read, or a table of labels that
+        cannot be used.
     """
     folder = required_folder(data_dir, "the images")
     files = matching_files(folder, options, _SUFFIXES)
     arrangement = arranged(list(files), folder, options)
-    channels = options.channels or _stored_channels(next(iter(files.values())))
+    channels: int = options.channels or first_readable(files.values(), _stored_channels)
 
-    def examples(split: str) -> Iterator[Example]:
+    def examples(split: str) -> Iterator[Example | Skipped]:
         if split == SPLITS[0] and not options.channels:
             _require_channels(list(files.values()))
-        names, brightest = arrangement.splits[split], 0.0
-        for name in names:
+        brightest = 0.0
+
+        def example(name: str) -> Example:
+            nonlocal brightest
             unit, deep = read_image(files[name], channels, options.value_range)
             brightest = max(brightest, float(unit.max())) if deep else brightest
-            if name == names[-1] and 0 < brightest < _DARK and not options.value_range:
-                _log.warning(
-                    "%s: 16-bit images of the %s split reach only %.2g of their range; if they hold fewer bits, set "
-                    "--config.data.value_range, as in (0, 4095)",
-                    folder,
-                    split,
-                    brightest,
-                )
-            yield Example(_fitted(unit, options), name, arrangement.label(name))
+            return Example(_fitted(unit, options), name, arrangement.label(name))
+
+        for name in arrangement.splits[split]:
+            yield example_or_skipped(name, functools.partial(example, name))
+        if 0 < brightest < _DARK and not options.value_range:
+            _log.warning(
+                "%s: 16-bit images of the %s split reach only %.2g of their range; if they hold fewer bits, set "
+                "--config.data.value_range, as in (0, 4095)",
+                folder,
+                split,
+                brightest,
+            )
 
     return Plan(
         name="image_folder",
@@ -200,10 +216,11 @@ def _stored_channels(path: Path) -> int:
 
 
 def _require_channels(paths: list[Path]) -> None:
-    """Headers first: a wrong file should not show after an hour of preparing."""
+    """Headers first: which channels are wanted should not be asked after an hour of preparing."""
     by_count: dict[int, list[Path]] = {1: [], 3: []}
     for path in paths:
-        by_count[_stored_channels(path)].append(path)
+        with contextlib.suppress(DataError):  # it will be skipped
+            by_count[_stored_channels(path)].append(path)
     grey, colour = by_count[1], by_count[3]
     if grey and colour:
         raise DataError(

@@ -17,9 +17,18 @@ from pathlib import Path
 
 import numpy as np
 
-from medfuncta_jax.datasets.dataset import SPLITS, DataError, Example, Plan, PlannedSplit, required_folder
+from medfuncta_jax.datasets.dataset import (
+    SPLITS,
+    DataError,
+    Example,
+    Plan,
+    PlannedSplit,
+    Skipped,
+    example_or_skipped,
+    required_folder,
+)
 from medfuncta_jax.datasets.dicom import AIR
-from medfuncta_jax.datasets.folder_files import about_files
+from medfuncta_jax.datasets.folder_files import about_files, name_below
 from medfuncta_jax.datasets.splits import require_split_options, split_names
 from medfuncta_jax.datasets.volumes import (
     Volume,
@@ -83,10 +92,10 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     """The folder's volumes; headers are read now, voxels when the plan is carried out.
 
     Raises:
-      DataError: no folder, too few patients to split, or a header that cannot be read.
+      DataError: no folder, or too few patients to split.
     """
     folder = required_folder(data_dir, "the CT volumes")
-    nifti = {path.relative_to(folder).as_posix(): path for path in files_below(folder) if _NIFTI.search(path.name)}
+    nifti = {name_below(folder, path): path for path in files_below(folder) if _NIFTI.search(path.name)}
     files = {name: path for name, path in nifti.items() if fnmatch.fnmatchcase(name, options.pattern)}
     patients = {name: _patient(name, options.patient) for name in files}
     if (count := len(set(patients.values()))) < len(SPLITS):
@@ -102,10 +111,13 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     fractions = {"test": options.test_fraction, "val": options.val_fraction}
     names = split_names(list(files), fractions, seed=options.seed, groups=patients)
 
-    def examples(split: str) -> Iterator[Example]:
+    def example(name: str) -> Example:
+        volume = preprocess(read_volume(files[name]), options, name=str(files[name]))
+        return Example(volume.values[..., None], name, affine=volume.affine)
+
+    def examples(split: str) -> Iterator[Example | Skipped]:
         for name in names[split]:
-            volume = preprocess(read_volume(files[name]), options, name=str(files[name]))
-            yield Example(volume.values[..., None], name, affine=volume.affine)
+            yield example_or_skipped(name, functools.partial(example, name))
 
     return Plan(
         name="lung_ct",
@@ -154,6 +166,10 @@ def _patient(name: str, pattern: str) -> str:
 
 
 def _shorter_than_field(path: Path) -> bool:
-    shape, affine = volume_header(path)
+    """False also for a file that cannot be read."""
+    try:
+        shape, affine = volume_header(path)
+    except DataError:
+        return False
     extent = np.array(shape[:3]) * np.linalg.norm(affine[:3, :3], axis=0)[: len(shape[:3])]
     return bool((np.rint(extent) < FIELD).any())

@@ -16,9 +16,17 @@ from pathlib import Path
 
 import numpy as np
 
-from medfuncta_jax.datasets.dataset import SPLITS, DataError, Example, Plan, PlannedSplit, required_folder
+from medfuncta_jax.datasets.dataset import (
+    SPLITS,
+    Example,
+    Plan,
+    PlannedSplit,
+    Skipped,
+    example_or_skipped,
+    required_folder,
+)
 from medfuncta_jax.datasets.folder_files import FolderOptions, about_files, arranged, matching_files
-from medfuncta_jax.datasets.volumes import Volume, read_volume, resample_volume, scale_to_unit, volume_shape
+from medfuncta_jax.datasets.volumes import Volume, read_volume, resample_volume, scale_to_unit
 from medfuncta_jax.settings import SettingsError
 
 
@@ -61,11 +69,10 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     files = matching_files(folder, options)
     arrangement = arranged(list(files), folder, options, by_folders=False)
 
-    def examples(split: str) -> Iterator[Example]:
-        if split == SPLITS[0]:
-            _require_scalar_volumes(list(files.values()))
+    def examples(split: str) -> Iterator[Example | Skipped]:
         for name in arrangement.splits[split]:
-            yield _example(name, files[name], options, arrangement.label(name))
+            make = functools.partial(_example, name, files[name], options, arrangement.label(name))
+            yield example_or_skipped(name, make)
 
     return Plan(
         name="nifti_folder",
@@ -80,21 +87,6 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
         affines=True,
         about=about_files("nifti_folder", folder, options, files) | arrangement.about,
     )
-
-
-def _require_scalar_volumes(paths: list[Path]) -> None:
-    """Headers first: a wrong file should not show after an hour of preparing."""
-    flat: list[tuple[Path, tuple[int, ...]]] = []
-    deep: list[tuple[Path, tuple[int, ...]]] = []
-    for path in paths:
-        shape = volume_shape(path)
-        (flat if len(shape) == 3 or set(shape[3:]) == {1} else deep).append((path, shape))
-    if flat and deep:
-        path, shape = deep[0]
-        raise DataError(
-            f"{path}: shape {shape}, but {flat[0][0].name} and {len(flat) - 1} more hold one 3D volume; channel counts "
-            f"must not be mixed ({len(deep)} such files): remove them or choose files with --config.data.pattern"
-        )
 
 
 def _example(name: str, path: Path, options: Options, label: int) -> Example:

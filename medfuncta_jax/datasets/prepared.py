@@ -2,6 +2,8 @@
 
 A prepared folder is named by a hash of all that determines its content, so that other settings or other source files
 make another folder. It is written beside its place and moved there when whole. No TensorFlow is needed.
+
+Signals that a source cannot make are skipped here, while the others stream by: logged, and listed in the metadata.
 """
 
 from __future__ import annotations
@@ -18,32 +20,39 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from medfuncta_jax.datasets.dataset import SPLITS, DataError, Example, Plan, Split
+from medfuncta_jax.datasets.dataset import SPLITS, DataError, Dataset, Example, Plan, Split
 
 _log = logging.getLogger(__name__)
 
 # Part of the hash: another layout of the records makes other folders.
-_LAYOUT = 1
+_LAYOUT = 2
 
 _STAGING = ".staging-"
+
+# Where tfds puts the records and their metadata.
+_RECORDS = Path("signals") / "1.0.0"
+
+# Skipped signals that get a line in the log.
+_LOGGED = 20
 
 # Bytes of signals stored as one part of a split.
 PART_BYTES = 1 << 28
 
 
-def prepared_splits(plan: Plan, cache_root: Path) -> dict[str, Split]:
-    """The splits of a plan, preparing them first where they are not in the cache.
+def prepared_dataset(plan: Plan, cache_root: Path) -> Dataset:
+    """The dataset of a plan, preparing it first where it is not in the cache.
 
     Two jobs may ask for the same plan at once: one prepares, the other waits. A job killed half way leaves only a
     staging folder, which the next job removes.
 
     Raises:
-      DataError: an empty split, a source file that is damaged, or a cache directory that cannot be written or read.
+      DataError: an empty split, more than half of the signals skipped, a fault of the whole source, or a cache
+        directory that cannot be written or read.
     """
     for name in SPLITS:
         if plan.splits[name].length < 1:
@@ -54,9 +63,29 @@ def prepared_splits(plan: Plan, cache_root: Path) -> dict[str, Split]:
     if not folder.is_dir():
         _prepare(plan, folder)
     try:
-        return _read_splits(plan, folder)
+        splits, skipped = _read(plan, folder)
     except Exception as error:  # whatever a damaged folder makes tfds, json or array_record raise
         raise DataError(f"{folder}: prepared data is damaged ({_one_line(error)}); remove this folder") from error
+    if skipped:
+        _log.warning(
+            "%d of %d signals were skipped, as they cannot be used; %s lists them",
+            len(skipped),
+            _planned(plan),
+            folder / _RECORDS / "metadata.json",
+        )
+    return Dataset(
+        name=plan.name,
+        grid=plan.grid,
+        channels=plan.channels,
+        classes=plan.classes,
+        splits=splits,
+        task=plan.task,
+        about=plan.about | {"skipped": skipped},
+    )
+
+
+def _planned(plan: Plan) -> int:
+    return sum(split.length for split in plan.splits.values())
 
 
 def _content_hash(plan: Plan) -> str:
@@ -115,15 +144,15 @@ def _lock(folder: Path) -> Iterator[bool]:
         yield True
 
 
-def _parts(plan: Plan, name: str) -> dict[str, int]:
-    """How many examples each part of a split stores.
+def _parts(plan: Plan, name: str) -> dict[str, int | None]:
+    """How many examples each part of a split stores; None for all that are left.
 
     tfds sorts what it stores as a split in memory up to 1 GB, and with TensorFlow on disk above. So a larger split is
     stored as several, which need neither much memory nor TensorFlow, and is read as their sum.
     """
-    length = plan.splits[name].length
     largest = max(1, PART_BYTES // (math.prod(plan.signal_shape) * np.dtype(plan.dtype).itemsize))
-    return {f"{name}_{k:05d}": min(largest, length - start) for k, start in enumerate(range(0, length, largest))}
+    count = math.ceil(plan.splits[name].length / largest)
+    return {f"{name}_{k:05d}": largest if k < count - 1 else None for k in range(count)}
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -148,7 +177,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
         return tfds.core.DatasetInfo(
             builder=self,
             features=tfds.features.FeaturesDict(features),
-            metadata=tfds.core.MetadataDict(plan.about),
+            metadata=tfds.core.MetadataDict(plan.about | {"skipped": {}, "stored": {}}),
             disable_shuffling=True,
         )
 
@@ -156,27 +185,57 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
         parts = {}
         for name in SPLITS:
             # tfds makes the parts one after the other, in this order, so they can share one pass over the source.
-            examples = self._plan.splits[name].examples()
+            examples = self._usable(name)
             for part, length in _parts(self._plan, name).items():
                 parts[part] = self._generate_examples(part, examples, length)
         return parts
 
+    def _usable(self, name: str) -> Iterator[Example]:
+        """The examples of a split; those that cannot be made are logged and listed in the metadata.
+
+        Raises:
+          DataError: all of them are skipped, or more than half of those of all splits.
+        """
+        planned, used, skipped = self._plan.splits[name].length, 0, self.info.metadata["skipped"]
+        before = len(skipped)
+        for one in self._plan.splits[name].examples():
+            if isinstance(one, Example):
+                used += 1
+                yield one
+                continue
+            skipped[one.id] = one.reason
+            if 2 * len(skipped) > _planned(self._plan):
+                self._refuse(f"more than half of the {_planned(self._plan)} signals cannot be used")
+            if len(skipped) <= _LOGGED:
+                _log.warning("skipped: %s", one.reason)
+        if used + len(skipped) - before != planned:
+            raise AssertionError(f"{self._plan.name} made {used} examples of {name} and had planned {planned}")
+        if not used:
+            self._refuse(f"the {name} split is empty, for none of its {planned} signals can be used", before)
+
+    def _refuse(self, problem: str, first: int = 0) -> NoReturn:
+        reason = list(self.info.metadata["skipped"].values())[first]
+        raise DataError(f"{self._plan.name}: {problem}; the first: {reason}")
+
     def _generate_examples(
-        self, part: str, examples: Iterator[Example], length: int
+        self, part: str, examples: Iterator[Example], length: int | None
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         plan, count = self._plan, 0
         for example in itertools.islice(examples, length):
-            record = {
-                "signal": np.ascontiguousarray(example.signal, np.dtype(plan.dtype)),
-                "label": np.asarray(example.label, np.int64),
-                "id": example.id,
-            }
-            if plan.affines:
-                record["affine"] = np.asarray(example.affine, np.float64)
-            yield count, record
+            yield count, self._record(example)
             count += 1
-        if count != length:
-            raise AssertionError(f"{plan.name} made {count} examples of {part} and had planned {length}")
+        self.info.metadata["stored"][part] = count
+        if not count:  # tfds stores no part without records, and one that holds only this is not read
+            label = np.zeros(plan.label_shape, np.int64)
+            yield 0, self._record(Example(np.zeros(plan.signal_shape, plan.dtype), "", label, np.eye(4)))
+
+    def _record(self, example: Example) -> dict[str, Any]:
+        record = {
+            "signal": np.ascontiguousarray(example.signal, np.dtype(self._plan.dtype)),
+            "label": np.asarray(example.label, np.int64),
+            "id": example.id,
+        }
+        return record | ({"affine": np.asarray(example.affine, np.float64)} if self._plan.affines else {})
 
     def _log_download_bytes(self) -> None:
         """tfds prints to stdout here; the log says it."""
@@ -196,23 +255,26 @@ def _write(plan: Plan, directory: Path) -> None:
             download_dir=str(scratch),
             download_config=tfds.download.DownloadConfig(try_download_gcs=False),
         )
-        lengths = {name: len(split) for name, split in _read_splits(plan, directory).items()}
+        splits, skipped = _read(plan, directory)
     except RuntimeError as error:  # array_record's report of a full disk
         raise OSError(None, _one_line(error).split(";")[0]) from error
-    if lengths != {name: plan.splits[name].length for name in SPLITS}:
+    lengths = {name: len(split) for name, split in splits.items()}
+    if sum(lengths.values()) != _planned(plan) - len(skipped):
         raise OSError(None, f"of {plan.name} only {lengths} signals were written")
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _read_splits(plan: Plan, folder: Path) -> dict[str, Split]:
-    builder = tfds.builder_from_directory(str(folder / "signals" / "1.0.0"))
+def _read(plan: Plan, folder: Path) -> tuple[dict[str, Split], dict[str, str]]:
+    """The splits, and the reasons of the signals that were skipped, by id."""
+    builder = tfds.builder_from_directory(str(folder / _RECORDS))
+    metadata = builder.info.metadata
     splits = {}
     for name in SPLITS:
-        parts = sorted(part for part in builder.info.splits if part.startswith(f"{name}_"))
+        parts = [part for part in _parts(plan, name) if metadata["stored"][part]]
         records = builder.as_data_source("+".join(parts))
         records[len(records) - 1]  # so that damage shows now
         splits[name] = Split(records, plan.signal_shape, plan.dtype)
-    return splits
+    return splits, metadata["skipped"]
 
 
 def _one_line(error: BaseException) -> str:

@@ -7,6 +7,9 @@ header, or by their position: "0" is the first, "-1" the last. Numbers have deci
 
 Labels and splits: see `folder_files.py`; ids are the names relative to the data directory, in tables followed by the
 id of the row, or else by its line.
+
+A signal that is no series of finite numbers that vary is skipped. But a table of rows whose columns are in doubt, by a
+line that is too short or an id that is there twice, is refused.
 """
 
 from __future__ import annotations
@@ -20,13 +23,23 @@ from typing import Any, Literal
 
 import numpy as np
 
-from medfuncta_jax.datasets.dataset import SPLITS, DataError, Example, Plan, PlannedSplit, required_folder
+from medfuncta_jax.datasets.dataset import (
+    SPLITS,
+    DataError,
+    Example,
+    Plan,
+    PlannedSplit,
+    Skipped,
+    example_or_skipped,
+    required_folder,
+)
 from medfuncta_jax.datasets.delimited import finite_number, read_rows, shown
 from medfuncta_jax.datasets.folder_files import (
     Arrangement,
     FolderOptions,
     about_files,
     arranged,
+    first_readable,
     matching_files,
     require_value_range,
 )
@@ -81,7 +94,7 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     folder = required_folder(data_dir, "the series")
     files = matching_files(folder, options, _SUFFIXES)
     if options.layout == "file":
-        channels = len(_Columns.of_file(next(iter(files.values())), options).chosen)
+        channels = first_readable(files.values(), functools.partial(_file_series, options=options)).shape[1]
         arrangement = arranged(list(files), folder, options)
         examples = functools.partial(_file_examples, files, channels, arrangement, options)
     else:
@@ -178,18 +191,26 @@ def _position(path: Path, first: list[str], header: bool, name: str, setting: st
 
 def _file_examples(
     files: dict[str, Path], channels: int, arrangement: Arrangement, options: Options, split: str
-) -> Iterator[Example]:
-    for name in arrangement.splits[split]:
-        path = files[name]
-        columns = _Columns.of_file(path, options)
-        if len(columns.chosen) != channels:
+) -> Iterator[Example | Skipped]:
+    def example(name: str) -> Example:
+        series = _file_series(files[name], options)
+        if series.shape[1] != channels:
             raise DataError(
-                f"{path}: {len(columns.chosen)} channels, but {next(iter(files))} has {channels}; channel counts must "
-                "not be mixed: choose files with --config.data.pattern or columns with --config.data.columns"
+                f"{files[name]}: {series.shape[1]} channels, the first series has {channels}; channel counts must not "
+                "be mixed: choose files with --config.data.pattern or columns with --config.data.columns"
             )
-        values = [_numbers(path, line, row, columns.chosen) for line, row in columns.rows(path)]
-        series = np.array(values, np.float64).reshape(-1, channels)
-        yield Example(_fitted(series, str(path), options), name, arrangement.label(name))
+        return Example(_fitted(series, str(files[name]), options), name, arrangement.label(name))
+
+    for name in arrangement.splits[split]:
+        yield example_or_skipped(name, functools.partial(example, name))
+
+
+def _file_series(path: Path, options: Options) -> np.ndarray:
+    """The signal of a file, [n, D], n >= 2, as it is written."""
+    columns = _Columns.of_file(path, options)
+    values = [_numbers(path, line, row, columns.chosen) for line, row in columns.rows(path)]
+    _require_samples(len(values), str(path))
+    return np.array(values, np.float64)
 
 
 def _row_arrangement(folder: Path, files: dict[str, Path], options: Options) -> Arrangement:
@@ -223,19 +244,25 @@ def _row_name(file: str, line: int, row: list[str], columns: _Columns) -> str:
     return f"{file}:{line:06d}" if columns.id is None else f"{file}:{' '.join(row[columns.id].split())}"
 
 
-def _row_examples(files: dict[str, Path], arrangement: Arrangement, options: Options, split: str) -> Iterator[Example]:
+def _row_examples(
+    files: dict[str, Path], arrangement: Arrangement, options: Options, split: str
+) -> Iterator[Example | Skipped]:
+    def example(path: Path, line: int, cells: list[str], name: str) -> Example:
+        while cells and not cells[-1]:
+            cells.pop()
+        place = f"{path}: line {line}"
+        _require_samples(len(cells), place)
+        series = np.array(_numbers(path, line, cells, tuple(range(len(cells)))), np.float64)[:, None]
+        return Example(_fitted(series, place, options), name, arrangement.label(name))
+
     wanted = set(arrangement.splits[split])
     for name, path in files.items():
         columns = _Columns.of_file(path, options)
         for line, row in columns.rows(path):
             one = _row_name(name, line, row, columns)
-            if one not in wanted:
-                continue
-            cells = [row[i] for i in columns.chosen]
-            while cells and not cells[-1]:
-                cells.pop()
-            series = np.array(_numbers(path, line, cells, tuple(range(len(cells)))), np.float64)[:, None]
-            yield Example(_fitted(series, f"{path}: line {line}", options), one, arrangement.label(one))
+            if one in wanted:
+                cells = [row[i] for i in columns.chosen]
+                yield example_or_skipped(one, functools.partial(example, path, line, cells, one))
 
 
 def _numbers(path: Path, line: int, row: list[str], columns: tuple[int, ...]) -> list[float]:
@@ -250,10 +277,13 @@ def _numbers(path: Path, line: int, row: list[str], columns: tuple[int, ...]) ->
     return numbers
 
 
+def _require_samples(count: int, place: str) -> None:
+    if count < 2:
+        raise DataError(f"{place}: {count} samples, a series has at least 2; remove it")
+
+
 def _fitted(series: np.ndarray, place: str, options: Options) -> np.ndarray:
     """[n, D] of any unit to float32 [length, D] in [0, 1]."""
-    if len(series) < 2:
-        raise DataError(f"{place}: {len(series)} samples, a series has at least 2; remove it")
     if options.value_range:
         low, high = (np.float64(value) for value in options.value_range)
     else:

@@ -11,6 +11,7 @@ from medfuncta_jax.datasets import DataError, brats, open_dataset
 from medfuncta_jax.datasets.volumes import Volume, read_volume, write_volume
 from medfuncta_jax.settings import DataSettings, SettingsError
 from tests.datasets.made_up import LPS, head, write_case
+from tests.datasets.skips import assert_only_skipped
 from tests.real_data import REAL, needs_real
 
 SCAN = REAL / "brats" / "BraTS-TCGA-DU7294-000" / "BraTS-TCGA-DU7294-000-t1n.nii.gz"
@@ -197,11 +198,24 @@ def _image(values):
         (_image(np.full((4, 4, 4), np.nan, np.float32)), "64 of 64 voxels are NaN or infinite"),
     ],
 )
-def test_a_bad_volume_is_named_in_one_line(tmp_path, folder, spoil, message):
+def test_a_bad_volume_is_skipped_and_listed(tmp_path, folder, spoil, message):
     spoil(folder / "BraTS-GLI-00003-000" / "BraTS-GLI-00003-000-t1n.nii.gz")
-    with pytest.raises(DataError, match=rf"BraTS-GLI-00003-000-t1n\.nii\.gz: {message}") as caught:
+    data = _open(tmp_path, folder)
+    assert_only_skipped(data, "BraTS-GLI-00003-000", rf"BraTS-GLI-00003-000-t1n\.nii\.gz: {message}")
+
+
+def test_a_folder_of_bad_volumes_is_refused(tmp_path, folder):
+    for path in folder.rglob("*.nii*"):
+        path.write_text("hello")
+    with pytest.raises(DataError, match=r"more than half of the 12 signals .*t1n\.nii(\.gz)?: unreadable"):
         _open(tmp_path, folder)
-    assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_cannot_be_an_id_is_refused(tmp_path, folder):
+    path = folder / "BraTS-GLI-00003-000" / "BraTS-GLI-00003-000-t1n.nii.gz"
+    path.rename(path.with_name("two\nlines-t1n.nii.gz"))
+    with pytest.raises(DataError, match=r"file name '.*two\\nlines-t1n\.nii\.gz' holds a line break"):
+        _open(tmp_path, folder)
 
 
 def test_folders_that_cannot_be_used(tmp_path, folder):

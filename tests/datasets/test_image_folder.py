@@ -11,6 +11,7 @@ from PIL import Image
 from medfuncta_jax.datasets import DataError, open_dataset
 from medfuncta_jax.datasets.image_folder import read_image
 from medfuncta_jax.settings import DataSettings, SettingsError
+from tests.datasets.skips import assert_only_skipped
 from tests.real_data import REAL, needs_real
 
 
@@ -214,18 +215,28 @@ def _cut(path):
     ],
 )
 @pytest.mark.parametrize("channels", [0, 1])
-def test_damaged_image_is_named_in_one_line(tmp_path, folder, name, spoil, message, channels):
+def test_damaged_image_is_skipped_and_listed(tmp_path, folder, name, spoil, message, channels):
+    for i in range(10):
+        _save(folder, f"more {i}.png", _noise(i, 9, 9))
     spoil(folder / name)
-    with pytest.raises(DataError, match=rf"{name}: {message} \(.*\); copy the file anew or remove it") as caught:
-        _open(tmp_path, channels=channels)
-    assert len(str(caught.value).splitlines()) == 1
+    data = _open(tmp_path, channels=channels, size=4)
+    assert data.channels == 1
+    assert_only_skipped(data, name, rf"{name}: {message} \(.*\); copy the file anew or remove it")
 
 
-def test_stack_and_image_too_large_are_refused(tmp_path, folder, monkeypatch):
+def test_no_image_can_be_read(tmp_path, folder):
+    for path in folder.iterdir():
+        path.write_bytes(b"junk")
+    for channels in (0, 1):
+        with pytest.raises(DataError, match=r"film é \d\.\w+: unreadable image") as caught:
+            _open(tmp_path, channels=channels)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_stack_is_skipped_and_images_too_large_are_refused(tmp_path, folder, monkeypatch):
     pages = [Image.fromarray(_noise(i, 8, 8)) for i in range(3)]
     pages[0].save(folder / "stack.tif", save_all=True, append_images=pages[1:])
-    with pytest.raises(DataError, match=r"stack\.tif: a stack of 3 pages"):
-        _open(tmp_path)
+    assert_only_skipped(_open(tmp_path, size=4), "stack.tif", r"stack\.tif: a stack of 3 pages")
     (folder / "stack.tif").unlink()
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(DataError, match=r"unreadable image \(Image size .* exceeds limit"):

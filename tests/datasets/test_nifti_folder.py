@@ -6,6 +6,7 @@ import pytest
 
 from medfuncta_jax.datasets import DataError, open_dataset
 from medfuncta_jax.settings import DataSettings, SettingsError
+from tests.datasets.skips import assert_only_skipped
 from tests.real_data import REAL, needs_real
 
 
@@ -93,23 +94,33 @@ def test_changed_file_is_prepared_anew(tmp_path, folder):
         (np.full((4, 4, 4), np.nan, np.float32), "64 of 64 voxels are NaN or infinite"),
         (np.full((4, 4, 4), np.inf, np.float32), "64 of 64 voxels are NaN or infinite"),
         (np.full((4, 4, 4), 7, np.int16), r"the volume is constant \(7\)"),
-        (np.ones((4, 4, 4, 3), np.float32), r"shape \(4, 4, 4, 3\), but scan é 0\.nii\.gz and 9 more .* not be mixed"),
+        (np.ones((4, 4, 4, 3), np.float32), r"4D image \(4, 4, 4, 3\), a 3D volume is needed"),
     ],
 )
-def test_bad_volume_is_named_in_one_line(tmp_path, folder, values, message):
+def test_bad_volume_is_skipped_and_listed(tmp_path, folder, values, message):
     _spoil(folder, values)
-    with pytest.raises(DataError, match=message) as caught:
-        _open(tmp_path, folder)
-    assert "bad.nii.gz" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert not [path for path in (tmp_path / "cache" / "prepared").iterdir() if path.is_dir()]
+    data = _open(tmp_path, folder, grid=(4, 4, 4))
+    assert_only_skipped(data, "group 0/bad.nii.gz", rf"group 0/bad\.nii\.gz: {message}")
 
 
-def test_truncated_volume_is_named(tmp_path, folder):
-    path = folder / "group 1" / "scan é 1.nii.gz"
-    path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(DataError, match=r"scan é 1\.nii\.gz: (truncated|unreadable) image"):
-        _open(tmp_path, folder)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda whole: whole[:-200], "(truncated|unreadable) image"),
+        (lambda whole: whole[:-6], "truncated image"),
+        (lambda whole: b"hello, this is no image", "unreadable image"),
+        (lambda whole: b"", "unreadable image"),
+    ],
+)
+def test_damaged_file_is_skipped_and_the_others_stay_in_their_splits(tmp_path, folder, content, message):
+    before = _open(tmp_path, folder, grid=(4, 4, 4))
+    name = before.about["split"]["train"][0]
+    (folder / name).write_bytes(content((folder / name).read_bytes()))
+    data = _open(tmp_path, folder, grid=(4, 4, 4))
+    assert_only_skipped(data, name, rf"{name}: {message}")
+    assert data.about["split"] == before.about["split"]
+    for split in ("val", "test"):
+        np.testing.assert_array_equal(data.splits[split].signals([0]), before.splits[split].signals([0]))
 
 
 def test_folder_of_4d_files_only(tmp_path):

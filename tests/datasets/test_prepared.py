@@ -1,5 +1,7 @@
 """Preparing: order, rebuilding, two jobs at once, kill -9 half way, no room."""
 
+import json
+import logging
 import os
 import signal
 import subprocess
@@ -9,8 +11,8 @@ import numpy as np
 import pytest
 
 from medfuncta_jax.datasets import DataError, dataset, prepared
-from medfuncta_jax.datasets.dataset import SPLITS, Example, Plan, PlannedSplit
-from medfuncta_jax.datasets.prepared import prepared_splits
+from medfuncta_jax.datasets.dataset import SPLITS, Example, Plan, PlannedSplit, Skipped, example_or_skipped
+from medfuncta_jax.datasets.prepared import prepared_dataset
 
 # A plan whose 50 training signals are the numbers 0 to 49; `pause` runs after the 25th.
 PLAN = """
@@ -38,20 +40,20 @@ def _check(splits):
 
 def test_prepared_once_in_order_and_again_after_a_change(tmp_path):
     calls = []
-    _check(prepared_splits(make(lambda: calls.append(1)), tmp_path))
+    _check(prepared_dataset(make(lambda: calls.append(1)), tmp_path).splits)
     assert len(calls) == 3  # once a split
-    _check(prepared_splits(make(lambda: calls.append(1)), tmp_path))
+    _check(prepared_dataset(make(lambda: calls.append(1)), tmp_path).splits)
     assert len(calls) == 3
-    prepared_splits(make(lambda: calls.append(1), version=2), tmp_path)
+    prepared_dataset(make(lambda: calls.append(1), version=2), tmp_path)
     assert len(calls) == 6
 
 
 def test_large_split_is_stored_in_parts_in_order(tmp_path, monkeypatch):
     monkeypatch.setattr(prepared, "PART_BYTES", 7 * 4)
-    _check(prepared_splits(make(), tmp_path))
+    _check(prepared_dataset(make(), tmp_path).splits)
     assert len(list(tmp_path.glob("prepared/*/signals/1.0.0/*train*array_record*"))) == 8
     monkeypatch.setattr(dataset, "MEMORY_LIMIT", 0)
-    _check(prepared_splits(make(), tmp_path))
+    _check(prepared_dataset(make(), tmp_path).splits)
 
 
 def test_all_fields_come_back(tmp_path):
@@ -65,7 +67,7 @@ def test_all_fields_come_back(tmp_path):
 
     splits = {name: PlannedSplit(3, examples) for name in SPLITS}
     plan = Plan("all", (2, 3, 4), 1, "float32", splits, {}, ("a", "b"), "multi-label", affines=True)
-    for i, example in enumerate(prepared_splits(plan, tmp_path)["val"]):
+    for i, example in enumerate(prepared_dataset(plan, tmp_path).splits["val"]):
         np.testing.assert_array_equal(example["signal"], signals[i])
         np.testing.assert_array_equal(example["label"], labels[i])
         np.testing.assert_array_equal(example["affine"], affines[i])
@@ -75,9 +77,9 @@ def test_all_fields_come_back(tmp_path):
 
 def test_killed_half_way_leaves_nothing_that_is_taken_for_whole(tmp_path):
     code = PLAN + (
-        "import sys, time\nfrom pathlib import Path\nfrom medfuncta_jax.datasets.prepared import prepared_splits\n"
+        "import sys, time\nfrom pathlib import Path\nfrom medfuncta_jax.datasets.prepared import prepared_dataset\n"
         "def pause():\n    print('half', flush=True)\n    time.sleep(60)\n"
-        "prepared_splits(make(pause), Path(sys.argv[1]))\n"
+        "prepared_dataset(make(pause), Path(sys.argv[1]))\n"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as job:
         assert job.stdout.readline() == b"half\n"
@@ -85,15 +87,15 @@ def test_killed_half_way_leaves_nothing_that_is_taken_for_whole(tmp_path):
     folder = tmp_path / "prepared"
     assert [path for path in folder.iterdir() if path.name.startswith(".staging")]
     assert not [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    _check(prepared_splits(make(), tmp_path))
+    _check(prepared_dataset(make(), tmp_path).splits)
     assert not [path for path in folder.iterdir() if path.name.startswith(".staging")]
 
 
 def test_two_jobs_at_once_prepare_once(tmp_path):
     code = PLAN + (
-        "import sys, time\nfrom pathlib import Path\nfrom medfuncta_jax.datasets.prepared import prepared_splits\n"
+        "import sys, time\nfrom pathlib import Path\nfrom medfuncta_jax.datasets.prepared import prepared_dataset\n"
         "def pause():\n    print('half', flush=True)\n    time.sleep(0.3)\n"
-        "assert len(prepared_splits(make(pause), Path(sys.argv[1]))['train'][49:]) == 1\n"
+        "assert len(prepared_dataset(make(pause), Path(sys.argv[1])).splits['train'][49:]) == 1\n"
     )
     command = [sys.executable, "-W", "error", "-c", code, str(tmp_path)]
     jobs = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
@@ -108,19 +110,19 @@ def test_source_that_fails_leaves_nothing(tmp_path):
         raise DataError("x.nii.gz: broken")
 
     with pytest.raises(DataError, match=r"^x\.nii\.gz: broken$"):
-        prepared_splits(make(fail), tmp_path)
+        prepared_dataset(make(fail), tmp_path)
     assert not [path for path in (tmp_path / "prepared").iterdir() if path.is_dir()]
 
 
 def test_no_room_or_no_right_to_write_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"cannot write prepared data \(Not a directory\).*cache_dir=DIR"):
-        prepared_splits(make(), tmp_path / "file" / "cache")
+        prepared_dataset(make(), tmp_path / "file" / "cache")
     code = PLAN + (
         "import resource, sys\nfrom pathlib import Path\nimport tensorflow_datasets\n"
-        "from medfuncta_jax.datasets import DataError\nfrom medfuncta_jax.datasets.prepared import prepared_splits\n"
+        "from medfuncta_jax.datasets import DataError\nfrom medfuncta_jax.datasets.prepared import prepared_dataset\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))\n"
-        "try:\n    prepared_splits(make(), Path(sys.argv[1]))\nexcept DataError as error:\n    print(error)\n"
+        "try:\n    prepared_dataset(make(), Path(sys.argv[1]))\nexcept DataError as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
     assert "cannot write prepared data" in done.stdout, done.stderr
@@ -130,11 +132,11 @@ def test_no_room_or_no_right_to_write_is_one_line(tmp_path):
 
 
 def test_damaged_prepared_folder_is_named(tmp_path):
-    prepared_splits(make(), tmp_path)
+    prepared_dataset(make(), tmp_path)
     (record_file,) = tmp_path.glob("prepared/*/signals/1.0.0/*train_00000.array_record*")
     record_file.write_bytes(record_file.read_bytes()[:20])
     with pytest.raises(DataError, match=r"prepared data is damaged .*remove this folder"):
-        prepared_splits(make(), tmp_path)
+        prepared_dataset(make(), tmp_path)
 
 
 def test_empty_split_is_named(tmp_path):
@@ -142,4 +144,85 @@ def test_empty_split_is_named(tmp_path):
     empty = PlannedSplit(0, lambda: iter(()))
     plan = Plan("numbers", (4,), 1, "uint8", {**plan.splits, "val": empty}, {})
     with pytest.raises(DataError, match="the val split is empty"):
-        prepared_splits(plan, tmp_path)
+        prepared_dataset(plan, tmp_path)
+
+
+def _with_bad(bad, length=50):
+    """A plan of `length` numbers a split, of which `bad` (by split) cannot be made."""
+
+    def example(split, i):
+        if i in bad.get(split, ()):
+            raise DataError(f"/data/{split} {i}.png: truncated\nimage")
+        return Example(np.full((4, 1), i, np.uint8), f"{split} {i}", label=i)
+
+    def examples(split):
+        for i in range(length):
+            yield example_or_skipped(f"{split} {i}", lambda i=i: example(split, i))
+
+    splits = {name: PlannedSplit(length, lambda name=name: examples(name)) for name in SPLITS}
+    return Plan("numbers", (4,), 1, "uint8", splits, {"bad": {name: list(some) for name, some in bad.items()}})
+
+
+@pytest.mark.parametrize("part_bytes", [prepared.PART_BYTES, 7 * 4])
+@pytest.mark.parametrize("bad", [{"train": [3]}, {"train": range(1, 50), "test": [0, 49]}, {"val": range(40)}])
+def test_bad_signals_are_skipped_listed_and_change_no_other(tmp_path, monkeypatch, part_bytes, bad):
+    monkeypatch.setattr(prepared, "PART_BYTES", part_bytes)
+    skipped = {f"{name} {i}": f"/data/{name} {i}.png: truncated image" for name in SPLITS for i in bad.get(name, ())}
+    for _ in range(2):  # prepared, and read again
+        data = prepared_dataset(_with_bad(bad), tmp_path)
+        assert data.about["skipped"] == skipped
+        for name in SPLITS:
+            kept = [i for i in range(50) if i not in bad.get(name, ())]
+            assert [one["id"] for one in data.splits[name]] == [f"{name} {i}" for i in kept]
+            np.testing.assert_allclose(data.splits[name].signals(slice(None))[:, 0, 0], np.array(kept) / 255, rtol=1e-6)
+    (stored,) = tmp_path.glob("prepared/*/signals/1.0.0/metadata.json")
+    assert json.loads(stored.read_text())["skipped"] == skipped
+
+
+def test_few_skipped_signals_are_logged_one_by_one_and_many_are_counted(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        prepared_dataset(_with_bad({"train": range(30), "val": [7]}), tmp_path)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[:2] == [f"skipped: /data/train {i}.png: truncated image" for i in range(2)]
+    assert len(lines) == 21
+    assert lines[20].startswith("31 of 150 signals were skipped, as they cannot be used; ")
+    assert lines[20].endswith("metadata.json lists them")
+    caplog.clear()
+    prepared_dataset(_with_bad({"train": range(30), "val": [7]}), tmp_path)
+    assert [record.getMessage() for record in caplog.records] == lines[20:]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (
+            dict.fromkeys(SPLITS, range(50)),
+            "the train split is empty, for none of its 50 signals can be used; the first: /data/train 0.png: truncated",
+        ),
+        (
+            {"train": range(1, 50), "val": range(27)},
+            "more than half of the 150 signals .*: /data/train 1.png: truncated",
+        ),
+        ({"val": range(50)}, "the val split is empty, for none of its 50 signals can be used; the first: /data/val 0"),
+        ({"train": [1], "test": range(50)}, "the test split is empty, for none .*; the first: /data/test 0.png"),
+    ],
+)
+def test_too_many_bad_signals_are_refused(tmp_path, bad, message):
+    with pytest.raises(DataError, match=message) as caught:
+        prepared_dataset(_with_bad(bad), tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not [path for path in (tmp_path / "prepared").iterdir() if path.is_dir()]
+
+
+def test_nothing_is_made_beyond_the_signal_that_is_refused(tmp_path):
+    made = []
+
+    def examples():
+        for i in range(50):
+            made.append(i)
+            yield Skipped(f"n{i}", f"{i}.png: broken")
+
+    splits = {name: PlannedSplit(length, examples) for name, length in zip(SPLITS, (50, 3, 3), strict=True)}
+    with pytest.raises(DataError, match="more than half of the 56 signals"):
+        prepared_dataset(Plan("numbers", (4,), 1, "uint8", splits, {}), tmp_path)
+    assert made == list(range(29))

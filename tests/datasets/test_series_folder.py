@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medfuncta_jax.datasets import DataError, open_dataset, series_folder
+from medfuncta_jax.datasets.dataset import Skipped
 from medfuncta_jax.datasets.series_folder import resampled
 from medfuncta_jax.datasets.volumes import resample
 from medfuncta_jax.settings import DataSettings, SettingsError
+from tests.datasets.skips import assert_only_skipped
 from tests.real_data import REAL, needs_real
 
 
@@ -134,25 +136,33 @@ def test_rows_with_a_table_of_labels(tmp_path):
         ("1,2,3\n4,1e999,6\n", "line 2, column 2: '1e999' is no finite number"),
         ("a,2,3\n4,5,6\n", "line 1, column 1: 'a' is no finite number"),
         ("1;2,5;3\n4;5;6\n", "line 1, column 2: '2,5' is no finite number"),
-        ("1,2\n4,5\n", "2 channels, but patient 0.csv has 3; channel counts must not be mixed"),
+        ("1,2\n4,5\n", "2 channels, the first series has 3; channel counts must not be mixed"),
         ("7,7,7\n7,7,7\n", r"the series is constant \(7\); remove it or set --config\.data\.value_range"),
         ("1e308,-1e308,0\n1,1,1\n", "cannot be scaled"),
         ("1e-300,0,0\n0,0,0\n", "cannot be scaled"),
         ('1,2,3\n"4,5,6\n', "not a readable table"),
-        ("1,2,\0\n4,5,6\n", "patient x.csv: line 1"),
+        ("1,2,\0\n4,5,6\n", ": line 1, column 3"),
     ],
 )
-def test_bad_file_is_named_in_one_line(tmp_path, folder, text, message):
+def test_bad_file_is_skipped_and_listed(tmp_path, folder, text, message):
     (folder / "patient x.csv").write_text(text)
-    with pytest.raises(DataError, match=message) as caught:
-        _open(tmp_path)
-    assert "patient x.csv" in str(caught.value)
-    assert len(str(caught.value).splitlines()) == 1
+    data = _open(tmp_path, length=8)
+    assert data.channels == 3
+    assert_only_skipped(data, "patient x.csv", rf"patient x\.csv.*{message}")
 
 
-def test_binary_file(tmp_path, folder):
-    (folder / "patient x.csv").write_bytes(bytes(range(256)))
-    with pytest.raises(DataError, match=r"patient x\.csv: not text in UTF-8"):
+@pytest.mark.parametrize("content", [bytes(range(256)), b"<html>\nnot found\n</html>\n", b""])
+def test_a_first_file_of_something_else_does_not_say_the_channels(tmp_path, folder, content):
+    (folder / "a.csv").write_bytes(content)
+    data = _open(tmp_path, length=8, val_fraction=0.3)
+    assert data.channels == 3
+    assert_only_skipped(data, "a.csv", r"a\.csv: (not text in UTF-8|line 2 has 2 cells|holds no numbers)")
+
+
+def test_a_folder_without_a_series_is_refused(tmp_path, folder):
+    for path in folder.iterdir():
+        path.write_text("a,b\n")
+    with pytest.raises(DataError, match=r"patient 0\.csv: 0 samples, a series has at least 2"):
         _open(tmp_path)
 
 
@@ -168,7 +178,6 @@ def test_binary_file(tmp_path, folder):
         ("1,2\n3,4\n", {}, "2 signals of files that match"),
         ("1,2,0\n3,4,1\n5,6,1\n", {"patient_column": "2"}, "2 patients of files that match"),
         ("1,2\n,,\n3,4\n5,6\n", {}, "line 2 has 3 cells"),
-        ("1,2\n,\n3,4\n5,6\n", {}, "line 2: 0 samples, a series has at least 2"),
     ],
 )
 def test_bad_table_is_named_in_one_line(tmp_path, text, options, message):
@@ -177,6 +186,15 @@ def test_bad_table_is_named_in_one_line(tmp_path, text, options, message):
     with pytest.raises(DataError, match=message) as caught:
         _open(tmp_path, layout="row", **options)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("cells", [",", "1,", "3,x", "3,nan", "4,4"])
+def test_bad_row_is_skipped_and_listed(tmp_path, cells):
+    (tmp_path / "data").mkdir()
+    rows = [f"{i},{i + 1}" for i in range(9)]
+    (tmp_path / "data" / "all.csv").write_text("\n".join([*rows, cells]))
+    data = _open(tmp_path, layout="row", length=2)
+    assert_only_skipped(data, "all.csv:000010", r"all\.csv: line 10")
 
 
 @pytest.mark.parametrize(
@@ -222,6 +240,10 @@ def test_any_text_is_read_or_refused_in_one_line(text, layout, label):
     for name, some in examples.items():
         assert len(some) == plan.splits[name].length
     for example in itertools.chain(*examples.values()):
+        if isinstance(example, Skipped):
+            assert example.reason.startswith(folder)
+            assert len(example.reason.splitlines()) == 1
+            continue
         assert example.signal.shape == (5, plan.channels)
         assert example.signal.min() >= 0
         assert example.signal.max() <= 1
