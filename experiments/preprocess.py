@@ -127,7 +127,7 @@ def convert(patient: Patient) -> Outcome:
 
 def _converted(patient: Patient, source: str) -> dict[str, Any]:
     scan = read_ct(patient.folder)
-    volume = resample_isotropic(scan.volume, SPACING, AIR)
+    volume = resample_isotropic(scan.volume, SPACING, AIR, name=str(patient.folder))
     write_volume(patient.volume, volume.values, volume.affine, dtype=str(SETTINGS["dtype"]))
     record = {
         "source": source,

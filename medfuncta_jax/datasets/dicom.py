@@ -26,11 +26,14 @@ AIR, _PADDING_BELOW = -1000.0, -1500.0
 # Steps between slices may differ from their median by this part of it: positions are often rounded to 0.1 mm.
 _STEP_TOLERANCE = 0.25
 
-# Slices closer than this lie at the same place, millimetres.
-_SAME_POSITION = 0.01
+# Slices closer than this lie at the same place, and pixels have at least the other size, millimetres.
+_SAME_POSITION, _SMALLEST_SPACING = 0.01, 1e-4
 
 # The cosine from which on a slice's normal runs along the body: a gantry tilts by 30 degrees at most.
 _AXIAL = 0.8
+
+# Beyond these, numbers in a header are corrupt: rows or columns, millimetres from the origin, and of the rescaling.
+_LARGEST_SIDE, _FARTHEST, _LARGEST_RESCALE = 1 << 13, 1e5, 1e5
 
 _CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 
@@ -129,7 +132,7 @@ def read_ct(folder: Path) -> CtScan:
         volume=_stacked(ordered, pydicom),
         series=chosen[0].series,
         files=tuple(one.path for one in chosen),
-        notes=(*notes, *choice, *repeats),
+        notes=tuple(" ".join(note.split()) for note in (*notes, *choice, *repeats)),
     )
 
 
@@ -171,22 +174,26 @@ def _slice(path: Path, header: Any) -> _Slice | str:
     """A slice, or what is wrong with it."""
     if not (header.get("Rows") and header.get("Columns")):
         return "no image in it"
+    if max(int(header.Rows), int(header.Columns)) > _LARGEST_SIDE:
+        return f"it claims {header.Rows} x {header.Columns} pixels"
     wanted = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
     numbers = {}
     for name, count in wanted.items():
         value = header.get(name)
         numbers[name] = np.array([] if value is None else value, np.float64).reshape(-1)
-        if numbers[name].shape != (count,) or not np.isfinite(numbers[name]).all():
+        if numbers[name].shape != (count,) or not (np.abs(numbers[name]) <= _FARTHEST).all():  # NaN is not either
             return f"its {name} is missing or wrong"
     orientation, spacing = numbers["ImageOrientationPatient"], numbers["PixelSpacing"]
     axes = orientation.reshape(2, 3)
     if not np.allclose(axes @ axes.T, np.eye(2), atol=0.01):
         return "its ImageOrientationPatient is no pair of perpendicular directions"
-    if spacing.min() <= 0:
+    if spacing.min() < _SMALLEST_SPACING:
         return "its PixelSpacing is not above 0"
     rescale = (header.get("RescaleSlope"), header.get("RescaleIntercept"))
-    if None in rescale or not np.isfinite(np.array(rescale, np.float64)).all():
+    if None in rescale:
         return "no RescaleSlope or RescaleIntercept, so its values are no Hounsfield units"
+    if not (np.abs(np.array(rescale, np.float64)) <= _LARGEST_RESCALE).all() or float(rescale[0]) == 0:
+        return "its RescaleSlope or RescaleIntercept is wrong"
     return _Slice(
         path=path,
         series=str(header.get("SeriesInstanceUID", "")),

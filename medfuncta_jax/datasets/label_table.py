@@ -8,6 +8,7 @@ folder that it is in, so that one row can stand for all files of a patient. The 
 from __future__ import annotations
 
 import logging
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,9 +50,9 @@ class Labels:
 
 
 def ordered_classes(values: Iterable[str]) -> tuple[str, ...]:
-    """The different values in sorted order; by size if all are whole numbers."""
+    """The different values in sorted order; by size if all are whole numbers of no more than 18 digits."""
     different = sorted(set(values))
-    if all(value.isascii() and value.removeprefix("-").isdigit() for value in different):
+    if all(re.fullmatch(r"-?[0-9]{1,18}", value) for value in different):
         different.sort(key=int)
     return tuple(different)
 

@@ -147,9 +147,9 @@ def preprocess(volume: Volume, options: Options, *, name: str) -> Volume:
     Returns:
       float32 [size, size, size] in [0, 1], 0 outside the input, and the affine of the new grid.
     Raises:
-      DataError: nothing in it is denser than air.
+      DataError: nothing in it is denser than air, or a field of view that no scanner has.
     """
-    field = crop_or_pad(resample_isotropic(volume, SPACING, AIR), (FIELD,) * 3, AIR)
+    field = crop_or_pad(resample_isotropic(volume, SPACING, AIR, name=name), (FIELD,) * 3, AIR)
     top = float(np.quantile(field.values, options.quantile_high))
     if top <= AIR:
         raise DataError(

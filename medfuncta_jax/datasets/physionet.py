@@ -35,6 +35,9 @@ _WINDOW = 10 * _RATE
 _REACH = round(0.024 * _RATE)
 _LENGTH_IN_RR = 1.2
 
+# Samples a second that an ECG is recorded with.
+_RATES = (50, 10_000)
+
 # The annotation symbols of each class (ANSI/AAMI EC57).
 _SYMBOLS = {"N": "NLRejB", "S": "AaJS", "V": "VE", "F": "F", "Q": "/fQ"}
 _CLASS_OF = {symbol: CLASSES.index(name) for name, symbols in _SYMBOLS.items() for symbol in symbols}
@@ -92,6 +95,8 @@ class Record:
         beats = [i for i, symbol in enumerate(notes.symbol) if symbol in _CLASS_OF]
         samples = np.asarray(notes.sample, np.int64)[beats]
         labels = [_CLASS_OF[notes.symbol[i]] for i in beats]
+        if not _RATES[0] <= record.fs <= _RATES[1]:
+            raise DataError(f"{self.header}: {record.fs:g} samples a second is no rate of an ECG; copy the record anew")
         kept, values = extract_beats(record.p_signal[:, 0], float(record.fs), samples)
         return [Beat(int(samples[i]), labels[i], beat) for i, beat in zip(kept, values, strict=True)]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import itertools
+import math
 import os
 import warnings
 import zlib
@@ -19,6 +21,12 @@ from medfuncta_jax.datasets.dataset import DataError
 
 # Deflate cannot do better than this, so a header that claims more voxels than the file can hold is corrupt.
 _LARGEST_GZIP_RATIO = 1032
+
+# A volume on cubic voxels has no more of them than this, 2 GiB; half a cubic metre at 1 mm is less.
+_LARGEST_ISOTROPIC = 1 << 29
+
+# Millimetres, as an affine can have them in earnest: from microscopy to far beyond the body.
+_SMALLEST_STEP, _LARGEST_STEP, _FARTHEST = 1e-6, 1e4, 1e7
 
 
 @dataclass(frozen=True)
@@ -82,27 +90,24 @@ def volume_header(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
     Raises:
       DataError: as `volume_shape`.
     """
-    import nibabel
-
     try:
-        image: Any = nibabel.load(path)
-        shape = tuple(int(n) for n in image.shape)
-        claimed = int(np.prod(shape, dtype=object)) * image.get_data_dtype().itemsize
-        held = path.stat().st_size * (_LARGEST_GZIP_RATIO if path.suffix == ".gz" else 1)
+        with _silent():
+            image = _opened(path)
+            shape, affine = image.shape, np.asarray(image.affine, np.float64)
         # An image may lie in two files (.hdr and .img); its size is then checked when it is read.
-        if claimed > held and path.suffix in (".gz", ".nii"):
-            raise ValueError(f"its header claims {'x'.join(map(str, shape))} voxels, more than the file can hold")
+        if path.suffix in (".gz", ".nii"):
+            _require_room(image, path.stat().st_size * (_LARGEST_GZIP_RATIO if path.suffix == ".gz" else 1))
     except Exception as error:  # nibabel parses whatever the file holds: a broken header raises nearly anything
         raise _unreadable(path, error) from error
-    return shape, np.asarray(image.affine, np.float64)
+    return tuple(int(n) for n in shape), affine
 
 
 def read_volume(path: Path) -> Volume:
     """A 3D image file, reoriented to RAS+, with scale factors applied.
 
     Raises:
-      DataError: names the file: truncated, corrupt, not three-dimensional, not scalar, NaN or infinite voxels, or an
-        affine that is no map to space.
+      DataError: names the file: truncated, corrupt, not three-dimensional, not of real scalars, NaN or infinite voxels,
+        or an affine that is no map to space.
     """
     shape = volume_shape(path)
     if len(shape) < 3 or any(n != 1 for n in shape[3:]):
@@ -121,18 +126,16 @@ def _read(path: Path) -> list[Volume]:
     import nibabel
 
     try:
-        if path.suffix == ".gz":
-            _check_gzip(path)
-        image: Any = nibabel.load(path)
-        if image.get_data_dtype().fields:
-            raise ValueError("colour voxels, a scalar volume is needed")
-        if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
-            raise ValueError("its affine does not map voxels to space")
-        image = nibabel.as_closest_canonical(image)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a NaN is refused below, by the file's name
+        with _silent():  # a NaN is refused below, by the file's name
+            image = _opened(path)
+            if image.get_data_dtype().kind not in "biuf":
+                raise ValueError("colour or complex voxels, a volume of real scalars is needed")
+            if not _maps_to_space(image.affine):
+                raise ValueError("its affine does not map voxels to space")
+            _require_room(image, _unpacked_bytes(Path(image.file_map["image"].filename)))
+            image = nibabel.as_closest_canonical(image)
             values = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
-        affine = np.asarray(image.affine, np.float64)
+            affine = np.asarray(image.affine, np.float64)
     except Exception as error:  # as in `volume_shape`
         raise _unreadable(path, error) from error
     bad = int(values.size - np.count_nonzero(np.isfinite(values)))
@@ -142,11 +145,52 @@ def _read(path: Path) -> list[Volume]:
     return [Volume(np.ascontiguousarray(values[..., t]), affine) for t in range(values.shape[3])]
 
 
-def _check_gzip(path: Path) -> None:
-    """Read to the end: nibabel stops at the last voxel, before the checksum."""
-    with gzip.open(path) as file:
-        while file.read(1 << 20):
-            pass
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without warnings and the log lines, up to a dozen a file, by which nibabel says what it mends in a header."""
+    from nibabel.imageglobals import logger
+
+    before, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before
+
+
+def _opened(path: Path) -> Any:
+    import nibabel
+
+    return nibabel.load(path)
+
+
+def _require_room(image: Any, held: int) -> None:
+    """Before anything is allocated, or taken for voxels, by what a header claims."""
+    offset = int(image.dataobj.offset)
+    if getattr(image.header, "is_single", False) and offset < image.header.single_vox_offset:
+        raise ValueError(f"its voxels are said to start at byte {offset}, inside the header")
+    if offset + math.prod(map(int, image.shape)) * image.get_data_dtype().itemsize > held:
+        raise ValueError(f"its header claims {'x'.join(map(str, image.shape))} voxels, more than the file can hold")
+
+
+def _unpacked_bytes(path: Path) -> int:
+    """The size without compression; read to the end, since nibabel stops at the last voxel, before the checksum."""
+    from nibabel.openers import ImageOpener
+
+    if path.suffix.lower() not in ImageOpener.compress_ext_map:
+        return path.stat().st_size
+    with gzip.open(path) if path.suffix == ".gz" else ImageOpener(str(path)) as file:
+        return sum(iter(lambda: len(file.read(1 << 20)), 0))
+
+
+def _maps_to_space(affine: np.ndarray) -> bool:
+    """Whether an affine [4, 4] has axes that differ, and steps and an origin that can be meant."""
+    linear, offset = affine[:3, :3].astype(np.float64), affine[:3, 3]
+    if not (np.abs(linear) <= _LARGEST_STEP).all() or not (np.abs(offset) <= _FARTHEST).all():  # NaN is not either
+        return False
+    steps = np.linalg.norm(linear, axis=0)
+    return bool(steps.min() >= _SMALLEST_STEP and abs(np.linalg.det(linear / steps)) > 1e-6)
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
@@ -283,7 +327,7 @@ def resample_volume(volume: Volume, shape: Sequence[int], spacing: float | None)
     return Volume(resample(volume.values, shape, steps.tolist()), volume.affine @ index_map)
 
 
-def resample_isotropic(volume: Volume, spacing: float, fill: float) -> Volume:
+def resample_isotropic(volume: Volume, spacing: float, fill: float, *, name: str) -> Volume:
     """Interpolate, by cubic splines, on cubic voxels along the axes of space that cover the volume's field of view.
 
     Nothing is smoothed before a coarser grid is sampled: cubic interpolation alone, as CT sets are commonly prepared.
@@ -293,8 +337,11 @@ def resample_isotropic(volume: Volume, spacing: float, fill: float) -> Volume:
       volume: any affine, also oblique or sheared (gantry tilt).
       spacing: millimetres a voxel.
       fill: the value outside the field of view, where an oblique volume does not reach.
+      name: of the file, for the message.
     Returns:
       The volume with affine [[spacing * I, origin], [0, 1]], float32; `volume` itself if it is such a volume.
+    Raises:
+      DataError: a field of view that no scanner has.
     """
     from scipy import ndimage
 
@@ -305,6 +352,9 @@ def resample_isotropic(volume: Volume, spacing: float, fill: float) -> Volume:
     corners = np.array(list(itertools.product(*ends))) @ linear.T + offset
     low, high = corners.min(0), corners.max(0)
     shape = np.maximum(1, np.rint((high - low) / spacing).astype(int))
+    if math.prod(shape.tolist()) > _LARGEST_ISOTROPIC:
+        extent = " x ".join(f"{side:.4g}" for side in high - low)
+        raise DataError(f"{name}: a field of view of {extent} mm; its voxel sizes must be wrong: repair or remove it")
     affine = np.diag([spacing, spacing, spacing, 1.0])
     affine[:3, 3] = (low + high) / 2 - (shape - 1) / 2 * spacing
     to_index = np.linalg.inv(volume.affine) @ affine
@@ -331,19 +381,15 @@ def crop_or_pad(volume: Volume, shape: Sequence[int], fill: float) -> Volume:
     Returns:
       The volume whose affine leaves every voxel at its place in space.
     """
-    values, shift = volume.values, np.eye(4)
+    shift, kept, edges = np.eye(4), [], []
     for axis, size in enumerate(shape):
-        missing = size - values.shape[axis]
-        if missing < 0:
-            start = -missing // 2
-            values = np.take(values, range(start, start + size), axis=axis)
-        else:
-            start = -(missing // 2)
-            edges = [(0, 0)] * 3
-            edges[axis] = (-start, missing + start)
-            values = np.pad(values, edges, constant_values=fill)
+        missing = size - volume.values.shape[axis]
+        start = -missing // 2 if missing < 0 else -(missing // 2)
+        kept.append(slice(max(start, 0), max(start, 0) + size))
+        edges.append((max(-start, 0), max(missing + start, 0)))
         shift[axis, 3] = start
-    return Volume(values, volume.affine @ shift)
+    # What is cut goes first, or a long flat volume would grow thick before it gets short.
+    return Volume(np.pad(volume.values[tuple(kept)], edges, constant_values=fill), volume.affine @ shift)
 
 
 def block_average(volume: Volume, factor: int) -> Volume:

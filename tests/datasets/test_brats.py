@@ -198,10 +198,18 @@ def _image(values):
         (_image(np.full((4, 4, 4), np.nan, np.float32)), "64 of 64 voxels are NaN or infinite"),
     ],
 )
-def test_a_bad_volume_is_skipped_and_listed(tmp_path, folder, spoil, message):
-    spoil(folder / "BraTS-GLI-00003-000" / "BraTS-GLI-00003-000-t1n.nii.gz")
-    data = _open(tmp_path, folder)
-    assert_only_skipped(data, "BraTS-GLI-00003-000", rf"BraTS-GLI-00003-000-t1n\.nii\.gz: {message}")
+def test_a_bad_volume_is_named_in_one_line(tmp_path, spoil, message):
+    path = write_case(tmp_path, "a é", _ball())
+    spoil(path)
+    with pytest.raises(DataError, match=rf"a é-t1n\.nii\.gz: {message}") as caught:
+        brats.preprocess(read_volume(path), brats.Options(), name=str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bad_volume_is_skipped_and_listed(tmp_path, folder):
+    _truncated(folder / "BraTS-GLI-00003-000" / "BraTS-GLI-00003-000-t1n.nii.gz")
+    message = r"BraTS-GLI-00003-000-t1n\.nii\.gz: (truncated|unreadable) image"
+    assert_only_skipped(_open(tmp_path, folder), "BraTS-GLI-00003-000", message)
 
 
 def test_a_folder_of_bad_volumes_is_refused(tmp_path, folder):

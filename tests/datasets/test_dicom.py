@@ -3,16 +3,21 @@
 import os
 import shutil
 import sys
+import tempfile
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from medfuncta_jax.datasets import DataError
 from medfuncta_jax.datasets.dicom import read_ct
 
 pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installed")
 
+from tests.datasets.damage import DAMAGE, assert_refusal, damaged  # noqa: E402
 from tests.datasets.dicom_files import phantom, rewrite, write_series  # noqa: E402
 from tests.real_data import REAL, needs_real  # noqa: E402
 
@@ -254,6 +259,13 @@ def _without(*names):
         (_set(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "no pair of perpendicular directions"),
         (_set(PixelSpacing=[0, 1]), "its PixelSpacing is not above 0"),
         (_without("RescaleIntercept"), "no RescaleSlope or RescaleIntercept"),
+        (_set(RescaleSlope="1e300"), "its RescaleSlope or RescaleIntercept is wrong"),
+        (_set(RescaleSlope="0"), "its RescaleSlope or RescaleIntercept is wrong"),
+        (_set(RescaleIntercept="-1e300"), "its RescaleSlope or RescaleIntercept is wrong"),
+        (_set(PixelSpacing=["1e-300", "1e-300"]), "its PixelSpacing is not above 0"),
+        (_set(PixelSpacing=["1e300", "1e300"]), "its PixelSpacing is missing or wrong"),
+        (_set(ImagePositionPatient=["0", "0", "-1e308"]), "its ImagePositionPatient is missing or wrong"),
+        (_set(Rows=65535, Columns=65535), "it claims 65535 x 65535 pixels"),
     ],
 )
 def test_a_bad_slice_is_named_in_one_line(tmp_path, change, message):
@@ -288,6 +300,34 @@ def test_flipped_bytes_end_in_one_line_or_a_volume(tmp_path):
             assert np.isfinite(read_ct(tmp_path).volume.values).all()
         except DataError as error:
             assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_line_breaks_in_a_header_make_no_second_line(tmp_path):
+    with pydicom.config.disable_value_validation():
+        rewrite(write_series(tmp_path / "a")[2], _set(PatientID="P\n2"))
+        refused(tmp_path / "a", r"slices of 2 patients \(P 2, P1\)")
+        write_series(tmp_path / "b")
+        write_series(tmp_path / "b" / "c", count=1, change=lambda dataset, k: _set(SOPClassUID="9\n9")(dataset))
+        notes = read_ct(tmp_path / "b").notes
+    assert len(notes) == 1
+    assert len(notes[0].splitlines()) == 1
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(damage=DAMAGE, whole_series=st.booleans())
+def test_any_series_is_read_or_refused_in_one_line(damage, whole_series):
+    with tempfile.TemporaryDirectory() as folder:
+        for path in write_series(Path(folder), count=3)[:: 1 if whole_series else 3]:
+            path.write_bytes(damaged(path.read_bytes(), damage, head=1000))
+        try:
+            scan = read_ct(Path(folder))
+        except DataError as error:
+            assert_refusal(error, folder)
+            return
+    assert scan.volume.values.dtype == np.float32
+    assert np.isfinite(scan.volume.values).all()
+    assert np.isfinite(scan.volume.affine).all()
+    assert all(len(note.splitlines()) == 1 for note in scan.notes)
 
 
 def test_folders_without_a_volume(tmp_path):

@@ -57,6 +57,7 @@ def test_patients_only_and_a_spreadsheet_in_utf8_with_mark(tmp_path, caplog):
 def test_order_of_classes():
     assert ordered_classes(["10", "9", "-1"]) == ("-1", "9", "10")
     assert ordered_classes(["10", "9", "b"]) == ("10", "9", "b")
+    assert ordered_classes(["9", "1" * 5000]) == ("1" * 5000, "9")  # longer than Python turns into a number
 
 
 @pytest.mark.parametrize(

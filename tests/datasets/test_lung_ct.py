@@ -48,7 +48,7 @@ AFFINES = {
 def test_any_orientation_becomes_cubic_voxels_with_tissue_in_its_place(tmp_path, kind):
     affine, values = AFFINES[kind], chest((50, 44, 30))
     nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / "a.nii")
-    ours = resample_isotropic(read_volume(tmp_path / "a.nii"), 1.0, -1000.0)
+    ours = resample_isotropic(read_volume(tmp_path / "a.nii"), 1.0, -1000.0, name="a")
     np.testing.assert_array_equal(ours.affine[:3, :3], np.eye(3))
     assert np.abs(_centre_of_mass(ours.values, ours.affine) - _centre_of_mass(values, affine)).max() < 0.03
     assert values.max() - 10 < ours.values.max() < 55
@@ -62,16 +62,18 @@ def test_interpolation_is_cubic_and_a_1_mm_volume_is_left_as_it_is():
 
     values = np.random.default_rng(0).random((9, 8, 7)).astype(np.float32)
     volume = Volume(values, np.diag([1.0, 1.0, 3.0, 1.0]))
-    ours = resample_isotropic(volume, 1.0, 0.0)
+    ours = resample_isotropic(volume, 1.0, 0.0, name="a")
     assert ours.values.shape == (9, 8, 21)
     np.testing.assert_allclose(ours.values[:, :, 1::3], values, atol=1e-5)
     spline = interpolate.make_interp_spline(np.arange(7) * 3.0, values[4, 4].astype(np.float64), k=3)
     assert np.abs(ours.values[4, 4, 8:13] - spline(np.arange(7, 12))).max() < 0.05
-    assert resample_isotropic(ours, 1.0, 0.0) is ours
+    assert resample_isotropic(ours, 1.0, 0.0, name="a") is ours
 
 
 def test_constant_field_stays_constant_to_its_edge():
-    ours = resample_isotropic(Volume(np.full((6, 6, 5), 40, np.float32), np.diag([0.6, 0.6, 4, 1])), 1.0, -1000.0)
+    ours = resample_isotropic(
+        Volume(np.full((6, 6, 5), 40, np.float32), np.diag([0.6, 0.6, 4, 1])), 1.0, -1000.0, name="a"
+    )
     assert ours.values.shape == (4, 4, 20)
     np.testing.assert_allclose(ours.values, 40, atol=1e-3)
 
@@ -158,10 +160,18 @@ def _image(values):
         (_image(np.full((4, 4, 4), np.nan, np.float32)), "64 of 64 voxels are NaN or infinite"),
     ],
 )
-def test_a_bad_volume_is_skipped_and_listed(tmp_path, folder, spoil, message):
-    spoil(folder / "second" / "LIDC-IDRI-0003 b.nii.gz")
-    data = _open(tmp_path, folder)
-    assert_only_skipped(data, "second/LIDC-IDRI-0003 b.nii.gz", rf"LIDC-IDRI-0003 b\.nii\.gz: {message}")
+def test_a_bad_volume_is_named_in_one_line(folder, spoil, message):
+    path = folder / "LIDC-IDRI-0001.nii.gz"
+    spoil(path)
+    with pytest.raises(DataError, match=rf"LIDC-IDRI-0001\.nii\.gz: {message}") as caught:
+        lung_ct.preprocess(read_volume(path), lung_ct.Options(), name=str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bad_volume_is_skipped_and_listed(tmp_path, folder):
+    _text(folder / "second" / "LIDC-IDRI-0003 b.nii.gz")
+    message = r"LIDC-IDRI-0003 b\.nii\.gz: unreadable image"
+    assert_only_skipped(_open(tmp_path, folder), "second/LIDC-IDRI-0003 b.nii.gz", message)
 
 
 def test_folders_that_cannot_be_used(tmp_path, folder):

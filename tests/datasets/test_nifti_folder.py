@@ -81,6 +81,12 @@ def test_hidden_files_are_no_scans(tmp_path, folder):
     assert sum(len(split) for split in _open(tmp_path, folder, grid=(4, 4, 4)).splits.values()) == 10
 
 
+def test_links_in_a_circle_end(tmp_path, folder):
+    (folder / "circle").symlink_to(folder, target_is_directory=True)
+    (folder / "self.nii.gz").symlink_to(folder / "self.nii.gz")
+    assert sum(len(split) for split in _open(tmp_path, folder, grid=(4, 4, 4)).splits.values()) == 10
+
+
 def test_changed_file_is_prepared_anew(tmp_path, folder):
     first = _open(tmp_path, folder, grid=(4, 4, 4)).about
     _spoil(folder, np.random.default_rng(1).random((9, 9, 9)).astype(np.float32), "group 0/scan é 0.nii.gz")

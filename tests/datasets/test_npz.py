@@ -1,13 +1,19 @@
 """Reading .npz item by item, and refusing damaged or hostile ones."""
 
 import io
+import struct
+import tempfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from medfuncta_jax.datasets import DataError
 from medfuncta_jax.datasets.npz import npz_arrays
+from tests.datasets.damage import DAMAGE, assert_refusal, damaged
 
 
 def _save(path, **arrays):
@@ -74,3 +80,98 @@ def test_missing_file_and_text_file(tmp_path):
     (tmp_path / "a.npz").write_text("hello")
     with pytest.raises(DataError, match="truncated or corrupt"):
         npz_arrays(tmp_path / "a.npz")
+
+
+def _with_header(path, header, payload=b"", **options):
+    """An archive of one array whose header is this text."""
+    text = header.encode("latin1") + b"\n"
+    with zipfile.ZipFile(path, "w", **options) as archive:
+        archive.writestr("images.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + payload)
+    return path
+
+
+def _described(descr, shape, fortran="False"):
+    return f"{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}"
+
+
+@pytest.mark.parametrize(
+    ("header", "payload"),
+    [
+        (_described("'|u1'", "(1000000000000, 0)"), b""),  # a loop over nothing
+        (_described("'|u1'", "(-2, -3)"), bytes(6)),
+        (_described("('|u1', (3,))", "(2,)"), bytes(6)),
+        (_described("[('a', '|u1'), ('b', '<f4')]", "(2,)"), bytes(10)),
+        (_described("[('a', '|O')]", "(2,)"), bytes(16)),
+        (_described("'|V0'", "(3,)"), b""),
+        (_described("'<U2'", "(1,)"), bytes(8)),
+        (_described("'<M8[s]'", "(1,)"), bytes(8)),
+        (_described("'|u1'", "(2, 3)", fortran="True"), bytes(6)),
+        ("{'descr': '|u1', 'shape': (3L", b""),
+        ("(" * 9000, b""),
+        ('"' * 3, b""),
+    ],
+)
+def test_header_of_no_array_of_numbers_is_refused_in_one_line(tmp_path, header, payload):
+    with pytest.raises(DataError) as caught:
+        npz_arrays(_with_header(tmp_path / "a.npz", header, payload))
+    assert_refusal(caught.value, "a.npz")
+
+
+def test_old_spelling_of_a_header_is_read_without_a_warning(tmp_path):
+    path = _with_header(tmp_path / "a.npz", _described("'|u1'", "(2L, 3L)"), b"abcdef")
+    np.testing.assert_array_equal(npz_arrays(path)["images"].read(), np.frombuffer(b"abcdef", np.uint8).reshape(2, 3))
+
+
+def test_sizes_that_agree_with_each_other_but_not_with_the_file(tmp_path):
+    header = _described("'|u1'", "(1, 4000000000)")
+    path = _with_header(tmp_path / "a.npz", header, bytes(100))
+    content = bytearray(path.read_bytes())
+    claimed = 4_000_000_000 + 10 + len(header) + 1
+    for signature, place in ((b"PK\x01\x02", 20), (b"PK\x03\x04", 18)):
+        struct.pack_into("<II", content, content.index(signature) + place, claimed, claimed)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.npz: .*images claims more data than the file can hold"):
+        npz_arrays(path)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damage_that_other_decompressors_find(tmp_path, method):
+    path = _with_header(tmp_path / "a.npz", _described("'|u1'", "(3000,)"), bytes(range(250)) * 12, compression=method)
+    content = bytearray(path.read_bytes())
+    content[60:140] = bytes(80)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="truncated or corrupt") as caught:
+        npz_arrays(path)["images"].read()
+    assert_refusal(caught.value, "a.npz")
+
+
+HEADERS = st.builds(
+    _described,
+    st.sampled_from(
+        ["'|u1'", "'<f4'", "'|O'", "'|b1'", "'|S3'", "'|V3'", "('|u1', (3,))", "'a'", "None", "[]", "'<c8'"]
+    ),
+    st.sampled_from(
+        ["(3, 4)", "(12,)", "()", "(0, 4)", "(10000000000, 0)", "(-3, -4)", "(3L, 4)", "3", "(99999999999,)"]
+    ),
+    st.sampled_from(["False", "True", "0"]),
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(
+    header=HEADERS, size=st.sampled_from([0, 3, 12, 36, 48, 96]), method=st.sampled_from([0, 8, 12, 14]), damage=DAMAGE,
+    clean=st.booleans(),
+)  # fmt: skip
+def test_any_archive_is_read_or_refused_in_one_line(header, size, method, damage, clean):
+    with tempfile.TemporaryDirectory() as folder:
+        path = _with_header(Path(folder) / "a é.npz", header, bytes(size), compression=method)
+        if not clean:
+            path.write_bytes(damaged(path.read_bytes(), damage))
+        try:
+            arrays = {key: array.read() for key, array in npz_arrays(path).items()}
+        except DataError as error:
+            assert_refusal(error, str(path))
+            return
+    for array in arrays.values():
+        assert array.dtype.kind in "biufc"
+        assert array.nbytes <= size

@@ -3,14 +3,19 @@
 import logging
 import shutil
 import sys
+import tempfile
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from medfuncta_jax.datasets import DataError, open_dataset
-from medfuncta_jax.datasets.physionet import extract_beats
+from medfuncta_jax.datasets.physionet import Record, extract_beats
 from medfuncta_jax.settings import DataSettings
+from tests.datasets.damage import DAMAGE, assert_refusal, damaged
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # wfdb 4.3 uses what pandas 3 is about to remove
@@ -144,6 +149,8 @@ def test_test_records_by_name(tmp_path, records):
         (".atr", None, r"100\.atr: no such file"),
         (".hea", lambda data: b"\xff\xfe junk", "100: the header of the record cannot be read"),
         (".hea", lambda data: b"", "100: the header of the record cannot be read"),
+        (".hea", lambda data: data.replace(b" 360 ", b" 0 "), r"100\.hea: 0 samples a second is no rate of an ECG"),
+        (".hea", lambda data: data.replace(b" 360 ", b" 0.001 "), r"100\.hea: 0\.001 samples a second is no rate"),
     ],
 )
 def test_damaged_record_is_named_in_one_line(tmp_path, records, suffix, damage, message):
@@ -155,6 +162,26 @@ def test_damaged_record_is_named_in_one_line(tmp_path, records, suffix, damage, 
     with pytest.raises(DataError, match=message) as caught:
         _open(tmp_path)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(suffix=st.sampled_from([".hea", ".hea", ".dat", ".atr"]), damage=DAMAGE)
+def test_any_record_is_read_or_refused_in_one_line(written, suffix, damage):
+    with tempfile.TemporaryDirectory() as folder:
+        for part in (".hea", ".dat", ".atr"):
+            content = (written[0] / f"100{part}").read_bytes()
+            (Path(folder) / f"100{part}").write_bytes(damaged(content, damage) if part == suffix else content)
+        record = Record(Path(folder) / "100.hea", "MLII")
+        try:
+            beats = record.beats() if record.has_lead() else []
+        except DataError as error:
+            assert_refusal(error, folder)
+            return
+    for beat in beats:
+        assert beat.values.shape == (187,)
+        assert beat.values.min() >= 0
+        assert beat.values.max() <= 1
+        assert beat.label in range(5)
 
 
 def test_no_records_too_few_and_a_record_twice(tmp_path):

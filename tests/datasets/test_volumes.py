@@ -1,11 +1,28 @@
 """Volumes: orientation, scaling, anti-aliased resampling and where it puts things in space."""
 
+import bz2
+import gzip
+import struct
+import tempfile
+from pathlib import Path
+
 import nibabel
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from medfuncta_jax.datasets import DataError
-from medfuncta_jax.datasets.volumes import Volume, read_volume, resample, resample_volume, scale_to_unit
+from medfuncta_jax.datasets.volumes import (
+    Volume,
+    crop_or_pad,
+    read_volume,
+    resample,
+    resample_isotropic,
+    resample_volume,
+    scale_to_unit,
+)
+from tests.datasets.damage import DAMAGE, assert_refusal, damaged
 
 
 def _blob(shape):
@@ -135,7 +152,110 @@ def test_volumes_of_the_wrong_kind_are_named(tmp_path):
         read_volume(_saved(tmp_path / "four.nii.gz", np.ones((4, 4, 4, 2), np.float32)))
     assert read_volume(_saved(tmp_path / "one.nii.gz", np.ones((4, 4, 4, 1), np.float32))).values.shape == (4, 4, 4)
     image = nibabel.Nifti1Image(np.ones((4, 4, 4), np.float32), np.eye(4))
-    image.header["srow_z"] = 0
+    image.header["vox_offset"], image.header["srow_z"] = 352, 0
     (tmp_path / "flat.nii").write_bytes(image.header.binaryblock + bytes(4) + bytes(256))
     with pytest.raises(DataError, match=r"flat\.nii: .*its affine does not map voxels to space"):
         read_volume(tmp_path / "flat.nii")
+
+
+def _header(**fields):
+    """A NIfTI file of 6 x 5 x 4 voxels, of whose header some fields hold other values."""
+    values = np.arange(120, dtype=np.int16).reshape(6, 5, 4)
+    image = nibabel.Nifti1Image(values, OBLIQUE)
+    image.header["vox_offset"] = 352
+    for name, value in fields.items():
+        image.header[name] = value
+    return image.header.binaryblock + bytes(4) + values.tobytes(order="F")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress], ids=["gz", "bz2"])
+@pytest.mark.parametrize("shape", [(6, 5, 5), (60, 50, 40), (30000, 30000, 30000)])
+def test_nothing_is_allocated_for_voxels_that_the_file_does_not_hold(tmp_path, pack, shape):
+    path = tmp_path / f"a.nii.{'gz' if pack is gzip.compress else 'bz2'}"
+    path.write_bytes(pack(_header(dim=[3, *shape, 1, 1, 1, 1])))
+    with pytest.raises(DataError, match=rf"a\.nii\.\w+: .* claims {'x'.join(map(str, shape))} voxels, more than"):
+        read_volume(path)
+
+
+def test_header_is_never_taken_for_voxels(tmp_path):
+    (tmp_path / "a.nii").write_bytes(_header(vox_offset=0))
+    with pytest.raises(DataError, match=r"a\.nii: .*voxels are said to start at byte 0, inside the header"):
+        read_volume(tmp_path / "a.nii")
+
+
+def test_complex_voxels_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"a\.nii: .*complex voxels"):
+        read_volume(_saved(tmp_path / "a.nii", np.full((2, 2, 2), 1 + 2j, np.complex64)))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"srow_x": [1e30, 0, 0, 0]},
+        {"srow_x": [1e5, 0, 0, 0]},
+        {"srow_z": [0, 0, 1e-30, 0]},
+        {"srow_y": [0, 1, 0, np.nan]},
+        {"srow_y": [1.1, -0.2, 0, 0]},  # along the x axis
+        {"sform_code": 0, "qform_code": 1, "quatern_b": -3e38, "quatern_c": -3e38},
+    ],
+)
+def test_affine_that_cannot_be_meant(tmp_path, fields):
+    (tmp_path / "a.nii").write_bytes(_header(**fields))
+    with pytest.raises(DataError, match=r"a\.nii: unreadable image") as caught:
+        read_volume(tmp_path / "a.nii")
+    assert_refusal(caught.value, "a.nii")
+
+
+def test_field_of_view_that_no_scanner_has_is_refused_before_it_is_filled():
+    volume = Volume(np.zeros((8, 8, 8), np.float32), np.diag([200.0, 200, 200, 1]))
+    with pytest.raises(DataError, match=r"^a\.nii: a field of view of 1600 x 1600 x 1600 mm; its voxel sizes"):
+        resample_isotropic(volume, 1.0, 0.0, name="a.nii")
+
+
+def test_a_long_flat_volume_is_cut_before_it_is_padded():
+    values = np.arange(100_000, dtype=np.float32).reshape(1, -1, 1)
+    ours = crop_or_pad(Volume(values, np.eye(4)), (64, 64, 64), -1.0)
+    assert ours.values.shape == (64, 64, 64)
+    np.testing.assert_array_equal(ours.values[32, :, 32], -1)
+    np.testing.assert_array_equal(ours.values[31, :, 31], np.arange(49968, 50032))
+    np.testing.assert_array_equal(ours.affine[:3, 3], [-31, 49968, -31])
+
+
+def test_a_header_that_nibabel_mends_is_read_without_a_word(tmp_path, capfd, caplog):
+    (tmp_path / "a.nii").write_bytes(_header(qform_code=77, pixdim=[1, -1, 2, 0, 0, 0, 0, 0]))
+    assert read_volume(tmp_path / "a.nii").values.shape == (6, 5, 4)
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
+
+
+FIELDS = st.tuples(
+    st.sampled_from([(40 + 2 * i, "<h") for i in range(8)] + [(place, "<h") for place in (70, 72, 252, 254)]
+                    + [(place, "<f") for place in (76, 80, 84, 88, 108, 112, 116, *range(256, 328, 4))]),
+    st.sampled_from([0, 1, -1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 1792, 2304, 32767, -32768]),
+    st.sampled_from([0, 1, -1, 0.5, 1e-30, 1e6, 1e30, 3e38, -3e38, 351, 353, 1e9, float("nan"), float("inf")]),
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@given(fields=st.lists(FIELDS, max_size=3), damage=DAMAGE, packed=st.booleans(), packed_damage=DAMAGE)
+def test_any_image_file_is_read_or_refused_in_one_line(fields, damage, packed, packed_damage):
+    content = bytearray(_header())
+    for (place, kind), whole_number, number in fields:
+        struct.pack_into(kind, content, place, whole_number if kind == "<h" else number)
+    content = damaged(content, damage, head=400)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"scan é.nii{'.gz' if packed else ''}"
+        path.write_bytes(damaged(gzip.compress(content, 1), packed_damage) if packed else content)
+        try:
+            volume = read_volume(path)
+            unit = scale_to_unit(volume.values, 0.001, 0.999, str(path))
+            small = resample_volume(Volume(unit, volume.affine), (4, 4, 4), None)
+        except DataError as error:
+            assert_refusal(error, str(path))
+            return
+    assert volume.values.dtype == np.float32
+    assert np.isfinite(volume.values).all()
+    assert np.isfinite(volume.affine).all()
+    assert np.isfinite(small.affine).all()
+    assert small.values.min() >= 0
+    assert small.values.max() <= 1.000001

@@ -89,7 +89,7 @@ def test_good_patients_are_converted_and_bad_ones_listed(tmp_path):
     assert "note on LIDC-IDRI-0001: series 1.2.4 left out: 6 slices as in 1.2.3" in done.stdout
     for name in good:
         image = nibabel.load(out / f"{name}.nii.gz")
-        expected = resample_isotropic(read_ct(raw / name).volume, 1.0, -1000.0)
+        expected = resample_isotropic(read_ct(raw / name).volume, 1.0, -1000.0, name="a")
         assert image.get_data_dtype() == np.int16
         np.testing.assert_array_equal(image.affine, expected.affine)
         np.testing.assert_array_equal(image.get_fdata(), np.rint(expected.values))
