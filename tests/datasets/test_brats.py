@@ -199,7 +199,7 @@ def _image(values):
     ],
 )
 def test_a_bad_volume_is_named_in_one_line(tmp_path, spoil, message):
-    path = write_case(tmp_path, "a é", _ball())
+    path = write_case(tmp_path, "a é", head())
     spoil(path)
     with pytest.raises(DataError, match=rf"a é-t1n\.nii\.gz: {message}") as caught:
         brats.preprocess(read_volume(path), brats.Options(), name=str(path))

@@ -1,10 +1,13 @@
 """A folder of NIfTI volumes: real ones of mixed shapes, the split by file, and folders that cannot be used."""
 
+import jax
 import nibabel
 import numpy as np
 import pytest
 
+import medfuncta_jax as mf
 from medfuncta_jax.datasets import DataError, open_dataset
+from medfuncta_jax.datasets.volumes import write_volume
 from medfuncta_jax.settings import DataSettings, SettingsError
 from tests.datasets.skips import assert_only_skipped
 from tests.real_data import REAL, needs_real
@@ -28,6 +31,19 @@ def folder(tmp_path):
     return tmp_path / "data"
 
 
+def _centre_of_mass(values, affine):
+    """Millimetres."""
+    mass = np.clip(values, 0, None).astype(np.float64)
+    index = [np.arange(n) @ mass.sum(tuple({0, 1, 2} - {k})) / mass.sum() for k, n in enumerate(mass.shape)]
+    return (affine @ [*index, 1])[:3]
+
+
+def _corners(shape):
+    """Indices of the outer corners of the outer voxels, [8, 4]."""
+    ends = [(-0.5, n - 0.5) for n in shape]
+    return np.array([[x, y, z, 1] for x in ends[0] for y in ends[1] for z in ends[2]])
+
+
 def _spoil(folder, values, name="group 0/bad.nii.gz"):
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), folder / name)
 
@@ -44,13 +60,56 @@ def test_real_scans_keep_their_place_in_space(tmp_path, where, pattern):
         image = nibabel.load(folder / example["id"])
         low, high = np.quantile(image.get_fdata(), (0.001, 0.999))
         original = np.clip((image.get_fdata() - low) / (high - low), 0, 1)
-        places = []
-        for values, affine in ((original, image.affine), (example["signal"][..., 0], example["affine"])):
-            grid = np.stack(np.meshgrid(*(np.arange(n) for n in values.shape), indexing="ij"), -1)
-            index = (grid * values[..., None]).sum((0, 1, 2)) / values.sum()
-            places.append(affine[:3, :3] @ index + affine[:3, 3])
+        moved = _centre_of_mass(original, image.affine) - _centre_of_mass(example["signal"][..., 0], example["affine"])
         spacing = np.linalg.norm(example["affine"][:3, 0])
-        assert np.linalg.norm(places[0] - places[1]) < 0.25 * spacing, example["id"]
+        assert np.linalg.norm(moved) < 0.25 * spacing, example["id"]
+
+
+# Oblique, with the first axis to the left and the last two swapped.
+OBLIQUE = np.array([[-1.1, 0.1, 0.3, 40.0], [0.25, -0.2, 1.6, -20.0], [0.1, 1.2, 0.4, 7.0], [0, 0, 0, 1]])
+
+
+@pytest.fixture
+def oblique_folder(tmp_path):
+    """Three volumes whose tissue lies off the centre."""
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in (30, 24, 20)), indexing="ij"), -1)
+    for i in range(3):
+        tissue = np.exp(-((grid - (0.4, -0.4, 0.4)) ** 2).sum(-1) / 0.4) * rng.uniform(0.6, 1, grid.shape[:3])
+        (tmp_path / "oblique é").mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image((tissue * 900).astype(np.int16), OBLIQUE), tmp_path / f"oblique é/{i}.nii.gz")
+    return tmp_path / "oblique é"
+
+
+@pytest.mark.parametrize("folder", ["oblique", pytest.param("hippocampus/imagesTr", marks=needs_real)])
+def test_reconstruction_from_a_latent_written_back_overlays_the_scan(tmp_path, oblique_folder, folder):
+    folder = oblique_folder if folder == "oblique" else REAL / folder
+    data = _open(tmp_path, folder, pattern="*00[1-6]*.gz" if folder != oblique_folder else "*", grid=(12, 12, 12))
+    example = data.splits["test"][0]
+    model = mf.ModelSettings(layers=3, width=512, latent_dim=512, omega_first=10.0, omega_last=10.0)
+    field = mf.Field(model, coord_dims=3, channels=1)
+    params = field.init(jax.random.key(0))
+    fit = mf.fit_latent(field, params, example["signal"][None], steps=150, step_size=10.0, safeguard=True)
+    values = np.asarray(mf.reconstruct(field, params, fit.latents, mf.grid(data.grid))).reshape(data.grid)
+    write_volume(tmp_path / "back.nii.gz", values, example["affine"])
+
+    scan, back = nibabel.load(folder / example["id"]), nibabel.load(tmp_path / "back.nii.gz")
+    voxel = np.linalg.norm(back.affine[:3, 0])
+    np.testing.assert_allclose(back.affine, example["affine"], atol=1e-5)
+    # The grid is the scan's field of view and what makes it cubic, about one centre.
+    of_scan, of_back = (_corners(image.shape) @ image.affine.T for image in (scan, back))
+    np.testing.assert_allclose(of_scan.mean(0), of_back.mean(0), atol=1e-3)
+    index = of_scan @ np.linalg.inv(back.affine).T
+    assert index[:, :3].min() > -0.501
+    assert index[:, :3].max() < 11.501
+    assert np.isclose(np.ptp(index[:, :3], axis=0).max(), 12, atol=1e-3)
+    low, high = np.quantile(scan.get_fdata(), (0.001, 0.999))
+    place = _centre_of_mass(np.clip((scan.get_fdata() - low) / (high - low), 0, 1), scan.affine)
+    assert np.abs(_centre_of_mass(back.get_fdata(), back.affine) - place).max() < 0.5 * voxel
+    if folder == oblique_folder:
+        for axis in range(3):  # a flip would be seen
+            flipped = np.flip(back.get_fdata(), axis)
+            assert np.abs(_centre_of_mass(flipped, back.affine) - place).max() > 0.5 * voxel
 
 
 def test_split_is_by_file_seeded_and_written_down(tmp_path, folder):
