@@ -15,7 +15,7 @@ from medfuncta_jax.checkpoint import load_field
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets import Dataset
 from medfuncta_jax.inner_loop import reconstruct
-from medfuncta_jax.latent_store import read_split
+from medfuncta_jax.latent_store import load_latents
 from medfuncta_jax.settings import Settings
 
 _PICTURED = 6
@@ -32,10 +32,11 @@ def evaluate(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
     field, params = load_field(run.path)
     coords = grid(dataset.grid)
     results: dict = {}
+    latents = load_latents(run.latents, splits=("test", "val"), field=run.path)
     for name in ("test", "val"):
-        split, stored = dataset.splits[name], read_split(run.latents / f"{name}.npz")
+        split, stored = dataset.splits[name], latents[name]
         if stored.ids != split.annotations().ids:
-            raise RunError(f"{run.latents / name}.npz belongs to other data; remove it and run --mode=extract")
+            raise RunError(f"the {name} latents in {run.latents} are of other data; run --mode=extract again")
         values: dict[str, list[np.ndarray]] = {}
         size = settings.fit.batch_size
         with Progress(f"evaluate {name}", total=len(split), unit="signals") as progress:

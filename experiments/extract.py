@@ -1,72 +1,177 @@
-"""Latent extraction: every signal of every split fitted with the exported field."""
+"""Latent extraction: every signal of every split fitted with the exported field, file by file."""
 
 from __future__ import annotations
 
-import hashlib
+import itertools
+import json
 import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from experiments.fit import fit_signals
+from experiments.fit import FittedSignals, fit_signals
 from experiments.interruption import StopRequest
+from experiments.latent_card import latent_card
 from experiments.progress import Progress, log
 from experiments.run_directory import RunDirectory
 from medfuncta_jax import sharding
-from medfuncta_jax.checkpoint import FIELD_FILE, load_field_and_about
+from medfuncta_jax.atomic import atomic_path
+from medfuncta_jax.checkpoint import load_field
 from medfuncta_jax.datasets import Dataset
-from medfuncta_jax.latent_store import LatentSplit, LatentStoreError, read_split, write_split
+from medfuncta_jax.datasets.dataset import Annotations
+from medfuncta_jax.latent_store import (
+    LatentFile,
+    LatentStoreError,
+    field_checksum,
+    file_name,
+    file_rows,
+    load_latents,
+    write_file,
+)
 from medfuncta_jax.meta_step import EXPORTED_STEP_SIZE
 from medfuncta_jax.settings import Settings
 
+CARD = "README.md"
+# Where the source's files lie and when they were copied there, in which the machines of one job array may differ, and
+# the names in each split, which the ids say.
+_NOT_KEPT = ("folder", "files", "split")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One file to write: its place, and the rows of the split that it holds."""
+
+    path: Path
+    rows: range
+
 
 def extract(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRequest) -> None:
-    """Write `latents/SPLIT.npz` for all splits; a split that this very field has been through already is kept.
+    """Write `latents/SPLIT-K-of-N.safetensors` for all splits, and `latents/README.md` once all are there.
+
+    A file is written as soon as its signals are fitted, and one that this very field has been through already is
+    kept, so a run that was killed fits only what is missing. With `extract.shards` above 1 only the files of this job
+    are fitted; files and layout are the same, whatever the number of jobs.
 
     Raises:
       CheckpointError: no trained field.
-      Interrupted: a stop was asked for; finished splits are kept.
+      LatentStoreError: files of another layout are there, or latents that float16 cannot hold.
+      Interrupted: a stop was asked for; finished files are kept.
     """
-    field, params, _ = load_field_and_about(run.path)
-    checksum = hashlib.sha256((run.path / FIELD_FILE).read_bytes()).hexdigest()
+    config = settings.extract
+    field, params = load_field(run.path)
     mesh = sharding.data_mesh()
     began, fitted_any = time.monotonic(), False
+    parts = _layout(run.latents, dataset, config.signals_per_file)
+    numbers = itertools.count()
     for name, split in dataset.splits.items():
-        file = run.latents / f"{name}.npz"
-        if _is_current(file, checksum, len(split)):
+        own = [part for part in parts[name] if next(numbers) % config.shards == config.shard]
+        about, examples = _about(name, dataset, run, settings), split.annotations()
+        left = [part for part in own if not _is_current(part, about, examples)]
+        if not left:
             continue
         fitted_any = True
-        with Progress(f"extract {name}", total=len(split), unit="signals") as progress:
+        (run.latents / CARD).unlink(missing_ok=True)  # it speaks for a whole store
+        job = f" (job {config.shard} of {config.shards})" if config.shards > 1 else ""
+        total, missing = (sum(len(part.rows) for part in some) for some in (own, left))
+        psnr = []
+        with Progress(f"extract {name}{job}", total=total, done=total - missing, unit="signals") as progress:
 
             def after_batch(count: int, psnr: float, progress=progress) -> None:
                 progress.advance(count, note=f"PSNR {psnr:.2f} dB")
-                stop.check(f"finished splits are in {run.latents}")
+                stop.check(f"finished files are in {run.latents}")
 
-            fitted = fit_signals(
-                field, params, split, np.arange(len(split)), settings, mesh,
-                step_size=EXPORTED_STEP_SIZE, after_batch=after_batch,
-            )  # fmt: skip
-        examples = split.annotations()
-        about = {
-            "split": name,
-            "field_sha256": checksum,
-            "grid": list(dataset.grid),
-            "classes": list(dataset.classes),
-            "data": dataset.about,
-            "settings": settings.to_dict(),
-        }
-        write_split(
-            file, LatentSplit(fitted.latents, examples.labels, examples.ids, fitted.psnr, examples.affines, about)
-        )
-        log.info("extract %s: %d latents, mean PSNR %.2f dB, %s", name, len(split), fitted.psnr.mean(), file)
+            for part in left:
+                for stale in part.path.parent.glob(f".{part.path.stem}.partial*"):
+                    stale.unlink(missing_ok=True)  # of a killed job
+                fitted = fit_signals(
+                    field, params, split, np.asarray(part.rows), settings, mesh,
+                    step_size=EXPORTED_STEP_SIZE, dtype=config.dtype, after_batch=after_batch,
+                )  # fmt: skip
+                _write(part, about, examples, fitted)
+                psnr.append(fitted.psnr)
+        log.info(
+            "extract %s: %d latents in %d files, mean PSNR %.2f dB, %s",
+            name, missing, len(left), np.concatenate(psnr).mean(dtype=np.float64), run.latents,
+        )  # fmt: skip
     if fitted_any:
         run.set_seconds("extract", time.monotonic() - began)
+    _finish(settings, run)
 
 
-def _is_current(file, checksum: str, count: int) -> bool:
-    if not file.exists():
-        return False
+def _layout(folder: Path, dataset: Dataset, signals_per_file: int) -> dict[str, list[_Part]]:
+    """The files of every split.
+
+    Raises:
+      LatentStoreError: the folder holds files of another layout; they may have cost hours, so they stay.
+    """
+    parts = {}
+    for name, split in dataset.splits.items():
+        rows = file_rows(len(split), signals_per_file)
+        parts[name] = [_Part(folder / file_name(name, k, len(rows)), some) for k, some in enumerate(rows)]
+        names = {part.path.name for part in parts[name]}
+        other = sorted(path for path in folder.glob(f"{name}-*-of-*.safetensors") if path.name not in names)
+        if other:
+            raise LatentStoreError(
+                f"{other[0]} is of another layout: {len(split)} signals with "
+                f"--config.extract.signals_per_file={signals_per_file} make {len(rows)} file(s); give the "
+                "signals_per_file it was written with, or remove it and the files like it"
+            )
+    return parts
+
+
+def _about(name: str, dataset: Dataset, run: RunDirectory, settings: Settings) -> dict[str, Any]:
+    config = settings.extract
+    about = {
+        "split": name,
+        "splits": {other: len(split) for other, split in dataset.splits.items()},
+        "field_sha256": field_checksum(run.path),
+        "grid": list(dataset.grid),
+        "channels": dataset.channels,
+        "classes": list(dataset.classes),
+        "task": dataset.task,
+        "data": {key: value for key, value in dataset.about.items() if key not in _NOT_KEPT},
+        "settings": run.settings_of_the_run()
+        | {"extract": {"signals_per_file": config.signals_per_file, "dtype": config.dtype}},
+    }
+    return json.loads(json.dumps(about))  # as it is read back: tuples are lists
+
+
+def _is_current(part: _Part, about: dict[str, Any], examples: Annotations) -> bool:
+    """Whether a file holds, undamaged, what fitting would write: this field's latents of these signals."""
     try:
-        stored = read_split(file)
+        file = LatentFile(part.path)
     except LatentStoreError:
         return False
-    return stored.about["field_sha256"] == checksum and len(stored.latents) == count
+    rows = slice(part.rows.start, part.rows.stop)
+    return (
+        file.common == about
+        and file.about["rows"] == [rows.start, rows.stop]
+        and file.ids == list(examples.ids[rows])
+        and np.array_equal(file.arrays["labels"], examples.labels[rows])
+        and file.is_whole()
+    )
+
+
+def _write(part: _Part, about: dict[str, Any], examples: Annotations, fitted: FittedSignals) -> None:
+    if fitted.latents.dtype == np.float16 and not np.isfinite(fitted.latents).all():
+        raise LatentStoreError(f"{part.path} has latents beyond float16's range; give --config.extract.dtype=float32")
+    rows = slice(part.rows.start, part.rows.stop)
+    write_file(
+        part.path, about, part.rows, latents=fitted.latents, psnr=fitted.psnr, labels=examples.labels[rows],
+        ids=examples.ids[rows], affines=None if examples.affines is None else examples.affines[rows],
+    )  # fmt: skip
+
+
+def _finish(settings: Settings, run: RunDirectory) -> None:
+    """Describe the store if it is whole; of several jobs, the one that ends last finds it so."""
+    try:
+        store = load_latents(run.latents, field=run.path)
+    except LatentStoreError as error:
+        if settings.extract.shards == 1:
+            raise
+        log.info("extract: the files of this job are written, the store waits for others (%s)", error)
+        return
+    with atomic_path(run.latents / CARD) as partial:
+        partial.write_text(latent_card(store))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from medfuncta_jax.settings import Settings
 
 @dataclass(frozen=True)
 class FittedSignals:
-    """latents float32 [n, P] and PSNR in dB, float32 [n], in the order asked for."""
+    """latents [n, P] and their PSNR in dB, float32 [n], in the order asked for."""
 
     latents: np.ndarray
     psnr: np.ndarray
@@ -35,12 +36,14 @@ def fit_signals(
     mesh: Mesh,
     *,
     step_size: float | jax.Array,
+    dtype: Literal["float32", "float16"] = "float32",
     after_batch: Callable[[int, float], None] = lambda count, psnr: None,
 ) -> FittedSignals:
     """Fit the signals `indices` of `split`; none is dropped, the last batch is padded with repeats.
 
     Args:
       step_size: alpha, a scalar or [P].
+      dtype: of the latents returned; their PSNR is measured after the rounding to it.
       after_batch: called with the signals fitted and their mean PSNR after every batch.
     """
     fit = settings.fit
@@ -59,9 +62,10 @@ def fit_signals(
             rescale_ratio=settings.inner.selection_ratio if fit.context == "rescaled" else None,
             key=jax.random.key(settings.seed),
         )  # fmt: skip
-        values = reconstruct(field, params, fitted.latents, grid(signals.shape[1:-1]))
+        rounded = fitted.latents.astype(dtype)
+        values = reconstruct(field, params, rounded, grid(signals.shape[1:-1]))
         batch_psnr = metrics.psnr(jnp.clip(values, 0, 1), batch.reshape(values.shape))
-        latents.append(np.asarray(fitted.latents, np.float32)[: len(rows)])
+        latents.append(np.asarray(rounded)[: len(rows)])
         psnr.append(np.asarray(batch_psnr, np.float32)[: len(rows)])
         after_batch(len(rows), float(psnr[-1].mean()))
     return FittedSignals(np.concatenate(latents), np.concatenate(psnr))

@@ -91,6 +91,12 @@ class RunDirectory:
                 f"Differing: {'; '.join(differing)}"
             )
 
+    def settings_of_the_run(self) -> dict[str, Any]:
+        """The settings that make two runs the same run: no places, and nothing that belongs to one stage."""
+        values = self.settings.to_dict()
+        values["data"].pop("cache_dir")
+        return {group: values[group] for group in _OF_THE_RUN}
+
     def append_metrics(self, records: list[dict[str, Any]]) -> None:
         """Add lines to metrics.jsonl."""
         with self.metrics_file.open("a") as file:

@@ -1,93 +1,448 @@
-"""The latents of a data set: one file a split, with what is needed to read it by itself."""
+"""The latents of a data set as a data set: files of consecutive signals, each readable by itself.
+
+`latents/SPLIT-00003-of-00012.safetensors` holds, row for row, `latents` [n, P], `labels`, `psnr`, `ids` (UTF-8, padded
+with zeros) and, where there are any, `affines`; its header holds one JSON string, `about`. Files are written whole or
+not at all, so a store is complete once all are there.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
-import zipfile
-from dataclasses import dataclass
+import mmap
+import operator
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from medfuncta_jax.atomic import atomic_path
+from medfuncta_jax.checkpoint import FIELD_FILE, CheckpointError
+
+_NAME = re.compile(r"(?P<split>.+)-(?P<part>\d{5,})-of-(?P<parts>\d{5,})\.safetensors")
+_DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8", "U8": "u1"}
+# What differs from file to file of a split; all else in `about` is shared.
+_OF_THE_FILE = ("rows", "sha256")
+_AGAIN = "run --mode=extract again, which fits only what is missing"
 
 
 class LatentStoreError(ValueError):
-    """A latent store is absent or damaged; the message names the file."""
+    """A latent store is absent, incomplete, mixed or damaged; the one-line message names the file and the remedy."""
 
 
-@dataclass(frozen=True)
+def file_name(split: str, part: int, parts: int) -> str:
+    """The name of file `part` (from 0) of the `parts` files of a split."""
+    return f"{split}-{part:05d}-of-{parts:05d}.safetensors"
+
+
+def file_rows(length: int, signals_per_file: int) -> list[range]:
+    """The rows of every file of a split of `length` signals: a layout that depends on nothing else."""
+    return [range(start, min(start + signals_per_file, length)) for start in range(0, length, signals_per_file)]
+
+
+def field_checksum(field: Path | str) -> str:
+    """SHA-256 of an exported field, which tells whose latents a store holds.
+
+    Args:
+      field: a run directory, or an exported `field.npz`.
+    Raises:
+      CheckpointError: no such file.
+    """
+    file = Path(field) / FIELD_FILE if Path(field).is_dir() else Path(field)
+    if not file.exists():
+        raise CheckpointError(f"no trained field at {file}; train first (--mode=train), or name its run directory")
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def write_file(
+    path: Path | str,
+    about: dict[str, Any],
+    rows: range,
+    *,
+    latents: np.ndarray,
+    labels: np.ndarray,
+    ids: Sequence[str],
+    psnr: np.ndarray,
+    affines: np.ndarray | None,
+) -> None:
+    """Write one file of a split, whole or not at all; the same content gives the same bytes.
+
+    Args:
+      path: in the store's folder, named by `file_name`.
+      about: JSON values shared by all files of the split: `split` (its name), `splits` (the length of every split of
+        the store), `field_sha256`, and whatever else describes it.
+      rows: those of the split that the file holds, n of them.
+      latents: float32 or float16 [n, P].
+      labels: int [n], or [n, tasks]; -1 where there is none.
+      ids: n strings.
+      psnr: [n], dB.
+      affines: [n, 4, 4] voxel to world (mm, RAS+), or None.
+    """
+    encoded = np.array([name.encode() for name in ids])
+    arrays: dict[str, np.ndarray] = {
+        "ids": encoded.view(np.uint8).reshape(len(ids), -1),
+        "labels": np.ascontiguousarray(labels, np.int64),
+        "latents": np.ascontiguousarray(latents),
+        "psnr": np.ascontiguousarray(psnr, np.float32),
+    }
+    if affines is not None:
+        arrays["affines"] = np.ascontiguousarray(affines, np.float64)
+    about = {**about, "rows": [rows.start, rows.stop]}
+    about["sha256"] = _checksum(about, arrays)
+    # Serialised in memory and written here, so that a full disk is an OSError.
+    content = save(arrays, metadata={"about": json.dumps(about)})
+    with atomic_path(path) as partial:
+        partial.write_bytes(content)
+
+
+def _checksum(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 of all that a file says and holds."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}".encode())
+        digest.update(arrays[name].data)
+    return digest.hexdigest()
+
+
+class LatentFile:
+    """One file of a store, mapped into memory: opening reads its header, arrays are read as they are used.
+
+    A file that is replaced while it is open stays what it was. Processes may share one by pickling.
+
+    Attributes:
+      path: where it is.
+      about: what its header says.
+      arrays: by name, read-only.
+    """
+
+    path: Path
+    about: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+    def __init__(self, path: Path):
+        """Open a file.
+
+        Raises:
+          LatentStoreError: it is gone, cut off, or no file of a store.
+        """
+        self.path = path
+        try:
+            with safe_open(path, "np") as checked:  # the header, and that the file has the length it states
+                self.about = json.loads((checked.metadata() or {})["about"])
+            # A row through safetensors' own slices takes 20 to 40 microseconds, through the mapped array below one.
+            with open(path, "rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size))
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self.arrays = {}
+            for name, entry in header.items():
+                if name != "__metadata__":
+                    start, dtype = 8 + size + entry["data_offsets"][0], _DTYPES[entry["dtype"]]
+                    count = int(np.prod(entry["shape"], dtype=int))
+                    self.arrays[name] = np.frombuffer(mapped, dtype, count, start).reshape(entry["shape"])
+            lengths = {len(self.arrays[name]) for name in ("ids", "labels", "latents", "psnr")}
+            start, stop = self.about["rows"]
+            known = {"field_sha256", "sha256", "split", "splits"} <= self.about.keys()
+            if not known or self.about["split"] not in self.about["splits"] or lengths != {stop - start}:
+                raise ValueError("the header and the arrays do not belong together")
+        except FileNotFoundError:
+            raise LatentStoreError(f"{path} is missing; {_AGAIN}") from None
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise LatentStoreError(f"{path} is damaged or no file of a latent store; remove it and {_AGAIN}") from error
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """What all files of the split say alike."""
+        return {name: value for name, value in self.about.items() if name not in _OF_THE_FILE}
+
+    @property
+    def ids(self) -> list[str]:
+        """The names of its signals."""
+        width = self.arrays["ids"].shape[1]
+        return [name.decode() for name in self.arrays["ids"].reshape(-1).view(f"S{width}")]
+
+    def is_whole(self) -> bool:
+        """Whether everything in the file is what was written; reads all of it."""
+        about = {name: value for name, value in self.about.items() if name != "sha256"}
+        return _checksum(about, self.arrays) == self.about["sha256"]
+
+    def __reduce__(self):
+        return _reopened, (self.path, self.about)
+
+
+def _reopened(path: Path, about: dict[str, Any]) -> LatentFile:
+    file = LatentFile(path)
+    if file.about != about:
+        raise LatentStoreError(f"{path} was written anew since the store was opened; open it again")
+    return file
+
+
+class Latents:
+    """The latents of a split, an array [n, P] that lies in files: rows are read as they are asked for.
+
+    `latents[rows]` takes an int, a slice, or an array of ints or of n booleans, and gives a numpy array as numpy does;
+    `np.asarray(latents)` reads all.
+    """
+
+    ndim = 2
+
+    def __init__(self, files: Sequence[LatentFile]):
+        self._parts = [file.arrays["latents"] for file in files]
+        self._files = files
+        self._stops = np.cumsum([len(part) for part in self._parts])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, P)."""
+        return int(self._stops[-1]), self._parts[0].shape[1]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """float32 or float16, native."""
+        return self._parts[0].dtype.newbyteorder("=")
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        if isinstance(rows, tuple):
+            raise IndexError("latents are indexed by rows; take columns of the result: latents[rows][:, columns]")
+        if isinstance(rows, slice):
+            rows = range(*rows.indices(len(self)))
+            if rows.step == 1:
+                return self._consecutive(rows)
+        indices = np.asarray(rows)
+        if indices.dtype == bool:
+            if indices.shape != (len(self),):
+                raise IndexError(f"a mask of shape {indices.shape} for {len(self)} rows")
+            indices = np.flatnonzero(indices)
+        if indices.size == 0:  # of an empty list, whose dtype says nothing
+            indices = indices.astype(int)
+        if not np.issubdtype(indices.dtype, np.integer):
+            raise IndexError(f"rows must be integers, a slice or a mask, got {indices.dtype}")
+        wrong = (indices < -len(self)) | (indices >= len(self))
+        if wrong.any():
+            raise IndexError(f"row {indices[wrong].flat[0]} of {len(self)}")
+        return self._chosen(np.where(indices < 0, indices + len(self), indices))
+
+    def _consecutive(self, rows: range) -> np.ndarray:
+        out = np.empty((len(rows), self.shape[1]), self.dtype)
+        for part, stop in zip(self._parts, self._stops, strict=True):
+            start = stop - len(part)
+            low, high = max(rows.start, start), min(rows.stop, stop)
+            if low < high:
+                out[low - rows.start : high - rows.start] = part[low - start : high - start]
+        return out
+
+    def _chosen(self, rows: np.ndarray) -> np.ndarray:
+        flat = rows.reshape(-1)
+        out = np.empty((flat.size, self.shape[1]), self.dtype)
+        places = np.searchsorted(self._stops, flat, side="right")
+        for place in np.unique(places):
+            part, here = self._parts[place], places == place
+            out[here] = part[flat[here] - (self._stops[place] - len(part))]
+        return out.reshape(*rows.shape, self.shape[1])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("latents lie in files: an array of them is always a copy")
+        return self[:] if dtype is None else self[:].astype(dtype, copy=False)
+
+    def __reduce__(self):
+        return Latents, (self._files,)
+
+    def __repr__(self) -> str:
+        return f"Latents(shape={self.shape}, dtype={self.dtype}, files={len(self._parts)})"
+
+
 class LatentSplit:
     """The fitted signals of one split, in the order of the data set.
 
+    Also a source of examples with random access, as `tfds.data_source`, `grain.MapDataset.source` and PyTorch's
+    `DataLoader` take one: `split[i]` is a dict of `latent` [P], `label` (an int, or [tasks]), `id` (a str), `psnr` (a
+    float, dB) and, where signals have one, `affine` [4, 4]. Nothing but headers is read before it is used.
+
     Attributes:
-      latents: float32 [n, P].
-      labels: int [n], or [n, tasks] for multi-label sets; -1 where there is none.
-      ids: n strings.
-      psnr: float32 [n], of the clipped reconstruction, in dB.
-      affines: float64 [n, 4, 4] voxel to world (mm, RAS+), or None for signals that have none.
-      about: settings of the run, grid, classes, the field's checksum.
+      latents: `Latents`, float32 or float16 [n, P].
+      about: settings of the run, grid, channels, classes, task, data, the field's checksum.
+      files: in the order of their rows.
     """
 
-    latents: np.ndarray
-    labels: np.ndarray
-    ids: tuple[str, ...]
-    psnr: np.ndarray
-    affines: np.ndarray | None
-    about: dict[str, Any]
+    def __init__(self, files: Sequence[LatentFile]):
+        """From the files of one split, in order; `load_latents` makes it and checks them."""
+        self.files = tuple(files)
+        self.about = files[0].common
+        self.latents = Latents(self.files)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """int64 [n], or [n, tasks] for multi-label sets; -1 where there is none."""
+        return self._joined("labels")
+
+    @cached_property
+    def psnr(self) -> np.ndarray:
+        """float32 [n], dB, of the clipped reconstruction from the latent as stored."""
+        return self._joined("psnr")
+
+    @cached_property
+    def affines(self) -> np.ndarray | None:
+        """float64 [n, 4, 4] voxel of the training grid to world (mm, RAS+), or None for signals that have none."""
+        return self._joined("affines") if "affines" in self.files[0].arrays else None
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """n names."""
+        return tuple(itertools.chain.from_iterable(file.ids for file in self.files))
+
+    def _joined(self, name: str) -> np.ndarray:
+        return np.concatenate([file.arrays[name] for file in self.files])
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Iterable[int]) -> list[dict[str, Any]]:
+        """Several examples at once."""
+        rows = np.array([operator.index(i) for i in indices], int)
+        examples = []
+        for i, latent in zip(rows, self.latents[rows], strict=True):
+            label = self.labels[i]
+            example = {
+                "latent": latent,
+                "label": int(label) if label.ndim == 0 else label,
+                "id": self.ids[i],
+                "psnr": float(self.psnr[i]),
+            }
+            examples.append(example if self.affines is None else example | {"affine": self.affines[i]})
+        return examples
+
+    def __repr__(self) -> str:
+        return f"LatentSplit({self.about['split']!r}, {self.latents!r})"
 
 
-def write_split(path: Path | str, split: LatentSplit) -> None:
-    """Write one split to one .npz file, whole or not at all."""
-    arrays: dict[str, np.ndarray] = {
-        "latents": split.latents,
-        "labels": split.labels,
-        "ids": np.asarray(split.ids, dtype=np.str_),
-        "psnr": split.psnr,
-        "about": np.asarray(json.dumps(split.about)),
-    }
-    if split.affines is not None:
-        arrays["affines"] = split.affines
-    with atomic_path(path) as partial:
-        np.savez(partial, allow_pickle=False, **arrays)
-
-
-def read_split(path: Path | str) -> LatentSplit:
-    """Read what `write_split` wrote.
-
-    Raises:
-      LatentStoreError: no such file, or a damaged one.
-    """
-    if not Path(path).exists():
-        raise LatentStoreError(f"no latents at {path}; extract them first (--mode=extract)")
-    try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as stored:
-            return LatentSplit(
-                latents=stored["latents"],
-                labels=stored["labels"],
-                ids=tuple(str(name) for name in stored["ids"]),
-                psnr=stored["psnr"],
-                affines=stored["affines"] if "affines" in stored.files else None,
-                about=json.loads(str(stored["about"])),
-            )
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise LatentStoreError(f"{path} is damaged; remove it and extract again (--mode=extract)") from error
-
-
-def load_latents(directory: Path | str) -> dict[str, LatentSplit]:
-    """All splits of a store.
+def load_latents(
+    directory: Path | str,
+    *,
+    splits: Sequence[str] | None = None,
+    field: Path | str | None = None,
+    verify: bool = False,
+) -> dict[str, LatentSplit]:
+    """Open a store: headers are read and checked now, latents when they are used.
 
     Args:
       directory: a `latents` folder, or the run directory that holds one.
+      splits: which; None is all.
+      field: a run directory or `field.npz`; latents of any other field are then refused.
+      verify: read all files and compare their checksums.
     Returns:
-      split name -> LatentSplit.
+      split name -> LatentSplit, in the order train, val, test where these are the names.
     Raises:
-      LatentStoreError: nothing there, or a damaged file.
+      LatentStoreError: nothing there; a file that is missing, there twice, of another field or other settings than
+        the rest, or damaged. The message names it.
+      CheckpointError: `field` is not there.
     """
     directory = Path(directory)
     folder = directory / "latents" if (directory / "latents").is_dir() else directory
-    files = sorted(folder.glob("*.npz"))
-    if not files:
+    found = _files_by_split(folder, splits)
+    if not any(folder.glob("*.safetensors")):
         raise LatentStoreError(f"no latents in {folder}; extract them first (--mode=extract)")
-    return {file.stem: read_split(file) for file in files}
+    lengths: dict[str, int] | None = None
+    opened: dict[str, list[LatentFile]] = {}
+    for name in found:
+        opened[name] = [LatentFile(path) for path in found[name]]
+        _check_rows(name, opened[name])
+        lengths = opened[name][0].about["splits"]
+    absent = [name for name in (lengths or () if splits is None else splits) if name not in found]
+    if absent:
+        raise LatentStoreError(
+            f"no latents of a split {absent[0]!r} in {folder}: there is none of that name, or the store is still being "
+            f"written, or a job of it did not end; {_AGAIN}"
+        )
+    files = [file for name in opened for file in opened[name]]
+    if field is not None:
+        _check_field(files, field)
+    _check_alike(files)
+    for file in files:
+        if verify and not file.is_whole():
+            raise LatentStoreError(f"{file.path} is damaged (its checksum differs); remove it and {_AGAIN}")
+    order = [name for name in lengths or () if name in opened]
+    return {name: LatentSplit(opened[name]) for name in order}
+
+
+def _files_by_split(folder: Path, splits: Sequence[str] | None) -> dict[str, list[Path]]:
+    """The files of each split that is asked for, in order; a missing one or a second set is an error."""
+    found: dict[str, dict[int, set[int]]] = {}
+    for path in sorted(folder.glob("[!.]*.safetensors")):
+        match = _NAME.fullmatch(path.name)
+        if match and (splits is None or match["split"] in splits):
+            found.setdefault(match["split"], {}).setdefault(int(match["parts"]), set()).add(int(match["part"]))
+    for name, layouts in found.items():
+        if len(layouts) > 1:
+            examples = " and ".join(file_name(name, min(there), parts) for parts, there in sorted(layouts.items()))
+            raise LatentStoreError(
+                f"{folder} holds the split {name!r} more than once ({examples}); remove the files of all but one set"
+            )
+        ((parts, there),) = layouts.items()
+        missing = sorted(set(range(parts)) - there)
+        if missing:
+            more = f" and {len(missing) - 1} more are" if missing[1:] else " is"
+            raise LatentStoreError(
+                f"{folder / file_name(name, missing[0], parts)}{more} missing: the store is still being written, or a "
+                f"job of it did not end; {_AGAIN} (for a job array with its --config.extract.shard and shards)"
+            )
+    return {
+        name: [folder / file_name(name, k, n) for n in layouts for k in range(n)] for name, layouts in found.items()
+    }
+
+
+def _check_rows(name: str, files: Sequence[LatentFile]) -> None:
+    """The files of a split follow each other without a gap, and end where the split ends."""
+    expected = 0
+    for file in files:
+        start, stop = file.about["rows"]
+        if file.about["split"] != name or start != expected:
+            raise LatentStoreError(
+                f"{file.path} holds rows {start} to {stop} of split {file.about['split']!r}, where row {expected} of "
+                f"{name!r} belongs: a copy of another file, or renamed; remove it and {_AGAIN}"
+            )
+        expected = stop
+    length = files[0].about["splits"][name]
+    if expected != length:
+        raise LatentStoreError(f"{files[-1].path} ends at row {expected} of {length}; remove it and {_AGAIN}")
+
+
+def _check_field(files: Sequence[LatentFile], field: Path | str) -> None:
+    checksum = field_checksum(field)
+    for file in files:
+        if file.about["field_sha256"] != checksum:
+            raise LatentStoreError(
+                f"{file.path} holds latents of another field than {field}; run --mode=extract again, or name the field "
+                "they were fitted with"
+            )
+
+
+def _check_alike(files: Sequence[LatentFile]) -> None:
+    """All files come from one field, one data set and one setting of everything."""
+
+    def shared(file: LatentFile) -> dict[str, Any]:
+        latents = file.arrays["latents"]
+        return file.common | {"split": None, "dtype": latents.dtype.str, "latent size": latents.shape[1]}
+
+    first = shared(files[0])
+    for file in files[1:]:
+        differing = sorted(name for name, value in shared(file).items() if first.get(name) != value)
+        if differing:
+            what = "latents of another field" if "field_sha256" in differing else f"other {', '.join(differing)}"
+            raise LatentStoreError(
+                f"{file.path} has {what} than {files[0].path.name}: the store is being extracted anew, or files of two "
+                "were mixed; run --mode=extract again"
+            )

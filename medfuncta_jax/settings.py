@@ -225,6 +225,54 @@ class FitSettings:
 
 
 @dataclass(frozen=True)
+class ExtractSettings:
+    """Writing the latents of every split, in files of which several jobs can each write their own.
+
+    Attributes:
+      signals_per_file: latents a file, at most.
+      shard, shards: this job is number `shard` (from 0) of `shards`, and fits every file whose number over all splits
+        leaves `shard` when divided by `shards`. The files are the same for any number of jobs.
+      dtype: of the stored latents; "float16" halves the files, and the PSNR beside them is that of the rounded latent.
+    """
+
+    signals_per_file: int = 4096
+    shard: int = 0
+    shards: int = 1
+    dtype: Literal["float32", "float16"] = "float32"
+
+    def __post_init__(self):
+        _require(self.signals_per_file >= 1, f"signals_per_file must be at least 1, got {self.signals_per_file}")
+        _require(self.shards >= 1, f"shards must be at least 1, got {self.shards}")
+        _require(0 <= self.shard < self.shards, f"shard must be 0 to {self.shards - 1} (shards - 1), got {self.shard}")
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """Writing signals back to files from their latents.
+
+    Attributes:
+      splits: which, by name.
+      resolution: points along each axis of the grid; () is the training grid times `scale`.
+      scale: > 0, points along each axis for one of the training grid.
+      limit: signals a split, the first ones; 0 is all.
+    """
+
+    splits: tuple[str, ...] = ("test",)
+    resolution: tuple[int, ...] = ()
+    scale: float = 1.0
+    limit: int = 0
+
+    def __post_init__(self):
+        _require(len(self.splits) >= 1, "splits must name at least one split, e.g. ('test',)")
+        _require(
+            min(self.resolution, default=1) >= 1, f"resolution must be at least 1 everywhere, got {self.resolution}"
+        )
+        _require(self.scale > 0, f"scale must be above 0, got {self.scale}")
+        _require(not self.resolution or self.scale == 1.0, "give resolution or scale, not both")
+        _require(self.limit >= 0, f"limit must not be negative, got {self.limit}")
+
+
+@dataclass(frozen=True)
 class DataSettings:
     """Which signals. `options` are the source's own settings, checked by the source (see `datasets`).
 
@@ -249,6 +297,8 @@ class Settings:
     inner: InnerSettings = field(default_factory=InnerSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     fit: FitSettings = field(default_factory=FitSettings)
+    extract: ExtractSettings = field(default_factory=ExtractSettings)
+    decode: DecodeSettings = field(default_factory=DecodeSettings)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
