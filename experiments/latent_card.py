@@ -83,8 +83,8 @@ def latent_card(store: Mapping[str, LatentSplit], form: Form = "store") -> str:
     lines = [
         f"# Latents of {title}",
         "",
-        f"One latent of {size} numbers ({first.latents.dtype}) for every signal. A neural field of MedFuncta (Friedrich et "
-        "al., MIDL 2026), shared by all signals and modulated by the latent, gives the signal back at any resolution.",
+        f"One latent of {size} numbers ({first.latents.dtype}) for each signal. A neural field of MedFuncta (Friedrich "
+        "et al., MIDL 2026), shared by all and modulated by a latent, gives its signal back at any resolution.",
         "",
         "| | |",
         "|---|---|",

@@ -1,4 +1,4 @@
-"""The launcher: meta-training, latent extraction and evaluation of one config.
+"""The launcher: meta-training, latent extraction, evaluation and decoding of one config.
 
     python -m experiments.main --config=configs/quickstart.py --workdir=runs/quickstart
     python -m experiments.main --config=configs/brain_mri.py --workdir=runs/brain --data_dir=DATA --config.seed=1
@@ -19,7 +19,7 @@ from ml_collections import config_flags
 
 from experiments.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
 
-MODES = ("train", "extract", "evaluate", "all")
+MODES = ("train", "extract", "evaluate", "decode", "all")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; an interrupted run in it goes on.")
@@ -69,6 +69,7 @@ def _run(stop: StopRequest) -> int:
     # After the flags, so that a typo is answered at once: these imports take seconds.
     import jax
 
+    from experiments.decode import decode
     from experiments.evaluate import evaluate
     from experiments.extract import extract
     from experiments.run_directory import RunDirectory, RunError
@@ -80,8 +81,12 @@ def _run(stop: StopRequest) -> int:
     from medfuncta_jax.settings import Settings, SettingsError
 
     stages = {"train": train, "extract": extract, "evaluate": evaluate}
+    stages_without_data = {"decode": decode}  # all they need is in the run directory
     try:
         settings = Settings.from_dict(_CONFIG.value.to_dict())
+        if _MODE.value in stages_without_data:
+            stages_without_data[_MODE.value](settings, RunDirectory(str(_WORKDIR.value), settings), stop)
+            return 0
         dataset = open_dataset(settings.data, data_dir=_DATA_DIR.value)
         run = RunDirectory(str(_WORKDIR.value), settings)
         log.info(

@@ -140,13 +140,13 @@ class LatentFile:
             with open(path, "rb") as file:
                 size = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(size))
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self.arrays = {}
             for name, entry in header.items():
                 if name != "__metadata__":
                     start, dtype = 8 + size + entry["data_offsets"][0], _DTYPES[entry["dtype"]]
                     count = int(np.prod(entry["shape"], dtype=int))
-                    self.arrays[name] = np.frombuffer(mapped, dtype, count, start).reshape(entry["shape"])
+                    self.arrays[name] = np.frombuffer(self._mapped, dtype, count, start).reshape(entry["shape"])
             lengths = {len(self.arrays[name]) for name in ("ids", "labels", "latents", "psnr")}
             start, stop = self.about["rows"]
             known = {"field_sha256", "sha256", "split", "splits"} <= self.about.keys()
@@ -171,7 +171,17 @@ class LatentFile:
     def is_whole(self) -> bool:
         """Whether everything in the file is what was written; reads all of it."""
         about = {name: value for name, value in self.about.items() if name != "sha256"}
-        return _checksum(about, self.arrays) == self.about["sha256"]
+        checksum = _checksum(about, self.arrays)
+        self.release()
+        return checksum == self.about["sha256"]
+
+    def release(self) -> None:
+        """Unmap what was read, so that going through a store takes no more memory than a part of it.
+
+        The system would take such pages back under pressure, but some clusters count them as the job's. After reading
+        single rows it is not done: coming back to a row would cost four times as much.
+        """
+        self._mapped.madvise(mmap.MADV_DONTNEED)
 
     def __reduce__(self):
         return _reopened, (self.path, self.about)
@@ -234,11 +244,12 @@ class Latents:
 
     def _consecutive(self, rows: range) -> np.ndarray:
         out = np.empty((len(rows), self.shape[1]), self.dtype)
-        for part, stop in zip(self._parts, self._stops, strict=True):
+        for file, part, stop in zip(self._files, self._parts, self._stops, strict=True):
             start = stop - len(part)
             low, high = max(rows.start, start), min(rows.stop, stop)
             if low < high:
                 out[low - rows.start : high - rows.start] = part[low - start : high - start]
+                file.release()
         return out
 
     def _chosen(self, rows: np.ndarray) -> np.ndarray:

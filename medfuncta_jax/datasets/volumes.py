@@ -221,7 +221,7 @@ def write_volume(path: Path | str, values: np.ndarray, affine: np.ndarray, *, dt
 
     Args:
       path: ends in .nii or .nii.gz.
-      values: [X, Y, Z].
+      values: [X, Y, Z], or [X, Y, Z, D] of several channels.
       affine: [4, 4], of voxel indices to millimetres, RAS+.
       dtype: how the voxels are stored; whole numbers are rounded, and cut at the ends of the type's range.
     Raises:
@@ -232,7 +232,7 @@ def write_volume(path: Path | str, values: np.ndarray, affine: np.ndarray, *, dt
     path, values, affine = Path(path), np.asarray(values), np.asarray(affine, np.float64)
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"{path}: a NIfTI file ends in .nii or .nii.gz")
-    if values.ndim != 3 or affine.shape != (4, 4):
+    if values.ndim not in (3, 4) or affine.shape != (4, 4):
         raise ValueError(f"{path}: values [X, Y, Z] and affine [4, 4] are needed, got {values.shape}, {affine.shape}")
     if np.issubdtype(dtype, np.integer):
         limits = np.iinfo(dtype)
