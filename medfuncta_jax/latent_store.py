@@ -370,6 +370,9 @@ def load_latents(
     opened: dict[str, list[LatentFile]] = {}
     for name in found:
         opened[name] = [LatentFile(path) for path in found[name]]
+        for file in opened[name] if verify else ():
+            if not file.is_whole():
+                raise LatentStoreError(f"{file.path} is damaged (its checksum differs); remove it and {_AGAIN}")
         _check_rows(name, opened[name])
         lengths = opened[name][0].about["splits"]
     absent = [name for name in (lengths or () if splits is None else splits) if name not in found]
@@ -382,9 +385,6 @@ def load_latents(
     if field is not None:
         _check_field(files, field)
     _check_alike(files)
-    for file in files:
-        if verify and not file.is_whole():
-            raise LatentStoreError(f"{file.path} is damaged (its checksum differs); remove it and {_AGAIN}")
     order = [name for name in lengths or () if name in opened]
     return {name: LatentSplit(opened[name]) for name in order}
 
@@ -448,12 +448,14 @@ def _check_alike(files: Sequence[LatentFile]) -> None:
         latents = file.arrays["latents"]
         return file.common | {"split": None, "dtype": latents.dtype.str, "latent size": latents.shape[1]}
 
-    first = shared(files[0])
-    for file in files[1:]:
-        differing = sorted(name for name, value in shared(file).items() if first.get(name) != value)
-        if differing:
-            what = "latents of another field" if "field_sha256" in differing else f"other {', '.join(differing)}"
-            raise LatentStoreError(
-                f"{file.path} has {what} than {files[0].path.name}: the store is being extracted anew, or files of two "
-                "were mixed; run --mode=extract again"
-            )
+    alike: dict[str, list[LatentFile]] = {}
+    for file in files:
+        alike.setdefault(json.dumps(shared(file), sort_keys=True), []).append(file)
+    if len(alike) > 1:
+        most, *_, fewest = (some[0] for some in sorted(alike.values(), key=len, reverse=True))
+        differing = sorted(name for name, value in shared(fewest).items() if shared(most).get(name) != value)
+        what = "latents of another field" if "field_sha256" in differing else f"other {', '.join(differing)}"
+        raise LatentStoreError(
+            f"{fewest.path} has {what} than {most.path.name}: the store is being extracted anew, or files of two were "
+            "mixed; run --mode=extract again"
+        )
