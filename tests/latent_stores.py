@@ -28,11 +28,12 @@ def split_arrays(name, *, latent_dim=6, dtype="float32", tasks=None, affines=Fal
 
 def about(name, **changes):
     """What a file of the split says."""
-    settings = mf.Settings.from_dict({"data": {"source": "made up"}, "model": {"layers": 3, "width": 8}})
+    settings = mf.Settings.from_dict({"data": {"source": "made up"}, "model": {"layers": 3, "width": 8}}).to_dict()
     return {
         "split": name, "splits": LENGTHS, "field_sha256": "0" * 64, "grid": [5, 4], "channels": 1,
         "classes": ["normal", "other"], "task": "binary-class",
-        "data": {"source": "made up", "title": "noise", "licence": "CC BY 4.0"}, "settings": json.loads(json.dumps(settings.to_dict())),
+        "data": {"source": "made up", "title": "noise", "licence": "CC BY 4.0"},
+        "settings": json.loads(json.dumps(settings)),
     } | changes  # fmt: skip
 
 
@@ -75,5 +76,8 @@ def write_field(run_path, settings, dataset, *, seed=0):
     field = mf.Field(settings.model, len(dataset.grid), dataset.channels)
     params = field.init(jax.random.key(seed))
     params = jax.tree.map(lambda leaf: leaf.astype(np.float32), params)
+    for name in params:
+        if name.startswith("modulation"):  # so that two steps make a difference
+            params[name]["kernel"] *= 30
     export_field(run_path / "field.npz", field, params, {})
     return field, params

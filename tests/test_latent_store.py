@@ -8,7 +8,7 @@ import grain
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
@@ -63,6 +63,7 @@ def test_safetensors_alone_reads_a_file(folder):
     assert [row.tobytes().rstrip(b"\0").decode() for row in arrays["ids"]] == expected["ids"][4:8]
 
 
+@settings(deadline=None)
 @given(length=st.integers(1, 50), size=st.integers(1, 60))
 def test_every_row_is_in_one_file(length, size):
     rows = file_rows(length, size)
