@@ -39,8 +39,8 @@ def write_json(path: Path, values: Any) -> None:
 class RunDirectory:
     """Paths and small files of one run.
 
-    Holds `config.json, checkpoints/, field.safetensors, metrics.jsonl, tensorboard/, latents/, evaluation.json,
-    figures/` and `seconds.json` (time spent a stage).
+    Holds `config.json, checkpoints/, field.safetensors, metrics.jsonl, tensorboard/, latents/, decoded/,
+    evaluation.json, figures/` and `seconds.json` (time spent a stage).
     """
 
     def __init__(self, path: Path | str, settings: Settings):

@@ -268,7 +268,7 @@ class DecodeSettings:
             min(self.resolution, default=1) >= 1, f"resolution must be at least 1 everywhere, got {self.resolution}"
         )
         _require(self.scale > 0, f"scale must be above 0, got {self.scale}")
-        _require(not self.resolution or self.scale == 1.0, "give resolution or scale, not both")
+        _require(not self.resolution or self.scale == 1.0, "resolution and scale exclude each other; give one of them")
         _require(self.limit >= 0, f"limit must not be negative, got {self.limit}")
 
 
