@@ -313,7 +313,7 @@ def test_line_breaks_in_a_header_make_no_second_line(tmp_path):
     assert len(notes[0].splitlines()) == 1
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=50, deadline=None, derandomize=True, database=None)
 @given(damage=DAMAGE, whole_series=st.booleans())
 def test_any_series_is_read_or_refused_in_one_line(damage, whole_series):
     with tempfile.TemporaryDirectory() as folder:

@@ -157,7 +157,7 @@ HEADERS = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(
     header=HEADERS, size=st.sampled_from([0, 3, 12, 36, 48, 96]), method=st.sampled_from([0, 8, 12, 14]), damage=DAMAGE,
     clean=st.booleans(),

@@ -236,7 +236,7 @@ FIELDS = st.tuples(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@settings(max_examples=120, deadline=None, derandomize=True, database=None)
 @given(fields=st.lists(FIELDS, max_size=3), damage=DAMAGE, packed=st.booleans(), packed_damage=DAMAGE)
 def test_any_image_file_is_read_or_refused_in_one_line(fields, damage, packed, packed_damage):
     content = bytearray(_header())
