@@ -16,7 +16,6 @@ Exit codes: 0 done; 1 refused, with one line that names the file and the remedy;
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import math
 import re
@@ -36,7 +35,7 @@ from medfuncta_jax.checkpoint import FIELD_FILE, CheckpointError, load_field, sa
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets.dataset import SPLITS
 from medfuncta_jax.field import Field, Params, field_from_layers
-from medfuncta_jax.latent_store import LatentSplit, write_split
+from medfuncta_jax.latent_store import field_checksum, file_name, write_file
 from medfuncta_jax.meta_step import EXPORTED_STEP_SIZE, Trainable, exported_params
 from medfuncta_jax.settings import InnerSettings, ModelSettings
 
@@ -326,7 +325,7 @@ def import_latents(folder: Path, out: Path, *, shape: tuple[int, ...] | None, st
     field = load_field(out)[0] if (out / FIELD_FILE).exists() else None
     about = {
         "splits": counts,
-        "field_sha256": _sha256(out / FIELD_FILE) if field else None,
+        "field_sha256": field_checksum(out) if field else None,
         "grid": list(shape) if shape else None,
         "channels": field.channels if field else None,
         "classes": [],
@@ -344,20 +343,16 @@ def import_latents(folder: Path, out: Path, *, shape: tuple[int, ...] | None, st
 
 def _write_latents(folder: Path, split: str, latents: np.ndarray, labels: np.ndarray, about: dict[str, Any]) -> Path:
     """One split into the store; what MedNF does not have, the PSNR, is not a number."""
-    file = folder / f"{split}.npz"
-    ids = tuple(f"{split}/datapoint_{i}" for i in range(len(latents)))
-    psnr = np.full(len(latents), np.nan, np.float32)
-    write_split(file, LatentSplit(latents, labels, ids, psnr, None, {**about, "split": split}))
+    file = folder / file_name(split, 0, 1)
+    write_file(
+        file, {**about, "split": split}, range(len(latents)), latents=latents, labels=labels,
+        ids=[f"{split}/datapoint_{i}" for i in range(len(latents))], psnr=np.full(len(latents), np.nan), affines=None,
+    )  # fmt: skip
     return file
 
 
 def _times(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def define_flags(options: flags.FlagValues = flags.FLAGS) -> None:

@@ -24,7 +24,7 @@ import medfuncta_jax as mf
 
 {split} = mf.load_latents("DIR")["{split}"]  # opens at once; latents are read as they are used
 {split}.latents[:100], {split}.labels, {split}.ids, {split}.psnr  # [100, {size}], [{count}], ...
-field, params = mf.load_field("field.npz")  # of the checksum above
+field, params = mf.load_field("field.safetensors")  # of the checksum above
 images = mf.reconstruct(field, params, {split}.latents[:4], mf.grid({grid}))
 ```
 

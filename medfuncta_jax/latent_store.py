@@ -50,7 +50,7 @@ def field_checksum(field: Path | str) -> str:
     """SHA-256 of an exported field, which tells whose latents a store holds.
 
     Args:
-      field: a run directory, or an exported `field.npz`.
+      field: a run directory, or an exported `field.safetensors`.
     Raises:
       CheckpointError: no such file.
     """
@@ -352,7 +352,7 @@ def load_latents(
     Args:
       directory: a `latents` folder, or the run directory that holds one.
       splits: which; None is all.
-      field: a run directory or `field.npz`; latents of any other field are then refused.
+      field: a run directory or `field.safetensors`; latents of any other field are then refused.
       verify: read all files and compare their checksums.
     Returns:
       split name -> LatentSplit, in the order train, val, test where these are the names.

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 import medfuncta_jax as mf
-from medfuncta_jax.checkpoint import export_field
+from medfuncta_jax.checkpoint import save_field
 from medfuncta_jax.datasets import Dataset, Split
 from medfuncta_jax.latent_store import file_name, file_rows, write_file
 
@@ -79,5 +79,5 @@ def write_field(run_path, settings, dataset, *, seed=0):
     for name in params:
         if name.startswith("modulation"):  # so that two steps make a difference
             params[name]["kernel"] *= 30
-    export_field(run_path / "field.npz", field, params, {})
+    save_field(run_path / "field.safetensors", field, params, {})
     return field, params

@@ -211,7 +211,7 @@ def test_names_are_safe(name, safe):
 
 
 def test_the_launcher_needs_the_run_directory_only(finished, tmp_path):
-    shutil.copy(finished / "field.npz", tmp_path)
+    shutil.copy(finished / "field.safetensors", tmp_path)
     shutil.copytree(finished / "latents", tmp_path / "latents")
     options = {"mode": "decode", "extra": ["--data_dir=/no/such/folder"], "decode__limit": 3}
     done = launch(tmp_path, **options, decode__resolution="(64,48)", decode__splits="('test','val')")

@@ -38,7 +38,7 @@ class Run:
     def __init__(self, path, monkeypatch=None, *, affines=False):
         self.dataset = made_up_dataset(GRID, affines=affines)
         self.directory = RunDirectory(path, settings_of())
-        if not (path / "field.npz").exists():
+        if not (path / "field.safetensors").exists():
             write_field(path, settings_of(), self.dataset)
         self.field, self.params = mf.load_field(path)
         self.fitted = []

@@ -73,7 +73,7 @@ def test_running_again_changes_nothing(finished):
 
 def _artefacts(workdir):
     """The field, the latents and their card, by checksum."""
-    files = [workdir / "field.npz", *(workdir / "latents").iterdir()]
+    files = [workdir / "field.safetensors", *(workdir / "latents").iterdir()]
     return {path: hashlib.md5(path.read_bytes()).hexdigest() for path in files}
 
 
