@@ -301,7 +301,7 @@ def import_weights(path: Path, out: Path, *, shape: tuple[int, ...] | None, **op
     shape = stored or shape
     if shape and len(shape) != field.coord_dims:
         raise ReleaseError(f"--grid {_times(shape)} has {len(shape)} axes, the field of {path} {field.coord_dims}")
-    imported_from = {"file": path.name, "sha256": _sha256(path), "step_size": options["step_size"]}
+    imported_from = {"file": path.name, "sha256": field_checksum(path), "step_size": options["step_size"]}
     about = {"grid": list(shape) if shape else None, "imported_from": imported_from}
     save_field(out / FIELD_FILE, field, params, about)
     model = field.model

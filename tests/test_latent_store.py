@@ -190,11 +190,11 @@ def test_files_of_another_store_are_named(folder, tmp_path):
 
 
 def test_latents_and_field_belong_together(folder, tmp_path):
-    (tmp_path / "field.npz").write_bytes(b"another field")
-    for field in (tmp_path, tmp_path / "field.npz"):
+    (tmp_path / "field.safetensors").write_bytes(b"another field")
+    for field in (tmp_path, tmp_path / "field.safetensors"):
         refused(folder, "of-00001.safetensors holds latents of another field than", field=field)
     with pytest.raises(CheckpointError, match="no trained field"):
-        mf.load_latents(folder, field=tmp_path / "nothing.npz")
+        mf.load_latents(folder, field=tmp_path / "nothing.safetensors")
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])
