@@ -1,16 +1,19 @@
-"""Evaluation: reconstructions from the stored latents against the signals, on test and validation split."""
+"""Evaluation: reconstructions from the stored latents against the signals, as in the paper's table 1."""
 
 from __future__ import annotations
 
+import csv
 import time
 
 import numpy as np
 
 from experiments import figures
+from experiments.import_lpips import lpips_weights
 from experiments.interruption import StopRequest
 from experiments.progress import Progress
 from experiments.run_directory import RunDirectory, RunError, write_json
-from medfuncta_jax import metrics
+from medfuncta_jax import lpips, metrics
+from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.checkpoint import load_field
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets import Dataset
@@ -22,40 +25,76 @@ _PICTURED = 6
 
 
 def evaluate(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRequest) -> dict:
-    """Write `evaluation.json` (means over signals; PSNR in dB) and `figures/`; returns the former.
+    """Write `evaluation.json`, `evaluation.csv` and `figures/`; returns the first.
+
+    `evaluation.json` holds for each split the number of signals, the mean of each figure (PSNR in dB; LPIPS of images
+    only, where its weights are at hand), standard deviations and 95 % intervals; `evaluation.csv` a row a signal.
 
     Raises:
       CheckpointError, LatentStoreError: nothing to evaluate yet.
-      RunError: latents that belong to another data set.
+      RunError: latents that belong to another data set, or a file that holds no weights of LPIPS.
     """
     began = time.monotonic()
     field, params = load_field(run.path)
+    perceptual = lpips_weights(settings) if len(dataset.grid) == 2 and dataset.channels in (1, 3) else None
     coords = grid(dataset.grid)
     results: dict = {}
+    rows: list[list] = []
     latents = load_latents(run.latents, splits=("test", "val"), field=run.path)
     for name in ("test", "val"):
         split, stored = dataset.splits[name], latents[name]
-        if stored.ids != split.annotations().ids:
+        examples = split.annotations()
+        if stored.ids != examples.ids:
             raise RunError(f"the {name} latents in {run.latents} are of other data; run --mode=extract again")
-        values: dict[str, list[np.ndarray]] = {}
+        batches: list[dict[str, np.ndarray]] = []
         size = settings.fit.batch_size
         with Progress(f"evaluate {name}", total=len(split), unit="signals") as progress:
             for start in range(0, len(split), size):
-                rows = np.arange(start, min(start + size, len(split)))
-                signals = split.signals(rows)
-                images = np.asarray(reconstruct(field, params, stored.latents[rows], coords)).reshape(signals.shape)
-                for metric, value in metrics.signal_metrics(images, signals).items():
-                    values.setdefault(metric, []).append(np.asarray(value))
-                progress.advance(len(rows))
+                chosen = np.arange(start, min(start + size, len(split)))
+                signals = split.signals(chosen)
+                images = np.asarray(reconstruct(field, params, stored.latents[chosen], coords)).reshape(signals.shape)
+                batches.append(_measured(images, signals, perceptual))
+                progress.advance(len(chosen))
                 stop.check("latents are kept, the evaluation starts over")
-        means = {metric: float(np.concatenate(value).mean(dtype=np.float64)) for metric, value in values.items()}
-        results[name] = {"signals": len(split), **means}
+        values = {metric: np.concatenate([batch[metric] for batch in batches]) for metric in batches[0]}
+        results[name] = {
+            "signals": len(split),
+            **metrics.summary(values, resamples=settings.evaluate.resamples, seed=settings.seed),
+        }
+        labels = examples.labels.reshape(len(split), -1)
+        rows += [
+            [name, examples.ids[i], " ".join(map(str, labels[i])), *(f"{value[i]:.9g}" for value in values.values())]
+            for i in range(len(split))
+        ]
         if name == "test":
             _draw(field, params, split, stored, run)
+    with atomic_path(run.path / "evaluation.csv") as partial, partial.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([["split", "id", "label", *values], *rows])
     run.set_seconds("evaluate", time.monotonic() - began)
     results["seconds"] = {stage: run.seconds().get(stage, 0.0) for stage in ("train", "extract", "evaluate")}
+    results["protocol"] = {
+        "reconstructions": "clipped to [0, 1], decoded from the stored latents on the training grid",
+        "interval": "of the mean: percentile bootstrap over signals, 95 %",
+        "resamples": settings.evaluate.resamples,
+        "seed": settings.seed,
+    }
+    if perceptual is not None:
+        across, seen = ("x".join(map(str, size)) for size in (dataset.grid, lpips.compared_size(dataset.grid)))
+        results["protocol"]["lpips"] = "AlexNet, version 0.1" + (
+            f", images upsampled from {across} to {seen} (bilinear), below which it is not defined"
+            if seen != across
+            else ""
+        )
     write_json(run.evaluation_file, results)
     return results
+
+
+def _measured(images: np.ndarray, signals: np.ndarray, perceptual: dict[str, np.ndarray] | None) -> dict:
+    """Figures [B] by name of raw reconstructions, the published protocol."""
+    values = metrics.signal_metrics(images, signals)
+    if perceptual is not None:
+        values["lpips"] = lpips.lpips(perceptual, np.clip(images, 0, 1), signals)
+    return {name: np.asarray(value) for name, value in values.items()}
 
 
 def _draw(field, params, split, stored, run: RunDirectory) -> None:

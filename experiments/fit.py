@@ -37,6 +37,7 @@ def fit_signals(
     *,
     step_size: float | jax.Array,
     dtype: Literal["float32", "float16"] = "float32",
+    weights: np.ndarray | None = None,
     after_batch: Callable[[int, float], None] = lambda count, psnr: None,
 ) -> FittedSignals:
     """Fit the signals `indices` of `split`; none is dropped, the last batch is padded with repeats.
@@ -44,6 +45,7 @@ def fit_signals(
     Args:
       step_size: alpha, a scalar or [P].
       dtype: of the latents returned; their PSNR is measured after the rounding to it.
+      weights: None, or [len(indices), N]: one a point, 0 hides it from the fit (PSNR is of all points).
       after_batch: called with the signals fitted and their mean PSNR after every batch.
     """
     fit = settings.fit
@@ -56,8 +58,9 @@ def fit_signals(
         padded = np.concatenate([rows, np.full(size - len(rows), rows[-1])])
         signals = split.signals(padded)
         batch = sharding.split_batch(mesh, signals)
+        shown = None if weights is None else weights[np.minimum(np.arange(start, start + size), len(indices) - 1)]
         fitted = fit_latent(
-            field, params, batch,
+            field, params, batch, weights=sharding.split_batch(mesh, shown),
             steps=fit.steps, step_size=step_size, channel_loss=settings.train.channel_loss, safeguard=fit.safeguard,
             rescale_ratio=settings.inner.selection_ratio if fit.context == "rescaled" else None,
             key=jax.random.key(settings.seed),

