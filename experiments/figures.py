@@ -1,7 +1,8 @@
-"""Pictures of a run: reconstructions beside their signals, and the learning curve.
+"""Pictures of a run: reconstructions beside their signals, the learning curve, and curves of quality.
 
-Figures are 8 inches wide and 1600 pixels, made for a page that shows them 800 pixels wide. Each is drawn whole in
-memory and then moved into place, so a file that is there is a finished picture. No global state of matplotlib is used.
+Figures are 8 inches wide and 1600 pixels, made for a page that shows them 800 pixels wide; curves of quality are as
+wide as a column of a paper. Each is drawn whole in memory and then moved into place, so a file that is there is a
+finished picture. No global state of matplotlib is used.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from medfuncta_jax.atomic import atomic_path
 
 MOST_SIGNALS = 16
 
-_WIDTH, _DPI = 8.0, 200  # inches, dots per inch
+_WIDTH, _COLUMN, _DPI = 8.0, 3.5, 200  # inches, inches, dots per inch
 _MARGIN, _GAP = 0.1, 0.06  # inches: around the page and between columns of blocks, between the pictures of a block
 _TITLE, _ROW_LABEL, _FOOTER = 0.26, 0.22, 0.55  # inches
 _SMALL, _NORMAL = 7.5, 8.5  # points
 _INK, _GREY, _RULE = "#222222", "#666666", "#cccccc"
-_BLUE, _ORANGE = "#0072b2", "#d55e00"  # Okabe and Ito 2008: told apart with any colour vision
+_BLUE, _ORANGE, _GREEN = "#0072b2", "#d55e00", "#009e73"  # Okabe and Ito 2008: told apart with any colour vision
 _PARTS = ("input", "reconstruction", "absolute difference")
 Series = tuple[np.ndarray, np.ndarray]  # steps and values of one curve
 _NICE = np.array([1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10])
@@ -324,6 +325,77 @@ def draw_learning_curve(path: str | os.PathLike[str], records: Sequence[Mapping[
     return _write(figure, path)
 
 
+# A method keeps its colour, marker and line in every picture, and is told apart in grey too.
+_METHODS = {
+    "field": ("field", _BLUE, "o", "-"),
+    "linear": ("linear interpolation", _ORANGE, "s", "--"),
+    "cubic": ("cubic interpolation", _GREEN, "^", "-."),
+    "inverse distance": ("inverse distance", _ORANGE, "s", "--"),
+}
+
+
+def draw_quality(
+    path: str | os.PathLike[str],
+    points: Sequence[Mapping[str, Any]],
+    *,
+    along: str,
+    label: str,
+    ticks: Mapping[float, str],
+    marked: float | None = None,
+) -> Path:
+    """PSNR and SSIM of each method along one quantity, with the intervals of their means, as a PNG.
+
+    Args:
+      path: the file to write; its folder is made where absent.
+      points: at least one; `along` to a value above 0, and each of "field", "linear", "cubic", "inverse distance" that
+        was measured to what `metrics.summary` gives.
+      along, label: the quantity on the horizontal axis, which is logarithmic, and its name in words.
+      ticks: places on it and what is written there; texts that would touch the one before are left out.
+      marked: a place drawn as a thin line, the setting of the run.
+    Returns:
+      `path`.
+    """
+    left, head, height, between, foot = 0.56, 0.4, 1.35, 0.1, 0.55
+    figure = _page(head + 2 * height + between + foot, _COLUMN)
+    low, high = min(ticks), max(ticks)
+    # Few places keep a wide margin, for texts of two lines and more than one word.
+    room = (high / low) ** (0.06 if len(ticks) > 3 else 0.3) if high > low else 1.5
+    shown: dict[float, str] = {}
+    for place in sorted(ticks):
+        if not shown or place / max(shown) >= (high / low) ** 0.125:  # an eighth of the axis is what a text needs
+            shown[place] = ticks[place]
+    for i, (name, unit) in enumerate((("psnr", "PSNR (dB)"), ("ssim", "SSIM"))):
+        axes = _axes(figure, left, head + i * (height + between), _COLUMN - left - _MARGIN, height)
+        if marked is not None and low <= marked <= high:
+            axes.axvline(marked, color=_RULE, linewidth=0.8, linestyle=":")
+        for method, (title, colour, marker, line) in _METHODS.items():
+            there = [point for point in points if method in point]
+            if not there:
+                continue
+            places = np.array([point[along] for point in there], float)
+            means = [point[method][name] for point in there]
+            bounds = np.array([point[method]["interval"][name] for point in there])
+            axes.fill_between(places, bounds[:, 0], bounds[:, 1], color=colour, alpha=0.15, linewidth=0)
+            axes.vlines(places, bounds[:, 0], bounds[:, 1], color=colour, linewidth=0.8)
+            axes.plot(
+                places, means, color=colour, marker=marker, linestyle=line, markersize=3, linewidth=1.1, label=title
+            )
+        axes.set_xscale("log")
+        axes.set_xlim(low / room, high * room)
+        axes.set_xticks(list(shown), list(shown.values()) if i else [])
+        axes.minorticks_off()
+        axes.set_ylabel(unit, fontsize=_SMALL, color=_INK)
+        axes.grid(axis="y", color=_RULE, linewidth=0.4)
+        axes.set_axisbelow(True)
+        _plain(axes)
+        axes.yaxis.set_label_coords(0.17 / _COLUMN, 0.5, blended_transform_factory(figure.transFigure, axes.transAxes))
+        if i == 0:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False, fontsize=_SMALL,
+                        labelcolor=_INK, borderaxespad=0.2, borderpad=0, columnspacing=1.2, handlelength=2)  # fmt: skip
+    axes.set_xlabel(label, fontsize=_SMALL, color=_INK)
+    return _write(figure, path)
+
+
 def _series(records: Sequence[Mapping[str, Any]], name: str) -> Series:
     """Steps and finite values of one name, in order of steps; the last record of a step counts."""
     values = {int(record["step"]): float(record[name]) for record in records if record.get(name) is not None}
@@ -363,16 +435,16 @@ def _running_median(values: np.ndarray) -> np.ndarray:
     return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
 
 
-def _page(height: float) -> Figure:
-    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, facecolor="white")
+def _page(height: float, width: float = _WIDTH) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
 def _axes(figure: Figure, left: float, top: float, width: float, height: float, **options: Any) -> Axes:
     """Axes at a place in inches, `top` counted downwards from the top of the page."""
-    page = figure.get_figheight()
-    return figure.add_axes((left / _WIDTH, 1 - (top + height) / page, width / _WIDTH, height / page), **options)
+    across, page = figure.get_size_inches()
+    return figure.add_axes((left / across, 1 - (top + height) / page, width / across, height / page), **options)
 
 
 def _text(figure: Figure, left: float, top: float, text: str, **style: Any) -> None:

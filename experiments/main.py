@@ -10,6 +10,7 @@ SIGTERM with everything saved: the same command goes on from there.
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from ml_collections import config_flags
 
 from experiments.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
 
-MODES = ("train", "extract", "evaluate", "decode", "all")
+MODES = ("train", "extract", "evaluate", "curves", "decode", "all")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; an interrupted run in it goes on.")
@@ -69,6 +70,7 @@ def _run(stop: StopRequest) -> int:
     # After the flags, so that a typo is answered at once: these imports take seconds.
     import jax
 
+    from experiments.curves import curves
     from experiments.decode import decode
     from experiments.evaluate import evaluate
     from experiments.extract import extract
@@ -81,6 +83,7 @@ def _run(stop: StopRequest) -> int:
     from medfuncta_jax.settings import Settings, SettingsError
 
     stages = {"train": train, "extract": extract, "evaluate": evaluate}
+    others = {"curves": functools.partial(curves, data_dir=_DATA_DIR.value)}
     stages_without_data = {"decode": decode}  # all they need is in the run directory
     try:
         settings = Settings.from_dict(_CONFIG.value.to_dict())
@@ -96,7 +99,7 @@ def _run(stop: StopRequest) -> int:
             run.path,
         )  # fmt: skip
         for name in stages if _MODE.value == "all" else [_MODE.value]:
-            stages[name](settings, dataset, run, stop)
+            (stages | others)[name](settings, dataset, run, stop)
         print(summary(settings, dataset, run))
         return 0
     except Interrupted as interrupted:

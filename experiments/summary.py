@@ -24,13 +24,16 @@ def summary(settings: Settings, dataset: Dataset, run: RunDirectory) -> str:
         lines.append(f"best validation PSNR in training  {best['val_psnr']:.2f} dB at step {best['step']}")
     if run.evaluation_file.exists():
         results = json.loads(run.evaluation_file.read_text())
-        lines.append(f"{'split':<8}{'signals':>8}{'PSNR dB':>10}{'MSE':>12}{'SSIM':>8}")
+        lines.append(f"{'split':<8}{'signals':>8}{'PSNR dB':>10}{'MSE':>12}{'SSIM':>8}{'LPIPS':>8}")
         for name in ("test", "val"):
             row = results[name]
-            lines.append(f"{name:<8}{row['signals']:>8}{row['psnr']:>10.2f}{row['mse']:>12.3e}{row['ssim']:>8.4f}")
+            perceptual = f"{row['lpips']:.4f}" if "lpips" in row else "-"
+            lines.append(
+                f"{name:<8}{row['signals']:>8}{row['psnr']:>10.2f}{row['mse']:>12.3e}{row['ssim']:>8.4f}{perceptual:>8}"
+            )
     spent = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in run.seconds().items())
     lines.append(f"time: {spent or 'none yet'}")
-    names = (FIELD_FILE, "latents", "evaluation.json", "figures", "metrics.jsonl", "checkpoints")
+    names = (FIELD_FILE, "latents", "evaluation.json", "curves.json", "figures", "metrics.jsonl", "checkpoints")
     there = ", ".join(name for name in names if (run.path / name).exists())
     lines.append(f"results in {run.path}: {there}")
     return "\n".join(lines)
