@@ -218,6 +218,6 @@ def _draw(run: RunDirectory, by_steps: list, by_fraction: list, by_scale: list, 
     )  # fmt: skip
     if by_scale:
         figures.draw_quality(
-            run.figures / "curve_scales.png", by_scale, along="scale", label="resolution, in that of training",
+            run.figures / "curve_scales.png", by_scale, along="scale", label="resolution (times that of training)",
             ticks={point["scale"]: f"{point['scale']}x\n{'x'.join(map(str, point['grid']))}" for point in by_scale},
         )  # fmt: skip

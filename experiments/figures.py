@@ -358,8 +358,8 @@ def draw_quality(
     left, head, height, between, foot = 0.56, 0.4, 1.35, 0.1, 0.55
     figure = _page(head + 2 * height + between + foot, _COLUMN)
     low, high = min(ticks), max(ticks)
-    # Few places keep a wide margin, for texts of two lines and more than one word.
-    room = (high / low) ** (0.06 if len(ticks) > 3 else 0.3) if high > low else 1.5
+    few, span = len(ticks) <= 3, high / low if high > low else 2.0
+    room = span ** (0.3 if few else 0.06)  # few places have long texts
     shown: dict[float, str] = {}
     for place in sorted(ticks):
         if not shown or place / max(shown) >= (high / low) ** 0.125:  # an eighth of the axis is what a text needs
@@ -368,14 +368,17 @@ def draw_quality(
         axes = _axes(figure, left, head + i * (height + between), _COLUMN - left - _MARGIN, height)
         if marked is not None and low <= marked <= high:
             axes.axvline(marked, color=_RULE, linewidth=0.8, linestyle=":")
-        for method, (title, colour, marker, line) in _METHODS.items():
+        measured = [method for method in _METHODS if any(method in point for point in points)]
+        for k, method in enumerate(measured):
+            title, colour, marker, line = _METHODS[method]
             there = [point for point in points if method in point]
-            if not there:
-                continue
             places = np.array([point[along] for point in there], float)
+            if few:  # side by side, where intervals would hide each other
+                places *= span ** (0.05 * (k - (len(measured) - 1) / 2))
             means = [point[method][name] for point in there]
             bounds = np.array([point[method]["interval"][name] for point in there])
-            axes.fill_between(places, bounds[:, 0], bounds[:, 1], color=colour, alpha=0.15, linewidth=0)
+            if not few:
+                axes.fill_between(places, bounds[:, 0], bounds[:, 1], color=colour, alpha=0.15, linewidth=0)
             axes.vlines(places, bounds[:, 0], bounds[:, 1], color=colour, linewidth=0.8)
             axes.plot(
                 places, means, color=colour, marker=marker, linestyle=line, markersize=3, linewidth=1.1, label=title
