@@ -20,7 +20,7 @@ from ml_collections import config_flags
 
 from experiments.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
 
-MODES = ("train", "extract", "evaluate", "curves", "decode", "all")
+MODES = ("train", "extract", "evaluate", "curves", "classify", "decode", "all")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; an interrupted run in it goes on.")
@@ -70,6 +70,7 @@ def _run(stop: StopRequest) -> int:
     # After the flags, so that a typo is answered at once: these imports take seconds.
     import jax
 
+    from experiments.classify import classify
     from experiments.curves import curves
     from experiments.decode import decode
     from experiments.evaluate import evaluate
@@ -83,7 +84,7 @@ def _run(stop: StopRequest) -> int:
     from medfuncta_jax.settings import Settings, SettingsError
 
     stages = {"train": train, "extract": extract, "evaluate": evaluate}
-    others = {"curves": functools.partial(curves, data_dir=_DATA_DIR.value)}
+    others = {"classify": classify, "curves": functools.partial(curves, data_dir=_DATA_DIR.value)}
     stages_without_data = {"decode": decode}  # all they need is in the run directory
     try:
         settings = Settings.from_dict(_CONFIG.value.to_dict())

@@ -1,6 +1,7 @@
 """MedFuncta in JAX: one latent vector for a medical signal of any kind."""
 
 from medfuncta_jax.checkpoint import load_field, save_field
+from medfuncta_jax.classify import MlpFit, fit_mlp
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.field import Field, field_from_layers, named_layers, parameter_count
 from medfuncta_jax.inner_loop import FitResult, fit_latent, reconstruct
@@ -9,7 +10,7 @@ from medfuncta_jax.meta_step import meta_loss
 from medfuncta_jax.settings import ModelSettings, Settings, SettingsError
 
 __all__ = [
-    "Field", "FitResult", "LatentSplit", "ModelSettings", "Settings", "SettingsError", "field_from_layers",
-    "fit_latent", "grid", "load_field", "load_latents", "meta_loss", "named_layers", "parameter_count", "reconstruct",
-    "save_field",
+    "Field", "FitResult", "LatentSplit", "MlpFit", "ModelSettings", "Settings", "SettingsError",
+    "field_from_layers", "fit_latent", "fit_mlp", "grid", "load_field", "load_latents", "meta_loss", "named_layers",
+    "parameter_count", "reconstruct", "save_field",
 ]  # fmt: skip

@@ -316,6 +316,54 @@ class CurvesSettings:
 
 
 @dataclass(frozen=True)
+class ClassifySettings:
+    """Classification of a finished run's latents (MedFuncta, table 3), beside PCA of equal size and raw values.
+
+    Attributes:
+      classifiers: of "knn", "mlp", "resnet50" and "efficientnet_b0"; the last two see images and need the extra
+        `classify-images`.
+      features: what k-NN and the MLP see: "latents", "pca" (as many components as the latent has entries) and "values"
+        (the signal itself, flattened).
+      normalise: what the MLP's features go through first: "none", "scale" (all divided by one number, their standard
+        deviation in training) or "standardise" (each by its own, its mean taken off). Of several the one with the best
+        validation accuracy is kept for each kind of features; k-NN sees features as they are.
+      neighbours: every k of k-NN.
+      seeds: repetitions of what is trained: seeds `seed`, `seed` + 1 and so on.
+      epochs: passes over the training split; the one with the best validation accuracy is kept.
+      batch_size: signals a step.
+      learning_rate, weight_decay: AdamW's.
+      hidden: widths of the MLP's hidden layers. The paper writes 1024 and 512, but its 1.2e6 parameters (P = 2048) are
+        those of 512 and 256; 1024 and 512 have 2.6e6.
+      dropout: part of the hidden units that the MLP drops in training.
+    """
+
+    classifiers: tuple[Literal["knn", "mlp", "resnet50", "efficientnet_b0"], ...] = ("knn", "mlp")
+    features: tuple[Literal["latents", "pca", "values"], ...] = ("latents", "pca", "values")
+    normalise: tuple[Literal["none", "scale", "standardise"], ...] = ("standardise", "scale")
+    neighbours: tuple[int, ...] = (1, 3)
+    seeds: int = 3
+    epochs: int = 50
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    hidden: tuple[int, ...] = (1024, 512)
+    dropout: float = 0.3
+
+    def __post_init__(self):
+        for name in ("classifiers", "features", "normalise", "neighbours"):
+            values = getattr(self, name)
+            _require(len(values) > 0, f"{name} must not be empty")
+            _require(len(set(values)) == len(values), f"{name} must name each once, got {values}")
+        for name in ("neighbours", "hidden"):
+            _require(min(getattr(self, name), default=1) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("seeds", "epochs", "batch_size"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        _require(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}")
+        _require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
+        _require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
+
+
+@dataclass(frozen=True)
 class DataSettings:
     """Which signals. `options` are the source's own settings, checked by the source (see `datasets`).
 
@@ -344,6 +392,7 @@ class Settings:
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     curves: CurvesSettings = field(default_factory=CurvesSettings)
+    classify: ClassifySettings = field(default_factory=ClassifySettings)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

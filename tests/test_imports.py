@@ -9,9 +9,20 @@ ROOT = Path(__file__).parents[1]
 # Each module may import those before it.
 ORDER = (
     "atomic", "settings", "coordinates", "sine", "siren", "field", "context", "inner_loop", "meta_step", "sharding",
-    "checkpoint", "latent_store", "metrics", "lpips", "datasets",
+    "checkpoint", "latent_store", "metrics", "lpips", "classify", "datasets",
 )  # fmt: skip
-HEAVY = ("tensorflow", "torch", "grain", "ml_collections", "tensorflow_datasets", "orbax", "clu", "matplotlib")
+HEAVY = (
+    "tensorflow",
+    "torch",
+    "grain",
+    "ml_collections",
+    "tensorflow_datasets",
+    "orbax",
+    "clu",
+    "matplotlib",
+    "sklearn",
+    "keras",
+)
 
 
 def imported(file):

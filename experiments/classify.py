@@ -1,0 +1,305 @@
+"""Classification of a finished run's latents, as the paper's table 3, beside PCA of equal size and the signals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from experiments.interruption import StopRequest
+from experiments.progress import Progress, log
+from experiments.run_directory import RunDirectory, RunError, write_json
+from medfuncta_jax.atomic import atomic_path
+from medfuncta_jax.checkpoint import FIELD_FILE
+from medfuncta_jax.datasets import Dataset
+from medfuncta_jax.datasets.dataset import SPLITS, Task
+from medfuncta_jax.latent_store import LatentSplit, load_latents
+from medfuncta_jax.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from experiments.classifiers import Outcome
+
+JSON_FILE, TABLE_FILE, FIGURE_FILE = "classification.json", "classification.md", "confusion.png"
+
+_NAMES = {"mlp": "MLP", "resnet50": "ResNet50", "efficientnet_b0": "EfficientNet-B0"}
+
+# Heading, name in the row, and format; a column without any value is left out of the table.
+_COLUMNS = (
+    ("accuracy %", "accuracy", 100, 1),
+    ("macro F1", "macro_f1", 1, 3),
+    ("balanced accuracy %", "balanced_accuracy", 100, 1),
+    ("AUROC", "auroc", 1, 3),
+    ("mean absolute error", "mean_absolute_error", 1, 3),
+    ("quadratic kappa", "quadratic_kappa", 1, 3),
+)
+
+
+def classify(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRequest) -> dict[str, Any]:
+    """Write `classification.json`, `classification.md` and a figure of confusion matrices; returns the first.
+
+    Everything is trained on the training split, chosen on validation and scored once, on test. Signals without a label
+    are left out, except that PCA, as the field, has seen all training signals.
+
+    Raises:
+      RunError: no labels, latents that are incomplete or of another field or other data, or an extra not installed.
+      SettingsError: a classifier that cannot see these signals.
+      LatentStoreError: no latents yet.
+      Interrupted: a stop was asked for; nothing is written.
+    """
+    try:
+        from experiments import classifiers, confusion
+        from experiments.classification_scores import scores
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "sklearn":
+            raise
+        raise RunError("--mode=classify needs scikit-learn: pip install 'medfuncta_jax[classify]'") from error
+
+    began = time.monotonic()
+    ours = settings.classify
+    networks = [name for name in ours.classifiers if name in classifiers.IMAGE_NETWORKS]
+    if networks and len(dataset.grid) != 2:
+        raise SettingsError(
+            f"classify.classifiers: {networks[0]} sees images, {dataset.name} has {len(dataset.grid)}D signals; "
+            "leave it out"
+        )
+    latents = matching_latents(dataset, run)
+    labels = {name: np.asarray(split.labels) for name, split in latents.items()}
+    rows = {
+        name: np.flatnonzero((np.reshape(values, (len(values), -1)) >= 0).all(1)) for name, values in labels.items()
+    }
+    labels = {name: values[rows[name]] for name, values in labels.items()}
+    notes = presence_notes(labels, rows, latents, dataset)
+    classes = len(dataset.classes)
+    if "knn" in ours.classifiers and max(ours.neighbours) > len(labels["train"]):
+        raise SettingsError(
+            f"classify.neighbours: {max(ours.neighbours)} neighbours of {len(labels['train'])} labelled signals"
+        )
+
+    def labelled(features: Mapping[str, np.ndarray]) -> list[classifiers.Labelled]:
+        return [classifiers.Labelled(features[name][rows[name]], labels[name]) for name in SPLITS]
+
+    def after_epoch(accuracy: float) -> None:
+        stop.check("no table is written before all is trained, the classification starts over")
+
+    def done(outcome: classifiers.Outcome) -> classifiers.Outcome:
+        progress.advance()
+        after_epoch(np.nan)
+        return outcome
+
+    def row(classifier: str, features: str, outcomes: list[classifiers.Outcome]) -> dict[str, Any]:
+        names = {"classifier": classifier, "features": features}
+        return names | summary_of(outcomes, labels["test"], scores, dataset.task)
+
+    table: list[dict[str, Any]] = []
+    seeds = range(settings.seed, settings.seed + ours.seeds)
+    neighbours = ours.neighbours if "knn" in ours.classifiers else ()
+    normalisations = ours.normalise if "mlp" in ours.classifiers else ()
+    features = ours.features if neighbours or normalisations else ()
+    fits = len(features) * (len(neighbours) + len(seeds) * len(normalisations)) + len(seeds) * len(networks)
+    with Progress("classify", total=fits, unit="classifiers") as progress:
+        for kind in features:
+            train, val, test = labelled(vectors(kind, dataset, latents, settings.model.latent_dim, notes))
+            for k in neighbours:
+                outcome = classifiers.nearest_neighbours(train, test, neighbours=k, classes=classes)
+                table.append(row(f"k-NN, k = {k}", kind, [done(outcome)]))
+            candidates = [
+                {"normalise": normalise}
+                | row("MLP", kind, [
+                    done(classifiers.mlp(
+                        train, val, test,
+                        classes=classes, seed=seed, normalise=normalise, settings=ours, after_epoch=after_epoch,
+                    ))
+                    for seed in seeds
+                ])
+                for normalise in normalisations
+            ]  # fmt: skip
+            if candidates:
+                tried = {each["normalise"]: each["val_accuracy"]["mean"] for each in candidates}
+                table.append(max(candidates, key=lambda each: tried[each["normalise"]]) | {"tried": tried})
+        if networks:
+            images = labelled({name: split.signals(slice(None)) for name, split in dataset.splits.items()})
+        for name in networks:
+            table.append(row(_NAMES[name], "images", [
+                done(classifiers.image_network(
+                    name, *images, classes=classes, seed=seed, settings=ours, after_epoch=after_epoch
+                ))
+                for seed in seeds
+            ]))  # fmt: skip
+
+    result = {
+        "data": dataset.name,
+        "task": dataset.task,
+        "classes": list(dataset.classes),
+        "signals": {name: len(chosen) for name, chosen in rows.items()},
+        "latent_dim": settings.model.latent_dim,
+        "field_sha256": latents["test"].about["field_sha256"],
+        "seed": settings.seed,
+        "settings": asdict(ours),
+        "notes": notes,
+        "rows": table,
+    }
+    write_json(run.path / JSON_FILE, result)
+    markdown = as_markdown(result)
+    with atomic_path(run.path / TABLE_FILE) as partial:
+        partial.write_text(markdown)
+    confusion.draw_confusion(run.figures / FIGURE_FILE, result)
+    run.set_seconds("classify", time.monotonic() - began)
+    log.info("classification in %s:\n%s", run.path / TABLE_FILE, markdown)
+    return result
+
+
+def matching_latents(dataset: Dataset, run: RunDirectory) -> dict[str, LatentSplit]:
+    """The latents of all splits, after checking that they are this field's and this data set's.
+
+    Raises:
+      LatentStoreError: no latents yet.
+      RunError: no labels, a split is missing, or latents of another field or other data.
+    """
+    if dataset.task == "none" or not dataset.classes:
+        raise RunError(
+            f"{dataset.name} has no labels to classify by; choose a source that has some, or name a table of them with "
+            "data.labels where the source reads one"
+        )
+    latents = load_latents(run.path)
+    field = run.path / FIELD_FILE
+    checksum = hashlib.sha256(field.read_bytes()).hexdigest() if field.exists() else None
+    for name in SPLITS:
+        place, remedy = run.latents / name, "remove the latents and extract again (--mode=extract)"
+        if name not in latents:
+            raise RunError(f"{place}: the latents of this split are missing; run --mode=extract")
+        stored, known = latents[name], dataset.splits[name].annotations()
+        if checksum is not None and stored.about.get("field_sha256") != checksum:
+            raise RunError(f"{place}: latents of another field than {field}; {remedy}")
+        about = json.loads(json.dumps(dataset.about))
+        same = list(stored.ids) == list(known.ids) and np.array_equal(np.asarray(stored.labels), known.labels)
+        if not same or stored.about.get("data") != about:
+            raise RunError(f"{place}: latents of other data than {dataset.name} as it is now; {remedy}")
+        if not np.isfinite(np.asarray(stored.latents)).all():
+            raise RunError(f"{place}: some latents are not finite; {remedy}")
+    return {name: latents[name] for name in SPLITS}
+
+
+def presence_notes(
+    labels: Mapping[str, np.ndarray],
+    rows: Mapping[str, np.ndarray],
+    latents: Mapping[str, LatentSplit],
+    dataset: Dataset,
+) -> list[str]:
+    """What is unusual about the labels, one sentence each, which is also logged.
+
+    Raises:
+      RunError: a split without labels, or a training split with one class.
+    """
+    notes = []
+    for name in SPLITS:
+        absent = len(latents[name].ids) - len(rows[name])
+        if not len(rows[name]):
+            raise RunError(f"no signal of the {name} split has a label; classification needs some in all three")
+        if absent:
+            notes.append(f"{absent} of {len(latents[name].ids)} {name} signals have no label and are left out.")
+        several = labels[name].ndim == 2
+        counts = labels[name].sum(0) if several else np.bincount(labels[name], minlength=len(dataset.classes))
+        if name == "train" and not several and (counts > 0).sum() < 2:
+            raise RunError("all labels of the train split are of one class; there is nothing to tell apart")
+        for wanted, said in ((0, "absent from"), (1, "one member in")):
+            found = [dataset.classes[i] for i in np.flatnonzero(counts == wanted)]
+            if found:
+                notes.append(f"{'Class' if len(found) == 1 else 'Classes'} {', '.join(found)}: {said} {name}.")
+    for note in notes:
+        log.warning("classify: %s", note)
+    return notes
+
+
+def vectors(
+    kind: str, dataset: Dataset, latents: Mapping[str, LatentSplit], latent_dim: int, notes: list[str]
+) -> dict[str, np.ndarray]:
+    """One kind of features, [n, F] of all signals of a split; `notes` gets what is to be said about them."""
+    if kind == "latents":
+        return {name: np.asarray(split.latents) for name, split in latents.items()}
+    signals = {name: split.signals(slice(None)).reshape(len(split), -1) for name, split in dataset.splits.items()}
+    return signals if kind == "values" else principal_components(signals, latent_dim, notes)
+
+
+def principal_components(signals: Mapping[str, np.ndarray], components: int, notes: list[str]) -> dict[str, np.ndarray]:
+    """Scores [n, components] on the principal axes of the training signals [n, F], all or as many as there are."""
+    from sklearn.decomposition import PCA
+
+    train = signals["train"].astype(np.float64)
+    possible = min(components, len(train) - 1, train.shape[1])
+    if possible < components:
+        notes.append(
+            f"PCA has {possible} components, the most that {len(train)} training signals give, not {components}."
+        )
+        log.warning("classify: %s", notes[-1])
+    solver = "covariance_eigh" if len(train) > train.shape[1] else "full"
+    pca = PCA(possible, svd_solver=solver).fit(train)
+    return {name: pca.transform(values) for name, values in signals.items()}
+
+
+def summary_of(
+    outcomes: Sequence[Outcome], labels: np.ndarray, scores: Callable[..., dict[str, Any]], task: Task
+) -> dict[str, Any]:
+    """Scores over the seeds of one classifier; `confusion` adds up the seeds, true classes in rows."""
+    results = [scores(labels, outcome.probabilities, task=task) for outcome in outcomes]
+    confusion = None
+    if task != "multi-label":
+        confusion = np.zeros((outcomes[0].probabilities.shape[1],) * 2, int)
+        for outcome in outcomes:
+            np.add.at(confusion, (labels, outcome.probabilities.argmax(1)), 1)
+    return {
+        "parameters": outcomes[0].parameters,
+        "seeds": len(outcomes),
+        "seconds": round(float(np.mean([outcome.seconds for outcome in outcomes])), 3),
+        "val_accuracy": mean_and_spread([outcome.val_accuracy for outcome in outcomes]),
+        **{name: mean_and_spread([result[name] for result in results]) for name in results[0]},
+        "confusion": None if confusion is None else confusion.tolist(),
+    }
+
+
+def mean_and_spread(values: list[Any]) -> Any:
+    """Mean and standard deviation (of a sample) over seeds; None where a value is not defined; lists by their items."""
+    if isinstance(values[0], list):
+        return [mean_and_spread(list(items)) for items in zip(*values, strict=True)]
+    if any(value is None for value in values):
+        return None
+    return {"mean": float(np.mean(values)), "spread": float(np.std(values, ddof=1)) if len(values) > 1 else None}
+
+
+def as_markdown(result: Mapping[str, Any]) -> str:
+    """The table; means and standard deviations over seeds."""
+    columns = [column for column in _COLUMNS if any(row.get(column[1]) for row in result["rows"])]
+    headings = ["classifier", "features", "parameters", "seconds", *(heading for heading, *_ in columns)]
+    signals = " / ".join(f"{count} {name}" for name, count in result["signals"].items())
+    lines = [
+        f"{result['data']}, {result['task']}, {len(result['classes'])} classes; {signals} signals; "
+        f"latents of {result['latent_dim']}; scores of the test split.",
+        *result["notes"],
+        "",
+        f"| {' | '.join(headings)} |",
+        f"|{'---|' * len(headings)}",
+    ]
+    for row in result["rows"]:
+        normalised = f" ({row['normalise']}d)" if row.get("normalise", "none") != "none" else ""
+        cells = [
+            row["classifier"],
+            row["features"] + normalised,
+            f"{row['parameters']:,}" if row["parameters"] else "none",
+            f"{row['seconds']:.3g}" if row["seconds"] < 1000 else f"{row['seconds']:.0f}",
+            *(_cell(row.get(name), factor, digits) for _, name, factor, digits in columns),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Mapping[str, float | None] | None, factor: float, digits: int) -> str:
+    if value is None or value["mean"] is None:
+        return "undefined"
+    text = f"{factor * value['mean']:.{digits}f}"
+    spread = value["spread"]
+    return text if spread is None or math.isnan(spread) else f"{text} ± {factor * spread:.{digits}f}"

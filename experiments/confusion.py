@@ -1,0 +1,75 @@
+"""Confusion matrices of a classification as a figure: what was what, and what it was taken for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from medfuncta_jax.atomic import atomic_path
+
+MOST_CLASSES = 12
+
+_WIDTH, _DPI = 8.0, 200  # inches, dots per inch; as in `figures`
+_SMALL, _NORMAL = 7.5, 8.5  # points
+_INK, _GREY = "#222222", "#666666"
+
+
+def draw_confusion(path: str | os.PathLike[str], result: Mapping[str, Any]) -> Path | None:
+    """One matrix for each kind of features, of its best classifier by validation, as a PNG.
+
+    Rows are true classes and add up to 100 %, over all seeds. The colour is the part of the row.
+
+    Args:
+      path: the file to write; its folder is made where absent.
+      result: what `classify` returns.
+    Returns:
+      `path`, or None where there is nothing to draw: several labels a signal, more than MOST_CLASSES classes, or no
+      trained classifier.
+    """
+    classes = result["classes"]
+    rows = [row for row in result["rows"] if row["confusion"] and row["val_accuracy"]]
+    if not rows or len(classes) > MOST_CLASSES:
+        return None
+    across = min(3, len(rows))
+    down = -(-len(rows) // across)
+    left, top, between, below = 0.75, 0.35, 0.18, 0.5
+    side = (_WIDTH - left - 0.1 - (across - 1) * between) / max(across, 2)
+    block = top + side + below
+    figure = Figure(
+        figsize=(left + across * side + (across - 1) * between + 0.1, down * block), dpi=_DPI, facecolor="white"
+    )
+    FigureCanvasAgg(figure)
+    width, height = figure.get_size_inches()
+    for i, row in enumerate(rows):
+        line, column = divmod(i, across)
+        x, y = left + column * (side + between), line * block + top
+        axes = figure.add_axes((x / width, 1 - (y + side) / height, side / width, side / height))
+        counts = np.asarray(row["confusion"], float)
+        totals = counts.sum(1, keepdims=True)
+        part = np.divide(counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
+        axes.imshow(part, cmap="Blues", vmin=0, vmax=1)
+        for (true, predicted), value in np.ndenumerate(part):
+            if np.isfinite(value) and (value >= 0.005 or true == predicted):
+                axes.text(predicted, true, f"{100 * value:.0f}", ha="center", va="center", fontsize=_SMALL,
+                          color="white" if value > 0.6 else _INK)  # fmt: skip
+        names = [name if len(name) <= 12 else name[:11] + "…" for name in classes]
+        turned = len(classes) > 4 and max(map(len, names)) > 3
+        axes.set_xticks(range(len(names)), names, rotation=90 if turned else 0)
+        axes.set_yticks(range(len(names)), names if column == 0 else [""] * len(names), rotation=0 if turned else 90,
+                        va="center")  # fmt: skip
+        axes.tick_params(labelsize=_SMALL, labelcolor=_INK, length=0, pad=3)
+        axes.spines[:].set_visible(False)
+        axes.set_title(f"{row['classifier']} on {row['features']}: {100 * row['accuracy']['mean']:.1f} %",
+                       fontsize=_NORMAL, color=_INK, loc="left", parse_math=False)  # fmt: skip
+        axes.set_xlabel("taken for (% of the true class)", fontsize=_SMALL, color=_GREY)
+        if column == 0:
+            axes.set_ylabel("true class", fontsize=_SMALL, color=_GREY)
+    with atomic_path(Path(path)) as unfinished:
+        figure.savefig(unfinished, format="png", metadata={"Software": None})
+    return Path(path)
