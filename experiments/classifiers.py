@@ -96,17 +96,22 @@ def image_network(
     """One of Keras's networks (a key of IMAGE_NETWORKS) from random weights, on JAX, trained as the MLP is.
 
     Raises:
-      RunError: Keras is not installed.
+      RunError: as `keras_on_jax`.
     """
-    keras = _keras()
+    keras = keras_on_jax()
     began = time.monotonic()
     keras.utils.set_random_seed(seed)
     keras.backend.clear_session()
     splits = [Labelled(_as_keras_expects(split.features), split.labels) for split in (train, val, test)]
-    network = getattr(keras.applications, IMAGE_NETWORKS[name])
-    model = network(weights=None, input_shape=splits[0].features.shape[1:], classes=classes, classifier_activation=None)
+    model = image_model(keras, name, splits[0].features.shape[1:], classes)
     probabilities, accuracy = fit_keras(keras, model, *splits, settings=settings, after_epoch=after_epoch)
     return Outcome(probabilities, time.monotonic() - began, model.count_params(), accuracy)
+
+
+def image_model(keras: Any, name: str, shape: tuple[int, ...], classes: int) -> Any:
+    """The untrained network for images of `shape`, [H, W, D], with logits as its output."""
+    network = getattr(keras.applications, IMAGE_NETWORKS[name])
+    return network(weights=None, input_shape=shape, classes=classes, classifier_activation=None)
 
 
 def fit_keras(
@@ -152,8 +157,12 @@ def fit_keras(
     return np.asarray(jax.nn.sigmoid(logits) if several else jax.nn.softmax(logits)), float(best.accuracy)
 
 
-def _keras() -> Any:
-    """Keras on JAX; only its first import decides the backend."""
+def keras_on_jax() -> Any:
+    """Keras on JAX; only its first import decides the backend.
+
+    Raises:
+      RunError: it is not installed, or runs on something else.
+    """
     os.environ["KERAS_BACKEND"] = "jax"
     try:
         import keras

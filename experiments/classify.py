@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 JSON_FILE, TABLE_FILE, FIGURE_FILE = "classification.json", "classification.md", "confusion.png"
 
-_NAMES = {"mlp": "MLP", "resnet50": "ResNet50", "efficientnet_b0": "EfficientNet-B0"}
+_NETWORKS = {"resnet50": "ResNet50", "efficientnet_b0": "EfficientNet-B0"}
+_FEATURES = {"latents": "latents", "pca": "PCA", "values": "values"}
 
 # Heading, name in the row, and format; a column without any value is left out of the table.
 _COLUMNS = (
@@ -68,6 +69,8 @@ def classify(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
             f"classify.classifiers: {networks[0]} sees images, {dataset.name} has {len(dataset.grid)}D signals; "
             "leave it out"
         )
+    if networks:
+        classifiers.keras_on_jax()
     latents = matching_latents(dataset, run)
     labels = {name: np.asarray(split.labels) for name, split in latents.items()}
     rows = {
@@ -84,12 +87,12 @@ def classify(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
     def labelled(features: Mapping[str, np.ndarray]) -> list[classifiers.Labelled]:
         return [classifiers.Labelled(features[name][rows[name]], labels[name]) for name in SPLITS]
 
-    def after_epoch(accuracy: float) -> None:
+    def after_epoch(accuracy: float = np.nan) -> None:
         stop.check("no table is written before all is trained, the classification starts over")
 
     def done(outcome: classifiers.Outcome) -> classifiers.Outcome:
         progress.advance()
-        after_epoch(np.nan)
+        after_epoch()
         return outcome
 
     def row(classifier: str, features: str, outcomes: list[classifiers.Outcome]) -> dict[str, Any]:
@@ -107,10 +110,10 @@ def classify(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
             train, val, test = labelled(vectors(kind, dataset, latents, settings.model.latent_dim, notes))
             for k in neighbours:
                 outcome = classifiers.nearest_neighbours(train, test, neighbours=k, classes=classes)
-                table.append(row(f"k-NN, k = {k}", kind, [done(outcome)]))
+                table.append(row(f"k-NN, k = {k}", _FEATURES[kind], [done(outcome)]))
             candidates = [
                 {"normalise": normalise}
-                | row("MLP", kind, [
+                | row("MLP", _FEATURES[kind], [
                     done(classifiers.mlp(
                         train, val, test,
                         classes=classes, seed=seed, normalise=normalise, settings=ours, after_epoch=after_epoch,
@@ -125,7 +128,7 @@ def classify(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
         if networks:
             images = labelled({name: split.signals(slice(None)) for name, split in dataset.splits.items()})
         for name in networks:
-            table.append(row(_NAMES[name], "images", [
+            table.append(row(_NETWORKS[name], "images", [
                 done(classifiers.image_network(
                     name, *images, classes=classes, seed=seed, settings=ours, after_epoch=after_epoch
                 ))
@@ -133,7 +136,7 @@ def classify(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
             ]))  # fmt: skip
 
     result = {
-        "data": dataset.name,
+        "data": dataset.about.get("title", dataset.name),
         "task": dataset.task,
         "classes": list(dataset.classes),
         "signals": {name: len(chosen) for name, chosen in rows.items()},

@@ -21,9 +21,9 @@ _INK, _GREY = "#222222", "#666666"
 
 
 def draw_confusion(path: str | os.PathLike[str], result: Mapping[str, Any]) -> Path | None:
-    """One matrix for each kind of features, of its best classifier by validation, as a PNG.
+    """One matrix for each trained classifier and kind of features, as a PNG.
 
-    Rows are true classes and add up to 100 %, over all seeds. The colour is the part of the row.
+    Rows are true classes and add up to 100 %, over all seeds; parts below 1 % are left empty.
 
     Args:
       path: the file to write; its folder is made where absent.
@@ -38,7 +38,9 @@ def draw_confusion(path: str | os.PathLike[str], result: Mapping[str, Any]) -> P
         return None
     across = min(3, len(rows))
     down = -(-len(rows) // across)
-    left, top, between, below = 0.75, 0.35, 0.18, 0.5
+    left, top, between, below = 0.85, 0.35, 0.18, 0.45
+    if len(classes) > 3:
+        below += 0.07 * min(12, max(map(len, classes)))  # names that stand on end
     side = (_WIDTH - left - 0.1 - (across - 1) * between) / max(across, 2)
     block = top + side + below
     figure = Figure(
@@ -55,14 +57,15 @@ def draw_confusion(path: str | os.PathLike[str], result: Mapping[str, Any]) -> P
         part = np.divide(counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
         axes.imshow(part, cmap="Blues", vmin=0, vmax=1)
         for (true, predicted), value in np.ndenumerate(part):
-            if np.isfinite(value) and (value >= 0.005 or true == predicted):
+            if np.isfinite(value) and (value >= 0.01 or true == predicted):
                 axes.text(predicted, true, f"{100 * value:.0f}", ha="center", va="center", fontsize=_SMALL,
                           color="white" if value > 0.6 else _INK)  # fmt: skip
         names = [name if len(name) <= 12 else name[:11] + "…" for name in classes]
-        turned = len(classes) > 4 and max(map(len, names)) > 3
-        axes.set_xticks(range(len(names)), names, rotation=90 if turned else 0)
-        axes.set_yticks(range(len(names)), names if column == 0 else [""] * len(names), rotation=0 if turned else 90,
-                        va="center")  # fmt: skip
+        # Long names stand on end below, and at the left where two or three have the room.
+        short = max(map(len, names)) <= 3
+        axes.set_xticks(range(len(names)), names, rotation=0 if short or len(names) <= 3 else 90)
+        axes.set_yticks(range(len(names)), names if column == 0 else [""] * len(names),
+                        rotation=90 if not short and len(names) <= 3 else 0, va="center")  # fmt: skip
         axes.tick_params(labelsize=_SMALL, labelcolor=_INK, length=0, pad=3)
         axes.spines[:].set_visible(False)
         axes.set_title(f"{row['classifier']} on {row['features']}: {100 * row['accuracy']['mean']:.1f} %",
