@@ -134,7 +134,8 @@ def fit_keras(
 
         def on_epoch_end(self, epoch, logs=None):
             if logs["val_accuracy"] > self.accuracy:
-                self.accuracy, self.weights = logs["val_accuracy"], self.model.get_weights()
+                # Copies, because the next step overwrites the buffers.
+                self.accuracy, self.weights = logs["val_accuracy"], [np.array(w.value) for w in self.model.weights]
             after_epoch(logs["val_accuracy"])
 
     losses, metrics = keras.losses, keras.metrics
