@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from medfuncta_jax.datasets import SOURCES, DataError, source_options
-from medfuncta_jax.datasets.dataset import Plan, cache_root
+from medfuncta_jax.datasets.dataset import Plan, Skipped, cache_root
 from medfuncta_jax.settings import DataSettings, SettingsError, dataclass_from_dict
 
 
@@ -81,6 +81,8 @@ def true_signals(plan: Plan, ids: Collection[str]) -> Iterator[tuple[str, np.nda
     missing = set(ids)
     for example in plan.splits["test"].examples():
         if example.id in missing:
+            if isinstance(example, Skipped):
+                raise DataError(example.reason)
             missing.remove(example.id)
             yield example.id, np.asarray(example.signal, np.float32) / (255 if plan.dtype == "uint8" else 1)
             if not missing:

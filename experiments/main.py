@@ -13,14 +13,14 @@ import errno
 import functools
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from experiments.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
 
-MODES = ("train", "extract", "evaluate", "curves", "classify", "decode", "all")
+MODES = ("train", "extract", "evaluate", "curves", "classify", "report", "decode", "all")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; an interrupted run in it goes on.")
@@ -75,6 +75,7 @@ def _run(stop: StopRequest) -> int:
     from experiments.decode import decode
     from experiments.evaluate import evaluate
     from experiments.extract import extract
+    from experiments.report import report
     from experiments.run_directory import RunDirectory, RunError
     from experiments.summary import summary
     from experiments.train import train
@@ -83,8 +84,10 @@ def _run(stop: StopRequest) -> int:
     from medfuncta_jax.latent_store import LatentStoreError
     from medfuncta_jax.settings import Settings, SettingsError
 
-    stages = {"train": train, "extract": extract, "evaluate": evaluate}
-    others = {"classify": classify, "curves": functools.partial(curves, data_dir=_DATA_DIR.value)}
+    stages: dict[str, Callable[..., object]] = {"train": train, "extract": extract, "evaluate": evaluate}
+    on_demand: dict[str, Callable[..., object]] = {
+        "curves": functools.partial(curves, data_dir=_DATA_DIR.value), "classify": classify, "report": report
+    }  # fmt: skip
     stages_without_data = {"decode": decode}  # all they need is in the run directory
     try:
         settings = Settings.from_dict(_CONFIG.value.to_dict())
@@ -100,7 +103,7 @@ def _run(stop: StopRequest) -> int:
             run.path,
         )  # fmt: skip
         for name in stages if _MODE.value == "all" else [_MODE.value]:
-            (stages | others)[name](settings, dataset, run, stop)
+            (stages | on_demand)[name](settings, dataset, run, stop)
         print(summary(settings, dataset, run))
         return 0
     except Interrupted as interrupted:
