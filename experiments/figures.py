@@ -437,7 +437,7 @@ def draw_latent_map(
     panel = _axes(figure, left, head, _WIDTH - left - 2 * _MARGIN - room, height)
     style: dict[str, Any] = {"s": 14.0 if len(latents) < 1000 else 5.0, "linewidths": 0, "alpha": 0.75}
     if labels is None:
-        shown = panel.scatter(*places.T, c=psnr, cmap="viridis", **style)
+        shown = panel.scatter(places[:, 0], places[:, 1], c=psnr, cmap="viridis", **style)
         scale = figure.colorbar(shown, cax=_axes(figure, _WIDTH - room, head, 0.12, height))
         scale.set_label("PSNR (dB)", fontsize=_SMALL, color=_INK)
         scale.outline.set_visible(False)
@@ -448,7 +448,7 @@ def draw_latent_map(
             if len(rows):
                 known = 0 <= number < len(_CLASS_COLOURS)
                 colour = _CLASS_COLOURS[number] if known else _RULE
-                panel.scatter(*places[rows].T, color=colour, label=name, **style)
+                panel.scatter(places[rows, 0], places[rows, 1], color=colour, label=name, **style)
         panel.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, frameon=False, fontsize=_SMALL,
                      labelcolor=_INK, borderaxespad=0.2, borderpad=0, handletextpad=0.2, columnspacing=1.4,
                      markerscale=1.6)  # fmt: skip

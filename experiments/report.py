@@ -167,7 +167,7 @@ def _head(settings: Settings, dataset: Dataset, evaluation: Mapping[str, Any]) -
     body = "".join(f'<div class="tile"><b>{escape(big)}</b><span>{escape(small)}</span></div>' for big, small in tiles)
     counts = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
     return (
-        f"<h1>{escape(dataset.name)}</h1>\n"
+        f"<h1>{escape(str(dataset.about.get('title', dataset.name)))}</h1>\n"
         f'<p class="soft">{counts} signals of {shape}, each one latent of {settings.model.latent_dim} numbers that '
         f"modulates a shared SIREN of {settings.model.layers} layers of {settings.model.width}.</p>\n"
         f'<div class="tiles">{body}</div>'
@@ -279,10 +279,10 @@ def _provenance(settings: Settings, dataset: Dataset, stored: LatentSplit, run: 
         *(
             [name, value if isinstance(value, str) else json.dumps(value)]
             for name, value in dataset.about.items()
-            if isinstance(value, (str, int, float, bool))
+            if name != "source" and isinstance(value, (str, int, float, bool))
         ),
         ["field SHA-256", stored.about["field_sha256"]],
-        ["report made on", f"{device.platform}, {device.device_kind}, {os.cpu_count()} CPU cores"],
+        ["report made on", f"{device.device_kind}, {os.cpu_count()} CPU cores"],
         ["versions", ", ".join(f"{name} {version(name)}" for name in ("medfuncta_jax", "jax", "flax", "optax"))],
         ["run", run.path.name],
     ]
