@@ -180,8 +180,10 @@ def matching_latents(dataset: Dataset, run: RunDirectory) -> dict[str, LatentSpl
         if checksum is not None and stored.about.get("field_sha256") != checksum:
             raise RunError(f"{place}: latents of another field than {field}; {remedy}")
         about = json.loads(json.dumps(dataset.about))
-        same = list(stored.ids) == list(known.ids) and np.array_equal(np.asarray(stored.labels), known.labels)
-        if not same or stored.about.get("data") != about:
+        described = stored.about.get("data", {})  # a part of what the data set says of itself
+        same = bool(described) and all(about.get(key) == value for key, value in described.items())
+        same = same and list(stored.ids) == list(known.ids)
+        if not same or not np.array_equal(np.asarray(stored.labels), known.labels):
             raise RunError(f"{place}: latents of other data than {dataset.name} as it is now; {remedy}")
         if not np.isfinite(np.asarray(stored.latents)).all():
             raise RunError(f"{place}: some latents are not finite; {remedy}")
