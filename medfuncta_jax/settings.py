@@ -101,6 +101,8 @@ class ModelSettings:
       offset: added to the output; 0.5 centres data in [0, 1] (the release).
       modulate_first_layer: the release does, the paper does not (eq. 1).
       modulate_scale: the latent also scales each layer's pre-activation.
+      modulation_init: M_k starts "uniform" (the paper) or "orthogonal" with the same norm, so that no direction of the
+        latent starts with next to no effect; of use where few inner steps meet a latent as large as the layer is wide.
     """
 
     layers: int = 15
@@ -112,6 +114,7 @@ class ModelSettings:
     offset: float = 0.5
     modulate_first_layer: bool = False
     modulate_scale: bool = False
+    modulation_init: Literal["uniform", "orthogonal"] = "uniform"
 
     def __post_init__(self):
         _require(self.layers >= 3, f"layers must be at least 3 (one modulated layer), got {self.layers}")

@@ -68,7 +68,8 @@ class ModulatedSiren(nn.Module):
     """f(x; phi) with linear layers `layer_k`, shift modulations `modulation_k`, scale modulations `scale_k`.
 
     Initialisation: W_1, b_1 ~ U(-1/n, 1/n); W_k, b_k ~ U(-sqrt(6/n)/w_k, sqrt(6/n)/w_k), n the inputs
-    of the layer; M_k, c_k, S_k ~ U(-1/sqrt(P), 1/sqrt(P)); d_k the same about 1.
+    of the layer; M_k, c_k, S_k ~ U(-1/sqrt(P), 1/sqrt(P)); d_k the same about 1. With `modulation_init` "orthogonal",
+    M_k and S_k are scaled orthogonal matrices instead.
     """
 
     model: ModelSettings
@@ -83,9 +84,12 @@ class ModulatedSiren(nn.Module):
             init = _uniform(1 / inputs if k == 1 else math.sqrt(6 / inputs) / omega[k - 1])
             setattr(self, f"layer_{k}", nn.Dense(features, kernel_init=init, bias_init=init))
         bound = 1 / math.sqrt(model.latent_dim)
+        kernel = _uniform(bound)
+        if model.modulation_init == "orthogonal":  # with the expected Frobenius norm of the uniform one
+            kernel = nn.initializers.orthogonal(math.sqrt(model.width / min(model.width, model.latent_dim) / 3))
         for name in self.latent_layers():
             bias = _uniform(bound, 1.0 if name.startswith("scale") else 0.0)
-            setattr(self, name, nn.Dense(model.width, kernel_init=_uniform(bound), bias_init=bias))
+            setattr(self, name, nn.Dense(model.width, kernel_init=kernel, bias_init=bias))
 
     def latent_layers(self) -> tuple[str, ...]:
         """Names of the layers that read the latent."""

@@ -78,6 +78,20 @@ def test_initialisation_bounds():
             assert abs(float(array.std()) - bound / np.sqrt(3)) < 0.05 * bound
 
 
+@pytest.mark.parametrize("latent_dim", [8, 24, 64])
+def test_orthogonal_modulations_have_equal_singular_values_and_the_norm_of_uniform_ones(latent_dim):
+    kernels = [
+        mf.named_layers(
+            small_field(width=24, latent_dim=latent_dim, modulation_init=kind).init(jax.random.key(1), jnp.float64)
+        )["modulation_2/kernel"]
+        for kind in ("orthogonal", "uniform")
+    ]
+    singular = np.linalg.svd(kernels[0], compute_uv=False)
+    np.testing.assert_allclose(singular, singular[0], rtol=1e-5)
+    assert np.linalg.norm(kernels[0]) == pytest.approx(np.sqrt(24 / 3), rel=1e-5)
+    assert np.linalg.norm(kernels[1]) == pytest.approx(np.sqrt(24 / 3), rel=0.1)
+
+
 @pytest.mark.parametrize(("coord_dims", "channels"), [(1, 1), (2, 3), (3, 1), (4, 2)])
 def test_any_dimension_and_channels(coord_dims, channels):
     field = small_field(coord_dims, channels)
