@@ -51,29 +51,23 @@ def paper_3d(config: ConfigDict) -> ConfigDict:
 
 
 def cpu(
-    config: ConfigDict,
-    *,
-    width: int,
-    latent_dim: int,
-    steps: int,
-    batch_size: int,
-    inner_steps: int = 5,
-    fit_steps: int = 100,
+    config: ConfigDict, *, width: int, latent_dim: int, steps: int, batch_size: int, fit_steps: int = 100
 ) -> ConfigDict:
     """A recipe for two cores: one modulated layer, whose field is a sum of shared basis functions (see `siren.py`).
 
     Every point in every inner step, learned inner step sizes, a learning rate fit for hundreds of times fewer steps.
-    Further steps are nearly free there, in training and more so at test time: they need no sine.
-    Clipping is tight: the usual norm of the meta-gradient is 0.08, and a rare signal on which the inner loop diverges
+    Further steps are nearly free there, in training and more so at test time, as they need no sine. Modulations start
+    orthogonal, which inner steps so few depend on. Clipping is tight: a rare signal on which the inner loop diverges
     would otherwise undo a thousand steps.
     """
-    config.model.update(layers=3, width=width, latent_dim=latent_dim, omega_first=30.0, omega_last=90.0)
+    config.model.update(
+        layers=3, width=width, latent_dim=latent_dim, omega_first=30.0, omega_last=30.0, modulation_init="orthogonal"
+    )
     config.inner.update(
-        steps=inner_steps, step_size=1.0, learned_step_size="per_latent", selection_ratio=1.0, shared_context=True,
-        remat="none",
-    )  # fmt: skip
+        steps=5, step_size=1.0, learned_step_size="per_latent", selection_ratio=1.0, shared_context=True, remat="none"
+    )
     config.train.update(
-        steps=steps, batch_size=batch_size, learning_rate=1e-4, step_size_learning_rate=1e-2, warmup_steps=100,
+        steps=steps, batch_size=batch_size, learning_rate=2e-4, step_size_learning_rate=1e-2, warmup_steps=100,
         weight_decay=0.0, clip_norm=0.1, eval_every=max(1, steps // 5), eval_signals=128,
     )  # fmt: skip
     config.fit.update(steps=fit_steps, batch_size=4 * batch_size)
@@ -89,7 +83,8 @@ def require_variant(variant: str, *known: str) -> None:
 def medmnist(flag: str, variant: str) -> ConfigDict:
     """A 2D set of MedMNIST in the variants "64" (default), "28", "128", "224" and "cpu" (64x64, for two cores)."""
     if variant == "cpu":
-        return cpu(get_config("medmnist", flag=flag, size=64), width=512, latent_dim=512, steps=2200, batch_size=16)
+        config = get_config("medmnist", flag=flag, size=64)
+        return cpu(config, width=512, latent_dim=512, steps=2500, batch_size=16, fit_steps=500)
     require_variant(variant, "28", "64", "128", "224", "cpu")
     size = int(variant or 64)
     return paper_2d(get_config("medmnist", flag=flag, size=size), size)

@@ -14,9 +14,4 @@ from configs import base
 
 def get_config(variant=""):
     config = base.paper_1d(base.get_config("ecg", format="csv"))
-    config = base.one_size(
-        config, variant, width=256, latent_dim=64, steps=20_000, batch_size=64, inner_steps=3, fit_steps=20
-    )
-    if variant == "cpu":
-        config.train.learning_rate = 2e-4
-    return config
+    return base.one_size(config, variant, width=256, latent_dim=64, steps=20_000, batch_size=64)

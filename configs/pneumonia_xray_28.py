@@ -11,4 +11,4 @@ from configs import base
 
 def get_config():
     config = base.get_config("medmnist", flag="pneumoniamnist", size=28)
-    return base.cpu(config, width=512, latent_dim=256, steps=5000, batch_size=32, inner_steps=3, fit_steps=20)
+    return base.cpu(config, width=512, latent_dim=256, steps=5000, batch_size=32)

@@ -10,6 +10,4 @@ from configs import base
 
 def get_config():
     config = base.get_config("nibabel_slices", size=32)
-    config = base.cpu(config, width=256, latent_dim=256, steps=1500, batch_size=32, fit_steps=20)
-    config.train.learning_rate = 2e-4
-    return config
+    return base.cpu(config, width=256, latent_dim=256, steps=1500, batch_size=32)
