@@ -283,7 +283,7 @@ def _provenance(settings: Settings, dataset: Dataset, stored: LatentSplit, run: 
         ),
         ["field SHA-256", stored.about["field_sha256"]],
         ["report made on", f"{device.device_kind}, {os.cpu_count()} CPU cores"],
-        ["versions", ", ".join(f"{name} {version(name)}" for name in ("medfuncta_jax", "jax", "flax", "optax"))],
+        ["versions", ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "optax"))],
         ["run", run.path.name],
     ]
     return _table([], rows, "settings")

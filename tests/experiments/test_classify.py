@@ -12,9 +12,9 @@ import medfuncta_jax as mf
 from experiments import classify as stage
 from experiments.interruption import Interrupted, StopRequest
 from experiments.run_directory import RunDirectory, RunError
+from medfuncta_jax.checkpoint import FIELD_FILE
 from medfuncta_jax.datasets import Dataset, Split
 from medfuncta_jax.settings import ClassifySettings, DataSettings, ModelSettings, SettingsError
-from tests.experiments.conftest import run as launch
 
 FAST = ClassifySettings(hidden=(8,), epochs=8, batch_size=16, learning_rate=1e-2, seeds=2)
 COUNTS = {"train": 40, "val": 20, "test": 30}
@@ -170,7 +170,7 @@ def test_pca_of_few_signals_has_as_many_components_as_there_are():
         (lambda c: c.change("val", about={"data": {"source": "b"}, "field_sha256": "of the field"}), "of other data"),
         (lambda c: c.change("val", about={"data": {}, "field_sha256": "of the field"}), "latents of other data"),
         (lambda c: c.change("val", latents=np.full((20, 4), np.nan, np.float32)), "are not finite"),
-        (lambda c: (c.run.path / "field.npz").write_bytes(b"another"), "latents of another field"),
+        (lambda c: (c.run.path / FIELD_FILE).write_bytes(b"another"), "latents of another field"),
     ],
 )
 def test_a_store_that_does_not_fit_is_refused(case, break_it, message):
@@ -248,7 +248,7 @@ def test_settings_out_of_range(values, message):
         mf.Settings.from_dict({"data": {"source": "any"}, "classify": values})
 
 
-def test_the_launcher_says_that_there_are_no_labels(finished):
-    done = launch(finished, mode="classify")
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("error: nibabel_slices has no labels")
+def test_data_without_labels_are_refused(case):
+    made = case()
+    with pytest.raises(RunError, match="made up has no labels to classify by; choose a source that has some"):
+        stage.matching_latents(dataclasses.replace(made.dataset, task="none", classes=()), made.run)

@@ -18,6 +18,7 @@ from experiments.evaluate import evaluate
 from experiments.interruption import StopRequest
 from experiments.run_directory import RunDirectory, RunError
 from medfuncta_jax import metrics
+from medfuncta_jax.checkpoint import FIELD_FILE
 from medfuncta_jax.datasets import open_dataset
 from tests.test_lpips import WEIGHTS
 
@@ -33,7 +34,7 @@ def evaluated(finished, workdir, *, cache, batch_size=64, **options):
         evaluate=dataclasses.replace(settings.evaluate, **options),
     )
     run = RunDirectory(workdir, settings)
-    shutil.copy(finished / "field.npz", workdir)
+    shutil.copy(finished / FIELD_FILE, workdir)
     shutil.copytree(finished / "latents", workdir / "latents", dirs_exist_ok=True)
     return evaluate(settings, dataset, run, StopRequest())
 
