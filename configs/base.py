@@ -67,7 +67,7 @@ def cpu(
         steps=5, step_size=1.0, learned_step_size="per_latent", selection_ratio=1.0, shared_context=True, remat="none"
     )
     config.train.update(
-        steps=steps, batch_size=batch_size, learning_rate=2e-4, step_size_learning_rate=1e-2, warmup_steps=100,
+        steps=steps, batch_size=batch_size, learning_rate=1e-4, step_size_learning_rate=1e-2, warmup_steps=100,
         weight_decay=0.0, clip_norm=0.1, eval_every=max(1, steps // 5), eval_signals=128,
     )  # fmt: skip
     config.fit.update(steps=fit_steps, batch_size=4 * batch_size)
@@ -84,7 +84,7 @@ def medmnist(flag: str, variant: str) -> ConfigDict:
     """A 2D set of MedMNIST in the variants "64" (default), "28", "128", "224" and "cpu" (64x64, for two cores)."""
     if variant == "cpu":
         config = get_config("medmnist", flag=flag, size=64)
-        return cpu(config, width=512, latent_dim=512, steps=2500, batch_size=16, fit_steps=500)
+        return cpu(config, width=512, latent_dim=512, steps=2000, batch_size=16, fit_steps=500)
     require_variant(variant, "28", "64", "128", "224", "cpu")
     size = int(variant or 64)
     return paper_2d(get_config("medmnist", flag=flag, size=size), size)
