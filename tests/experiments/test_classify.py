@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -248,7 +249,24 @@ def test_settings_out_of_range(values, message):
         mf.Settings.from_dict({"data": {"source": "any"}, "classify": values})
 
 
-def test_data_without_labels_are_refused(case):
+def test_a_data_set_without_labels_is_refused(case):
     made = case()
-    with pytest.raises(RunError, match="made up has no labels to classify by; choose a source that has some"):
-        stage.matching_latents(dataclasses.replace(made.dataset, task="none", classes=()), made.run)
+    made.dataset = dataclasses.replace(made.dataset, task="none", classes=())
+    with pytest.raises(RunError, match="made up has no labels to classify by"):
+        made.classify()
+
+
+def test_the_launcher_classifies_a_finished_run_whatever_was_asked_before(finished, tmp_path):
+    """With the real store, on real slices; settings of this stage alone do not make it another run."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    asked = {"seeds": 1, "epochs": 2, "hidden": "(8,)", "features": "('latents',)"}
+    done = launch(workdir, mode="classify", **{f"classify__{name}": value for name, value in asked.items()})
+    assert done.returncode == 0, done.stderr
+    result = json.loads((workdir / "classification.json").read_text())
+    assert [row["classifier"] for row in result["rows"]] == ["k-NN, k = 1", "k-NN, k = 3", "MLP"]
+    assert result["settings"]["epochs"] == 2
+    (workdir / FIELD_FILE).write_bytes((finished / FIELD_FILE).read_bytes() + b"another")
+    done = launch(workdir, mode="classify")
+    assert done.returncode == 1
+    assert "latents of another field" in done.stderr.strip().splitlines()[-1]
