@@ -16,6 +16,7 @@ from experiments.run_directory import RunDirectory, RunError
 from medfuncta_jax.checkpoint import FIELD_FILE
 from medfuncta_jax.datasets import Dataset, Split
 from medfuncta_jax.settings import ClassifySettings, DataSettings, ModelSettings, SettingsError
+from tests.experiments.conftest import run as launch
 
 FAST = ClassifySettings(hidden=(8,), epochs=8, batch_size=16, learning_rate=1e-2, seeds=2)
 COUNTS = {"train": 40, "val": 20, "test": 30}
