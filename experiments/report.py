@@ -166,8 +166,9 @@ def _head(settings: Settings, dataset: Dataset, evaluation: Mapping[str, Any]) -
     )
     body = "".join(f'<div class="tile"><b>{escape(big)}</b><span>{escape(small)}</span></div>' for big, small in tiles)
     counts = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
+    name = str(dataset.about.get("title", dataset.name))
     return (
-        f"<h1>{escape(str(dataset.about.get('title', dataset.name)))}</h1>\n"
+        f"<h1>{escape(name[:1].upper() + name[1:])}</h1>\n"
         f'<p class="soft">{counts} signals of {shape}, each one latent of {settings.model.latent_dim} numbers that '
         f"modulates a shared SIREN of {settings.model.layers} layers of {settings.model.width}.</p>\n"
         f'<div class="tiles">{body}</div>'
