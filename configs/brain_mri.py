@@ -21,4 +21,4 @@ def get_config(variant=""):
         variant = variant.removeprefix("folder").removeprefix("_")
     else:
         config = base.get_config("brats", sequence="t1n", size=32)
-    return base.one_size(base.paper_3d(config), variant, width=256, latent_dim=512, steps=300, batch_size=4)
+    return base.volumes(config, variant)

@@ -14,5 +14,8 @@ from configs import base
 
 
 def get_config(variant=""):
+    base.require_variant(variant, "cpu")
     config = base.paper_1d(base.get_config("ecg", format="csv"))
-    return base.one_size(config, variant, width=256, latent_dim=64, steps=20_000, batch_size=64)
+    if variant == "cpu":
+        return base.cpu(config, width=256, latent_dim=64, steps=20_000, batch_size=64)
+    return config

@@ -11,5 +11,4 @@ from configs import base
 
 
 def get_config(variant=""):
-    config = base.paper_3d(base.get_config("lung_ct", size=32))
-    return base.one_size(config, variant, width=256, latent_dim=512, steps=300, batch_size=4)
+    return base.volumes(base.get_config("lung_ct", size=32), variant)

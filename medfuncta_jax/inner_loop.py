@@ -140,6 +140,40 @@ def _losses_on(
     return on_equations
 
 
+def slopes_and_losses(losses_of: Callable[[jax.Array], jax.Array], latents: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Each signal's gradient [B, P] and loss [B] at latents [B, P]; `losses_of` gives the losses [B]."""
+
+    def total(latents):
+        losses = losses_of(latents)
+        return losses.sum(), losses
+
+    return jax.grad(total, has_aux=True)(latents)
+
+
+def point_chunks(rows: jax.Array, points_per_chunk: int) -> tuple[jax.Array, jax.Array]:
+    """Rows [n] or [B, n] in equal chunks, [m, c] or [m, B, c], and which are not padding, bool [m, c].
+
+    m is the least number of chunks of at most `points_per_chunk`.
+    """
+    count = rows.shape[-1]
+    chunks = -(-count // points_per_chunk)
+    size = -(-count // chunks)
+    padded = jnp.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, chunks * size - count)])
+    pieces = jnp.moveaxis(padded.reshape(*rows.shape[:-1], chunks, size), -2, 0)
+    return pieces, (jnp.arange(chunks * size) < count).reshape(chunks, size)
+
+
+Remat = Literal["none", "layers", "steps"]
+
+
+def _checkpointed(function: Callable, remat: Remat) -> Callable:
+    """`function` with what the backward pass keeps of it: all, the matrix products, or its arguments alone."""
+    if remat == "none":
+        return function
+    policy = jax.checkpoint_policies.dots_saveable if remat == "layers" else None
+    return jax.checkpoint(function, prevent_cse=False, policy=policy)
+
+
 def adapt(
     field: Field,
     params: Params,
@@ -149,8 +183,9 @@ def adapt(
     *,
     step_size: float | Array,
     first_order: bool = False,
-    remat: Literal["none", "steps"] = "none",
+    remat: Remat = "none",
     channel_loss: Literal["mean", "sum"] = "mean",
+    points_per_chunk: int = 0,
     features: PointFeatures | Basis | None = None,
 ) -> FitResult:
     """G inner steps from phi = 0 on reduced contexts, differentiable in `params` and `step_size`.
@@ -163,42 +198,59 @@ def adapt(
         steps on every point, which is the faster way to say so.
       step_size: alpha, a scalar or [P].
       first_order: treat the inner gradients as constants.
-      remat: "steps" stores only the latent between steps and recomputes the rest in the backward pass.
+      remat: what the backward pass keeps of each step: "none" everything; "layers" the matrix products (two a layer),
+        and recomputes what is elementwise; "steps" the latent alone, and recomputes the step. Gradients are the same.
       channel_loss: see `signal_losses`.
+      points_per_chunk: points of a signal in memory at once, in each step; 0 for all. `remat` then acts on chunks.
       features: of all points, where the caller has them: a derivative then goes through them once.
     Returns:
       FitResult with losses [B, G] on each step's context.
     """
     coords, signals = (jnp.asarray(array, params_dtype(params)) for array in (coords, signals))
+    count = signals.shape[1] if isinstance(context, int) else context.shape[-1]
+    in_chunks = 0 < points_per_chunk < count
     if isinstance(context, int):
-        steps, rows_of_steps, per_signal = context, None, False
-        features = field.point_features(params, coords) if features is None else features
-        losses_on_all = _losses_on(field, params, features, signals, channel_loss=channel_loss, steps=steps)
+        steps, rows_of_steps = context, None
+        if not in_chunks:
+            features = field.point_features(params, coords) if features is None else features
+            losses_on_all = _losses_on(field, params, features, signals, channel_loss=channel_loss, steps=steps)
     else:
-        steps, rows_of_steps, per_signal = context.shape[-2], jnp.asarray(context), context.ndim == 3
-        if per_signal:
+        steps, rows_of_steps = context.shape[-2], jnp.asarray(context)
+        if context.ndim == 3:
             rows_of_steps = jnp.moveaxis(rows_of_steps, 1, 0)  # [G, B, n]
 
-    def step(latents: jax.Array, rows: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        # rows: None, [n] or [B, n]
+    def at(latents: jax.Array, rows: jax.Array | None, weights: jax.Array | None = None):
+        # rows: None for all points, [n] or [B, n]; weights [n]
         if rows is None:
-            losses_of = losses_on_all
-        else:
-            points = field.point_features(params, coords[rows])
-            chosen = jnp.take_along_axis(signals, rows[:, :, None], axis=1) if per_signal else signals[:, rows]
-            losses_of = _losses_on(field, params, points, chosen, channel_loss=channel_loss, steps=1)
+            return slopes_and_losses(losses_on_all, latents)
+        chosen = jnp.take_along_axis(signals, rows[:, :, None], axis=1) if rows.ndim == 2 else signals[:, rows]
+        weights = None if weights is None else jnp.broadcast_to(weights, chosen.shape[:2])
+        losses_of = _losses_on(
+            field, params, field.point_features(params, coords[rows]), chosen,
+            weights=weights, channel_loss=channel_loss, steps=1,
+        )  # fmt: skip
+        return slopes_and_losses(losses_of, latents)
 
-        def total(latents):
-            losses = losses_of(latents)
-            return losses.sum(), losses
+    at = _checkpointed(at, remat)
 
-        slopes, losses = jax.grad(total, has_aux=True)(latents)  # [B, P], [B]
+    def at_chunks(latents: jax.Array, rows: jax.Array | None):
+        pieces, real = point_chunks(jnp.arange(count) if rows is None else rows, points_per_chunk)
+
+        def add(so_far, piece):
+            rows, real = piece
+            weights = real.astype(latents.dtype)
+            part = weights.sum() / count
+            return jax.tree.map(lambda a, b: a + part * b, so_far, at(latents, rows, weights)), None
+
+        nothing = jnp.zeros_like(latents), jnp.zeros(latents.shape[0], latents.dtype)
+        return jax.lax.scan(add, nothing, (pieces, real))[0]
+
+    def step(latents: jax.Array, rows: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        slopes, losses = (at_chunks if in_chunks else at)(latents, rows)  # [B, P], [B]
         if first_order:
             slopes = jax.lax.stop_gradient(slopes)
         return latents - step_size * slopes, losses
 
-    if remat == "steps":
-        step = jax.checkpoint(step, prevent_cse=False)
     start = jnp.zeros((signals.shape[0], field.model.latent_dim), signals.dtype)
     latents, losses = jax.lax.scan(step, start, rows_of_steps, length=steps)
     return FitResult(latents=latents, losses=losses.T)
@@ -211,20 +263,13 @@ def _fit(field, params, coords, signals, weights, step_size, key, *, steps, chan
     losses_on = functools.partial(_losses_on, field, params, channel_loss=channel_loss)
     losses_of = losses_on(features, signals, weights=weights, steps=steps)
 
-    def slopes_of(losses_of, latents):
-        def total(latents):
-            losses = losses_of(latents)
-            return losses.sum(), losses
-
-        return jax.grad(total, has_aux=True)(latents)
-
     def direction_of(latents, step_key):
-        slopes, losses = slopes_of(losses_of, latents)  # [B, P], [B]
+        slopes, losses = slopes_and_losses(losses_of, latents)  # [B, P], [B]
         if selection_ratio is not None:
             rows = random_context(step_key, points=signals.shape[1], selection_ratio=selection_ratio, steps=1)[0]
             subset_weights = None if weights is None else weights[:, rows]
             subset_features = jax.tree.map(lambda leaf: leaf[:, rows], features)
-            subset, _ = slopes_of(
+            subset, _ = slopes_and_losses(
                 losses_on(subset_features, signals[:, rows], weights=subset_weights, steps=1), latents
             )
             norm, subset_norm = (jnp.linalg.norm(s, axis=-1, keepdims=True) for s in (slopes, subset))

@@ -7,8 +7,9 @@ differentiated exactly through the G inner steps (MedFuncta, MIDL 2026, algorith
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ import optax
 
 from medfuncta_jax.context import random_context
 from medfuncta_jax.field import Field, Params, params_dtype
-from medfuncta_jax.inner_loop import Array, adapt, signal_losses
+from medfuncta_jax.inner_loop import Array, Remat, adapt, point_chunks, signal_losses
 from medfuncta_jax.settings import InnerSettings, Settings, TrainSettings
 
 # The step size that every exported field is scaled to; `fit_latent`'s default.
@@ -33,8 +34,9 @@ def meta_loss(
     *,
     step_size: float | Array,
     first_order: bool = False,
-    remat: Literal["none", "steps"] = "none",
+    remat: Remat = "none",
     channel_loss: Literal["mean", "sum"] = "mean",
+    points_per_chunk: int = 0,
 ) -> jax.Array:
     """The outer loss after the inner loop, differentiable in `params` and `step_size`.
 
@@ -46,8 +48,10 @@ def meta_loss(
         on every point.
       step_size: alpha, a scalar or [P].
       first_order: hold the inner gradients constant.
-      remat: "steps" recomputes each inner step in the backward pass; the gradient is the same.
+      remat: see `inner_loop.adapt`.
       channel_loss: see `inner_loop.signal_losses`.
+      points_per_chunk: points of a signal in memory at once, inside each inner step and in the outer loss; 0 for all.
+        The gradient is the same to rounding; only its own derivative is not to be had.
     Returns:
       A scalar: the mean over signals of the loss on every point at phi_G.
     Raises:
@@ -59,12 +63,54 @@ def meta_loss(
     if signals.ndim != 3 or signals.shape[1] != coords.shape[0] or signals.shape[2] != field.channels:
         raise ValueError(f"signals {signals.shape} must be [B, {coords.shape[0]}, {field.channels}]")
     coords, signals = (jnp.asarray(array, params_dtype(params)) for array in (coords, signals))
-    features = field.point_features(params, coords)
-    fit = adapt(
-        field, params, coords, signals, context,
-        step_size=step_size, first_order=first_order, remat=remat, channel_loss=channel_loss, features=features,
-    )  # fmt: skip
-    return signal_losses(field, params, fit.latents, features, signals, channel_loss=channel_loss).mean()
+    in_chunks = 0 < points_per_chunk < signals.shape[1]
+    features = None if in_chunks else field.point_features(params, coords)
+    latents = adapt(
+        field, params, coords, signals, context, step_size=step_size, first_order=first_order, remat=remat,
+        channel_loss=channel_loss, points_per_chunk=points_per_chunk, features=features,
+    ).latents  # fmt: skip
+    if features is not None:
+        return signal_losses(field, params, latents, features, signals, channel_loss=channel_loss).mean()
+
+    def part(shared: tuple[Params, jax.Array], chunk: tuple[jax.Array, ...]) -> jax.Array:
+        (params, latents), (coords, signals, real) = shared, chunk
+        losses = signal_losses(
+            field, params, latents, field.point_features(params, coords), signals,
+            weights=jnp.broadcast_to(real, signals.shape[:2]), channel_loss=channel_loss,
+        )  # fmt: skip
+        return losses.mean() * real.sum() / count
+
+    count = signals.shape[1]
+    rows, real = point_chunks(jnp.arange(count), points_per_chunk)
+    chunks = coords[rows], jnp.moveaxis(signals[:, rows], 1, 0), real.astype(signals.dtype)
+    return _total(part, (params, latents), chunks)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _total(part: Callable[[Any, Any], jax.Array], shared: Any, chunks: Any) -> jax.Array:
+    """Sum of `part(shared, chunk)` over the leading axis of `chunks`, differentiable in `shared`, once.
+
+    The gradient of a chunk is taken while its intermediates are there, so that no chunk is computed twice and only one
+    is in memory.
+    """
+    nothing = jnp.zeros((), jax.tree.leaves(shared)[0].dtype)
+    return jax.lax.scan(lambda so_far, chunk: (so_far + part(shared, chunk), None), nothing, chunks)[0]
+
+
+def _total_forward(part, shared, chunks):
+    def add(so_far, chunk):
+        return jax.tree.map(jnp.add, so_far, jax.value_and_grad(part)(shared, chunk)), None
+
+    nothing = jnp.zeros((), jax.tree.leaves(shared)[0].dtype), jax.tree.map(jnp.zeros_like, shared)
+    return jax.lax.scan(add, nothing, chunks)[0]
+
+
+def _total_backward(part, slopes, cotangent):
+    del part
+    return jax.tree.map(lambda slope: cotangent * slope, slopes), None
+
+
+_total.defvjp(_total_forward, _total_backward)
 
 
 class Trainable(NamedTuple):
@@ -145,24 +191,50 @@ def make_update(field: Field, settings: Settings, coords: jax.Array) -> Update:
     optimizer = make_optimizer(train)
     schedule = learning_rate_schedule(train, train.learning_rate)
 
+    def loss_of(trainable: Trainable, coords: jax.Array, signals: jax.Array, context: Array | int) -> jax.Array:
+        return meta_loss(
+            field, trainable.field, coords, signals, context, step_size=step_size(trainable, inner),
+            first_order=inner.first_order, remat=inner.remat, channel_loss=train.channel_loss,
+            points_per_chunk=train.points_per_chunk,
+        )  # fmt: skip
+
+    def in_micro_batches(trainable: Trainable, coords: jax.Array, signals: jax.Array, context: Array | int):
+        # Signal i goes to micro-batch i % count: each then lies on all devices that the batch is split over.
+        count = signals.shape[0] // train.micro_batch
+        parts = signals.reshape(train.micro_batch, count, *signals.shape[1:])
+        contexts = None
+        if not isinstance(context, int) and context.ndim == 3:
+            contexts = context.reshape(train.micro_batch, count, *context.shape[1:])
+
+        def add(so_far, i):
+            some = context if contexts is None else contexts[:, i]
+            return jax.tree.map(
+                lambda a, b: a + b / count, so_far, jax.value_and_grad(loss_of)(trainable, coords, parts[:, i], some)
+            ), None
+
+        nothing = jnp.zeros((), signals.dtype), jax.tree.map(jnp.zeros_like, trainable)
+        return jax.lax.scan(add, nothing, jnp.arange(count))[0]
+
     def update(state: MetaState, signals: jax.Array, key: jax.Array) -> tuple[MetaState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(key, state.step)
+        points = coords
+        if train.selection_ratio < 1:
+            rows = random_context(
+                jax.random.fold_in(key, 1), points=len(coords), selection_ratio=train.selection_ratio, steps=1
+            )[0]  # fmt: skip
+            points, signals = coords[rows], signals[:, rows]
         context: Array | int = inner.steps
         if inner.selection_ratio < 1:
             context = random_context(
-                jax.random.fold_in(key, state.step),
+                key,
                 points=signals.shape[1],
                 selection_ratio=inner.selection_ratio,
                 steps=inner.steps,
                 signals=None if inner.shared_context else signals.shape[0],
             )
-
-        def loss_of(trainable: Trainable) -> jax.Array:
-            return meta_loss(
-                field, trainable.field, coords, signals, context, step_size=step_size(trainable, inner),
-                first_order=inner.first_order, remat=inner.remat, channel_loss=train.channel_loss,
-            )  # fmt: skip
-
-        loss, slopes = jax.value_and_grad(loss_of)(state.trainable)
+        whole = train.micro_batch in (0, signals.shape[0])
+        gradient = jax.value_and_grad(loss_of) if whole else in_micro_batches
+        loss, slopes = gradient(state.trainable, points, signals, context)
         changes, optimizer_state = optimizer.update(slopes, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, changes)
         metrics = {

@@ -142,7 +142,8 @@ class InnerSettings:
       selection_ratio: gamma in (0, 1], the part of the points in the context of a step.
       shared_context: one subset a step for the whole batch (the release) instead of one a signal (the paper).
       first_order: hold the inner gradients constant (first-order MAML); exact second order otherwise.
-      remat: "steps" recomputes each inner step in the backward pass, "none" keeps its intermediates.
+      remat: what the backward pass keeps of each inner step: "none" all intermediates, "layers" the matrix products,
+        "steps" only the latent; the rest is computed again. The gradient is the same.
     """
 
     steps: int = 10
@@ -151,7 +152,7 @@ class InnerSettings:
     selection_ratio: float = 0.25
     shared_context: bool = False
     first_order: bool = False
-    remat: Literal["none", "steps"] = "steps"
+    remat: Literal["none", "layers", "steps"] = "steps"
 
     def __post_init__(self):
         _require(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
@@ -166,6 +167,10 @@ class TrainSettings:
     Attributes:
       steps: meta-updates in all.
       batch_size: B signals a meta-update, over all devices.
+      micro_batch: signals in memory at once, a divisor of `batch_size`; the gradient is their sum. 0: all.
+      points_per_chunk: points of a signal in memory at once, in each inner step and in the outer loss. 0: all.
+      selection_ratio: in (0, 1], part of the points that a meta-update sees, drawn afresh for each; the context is a
+        part of those. 1 (the paper): the outer loss is on every point.
       learning_rate: beta, the peak rate of AdamW.
       schedule: "cosine" anneals to 0 over `steps`, "constant" does not.
       warmup_steps: linear warm-up from 0, counted in `steps`; a shorter run is warm-up to its end.
@@ -182,6 +187,9 @@ class TrainSettings:
 
     steps: int = 250_000
     batch_size: int = 24
+    micro_batch: int = 0
+    points_per_chunk: int = 0
+    selection_ratio: float = 1.0
     learning_rate: float = 3e-6
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = 0
@@ -198,6 +206,11 @@ class TrainSettings:
     def __post_init__(self):
         for name in ("steps", "batch_size", "eval_every", "eval_signals", "log_every"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("micro_batch", "points_per_chunk"):
+            _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        micro = self.micro_batch or self.batch_size
+        _require(self.batch_size % micro == 0, f"micro_batch = {micro} does not divide batch_size = {self.batch_size}")
+        _require(0 < self.selection_ratio <= 1, f"selection_ratio must be in (0, 1], got {self.selection_ratio}")
         for name in ("learning_rate", "step_size_learning_rate"):
             _require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
         for name in ("warmup_steps", "weight_decay", "clip_norm", "checkpoint_every", "collapse_db"):

@@ -53,7 +53,7 @@ def test_inner_latents_and_losses(golden, built):
         assert_close(fit.losses, golden["inner_losses"][:, :taken])
 
 
-@pytest.mark.parametrize("remat", ["none", "steps"])
+@pytest.mark.parametrize("remat", ["none", "layers", "steps"])
 def test_meta_loss_and_second_order_gradient(golden, built, remat):
     loss, slopes = meta_gradient(golden, built, remat=remat)
     assert_close(loss, golden["meta_loss"])

@@ -64,9 +64,27 @@ def gradient(problem, context=None, **options):
 
 
 @pytest.mark.parametrize("context", [None, 3])
-def test_remat_changes_nothing(problem, context):
-    none, steps = (gradient(problem, context, remat=remat) for remat in ("none", "steps"))
-    chex.assert_trees_all_close(none, steps, rtol=1e-10, atol=1e-14)
+@pytest.mark.parametrize("remat", ["layers", "steps"])
+def test_remat_changes_nothing(problem, context, remat):
+    none, other = (gradient(problem, context, remat=how) for how in ("none", remat))
+    chex.assert_trees_all_close(none, other, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("context", [None, 3])
+@pytest.mark.parametrize("points", [1, 7, 18, 35])
+def test_chunks_of_points_change_nothing(problem, context, points):
+    whole, chunks = (gradient(problem, context, points_per_chunk=count, remat="layers") for count in (0, points))
+    chex.assert_trees_all_close(whole, chunks, rtol=1e-9, atol=1e-13)
+
+
+def test_chunks_of_points_change_nothing_for_one_modulated_layer():
+    field = mf.Field(mf.ModelSettings(layers=3, width=16, latent_dim=6, omega_first=15.0, omega_last=40.0), 2, 3)
+    params, signals = field.init(jax.random.key(0), jnp.float64), np.random.default_rng(0).uniform(size=(2, 36, 3))
+    whole, chunks = (
+        jax.grad(lambda p, n: mf.meta_loss(field, p, COORDS, signals, 3, step_size=0.5, points_per_chunk=n))(params, n)
+        for n in (0, 10)
+    )
+    chex.assert_trees_all_close(whole, chunks, rtol=1e-9, atol=1e-13)
 
 
 def test_shared_context_equals_the_same_rows_for_every_signal(problem):
@@ -147,6 +165,30 @@ def test_updates_are_reproducible_and_resume(problem):
     half, _ = run_updates(settings, problem[1], 3)
     resumed, _ = run_updates(settings, problem[1], 3, state=half)
     chex.assert_trees_all_close(whole, resumed, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("train", [{"micro_batch": 1}, {"micro_batch": 2}, {"points_per_chunk": 5, "micro_batch": 2}])
+def test_parts_of_a_batch_make_the_same_update(problem, shared, train):
+    inner = {"shared_context": shared, "learned_step_size": "scalar"}
+    whole, parts = (
+        run_updates(make_settings(inner=inner, train={"clip_norm": 0.0} | some), problem[1], 1) for some in ({}, train)
+    )
+    np.testing.assert_allclose(parts[1][0]["loss"], whole[1][0]["loss"], rtol=1e-6)
+    np.testing.assert_allclose(parts[1][0]["gradient_norm"], whole[1][0]["gradient_norm"], rtol=1e-4)
+    # AdamW's first moment holds the gradient itself; its first step only the gradient's signs.
+    first = (optax.tree.get(state.optimizer.inner_states["field"], "mu") for state, _ in (whole, parts))
+    chex.assert_trees_all_close(*first, rtol=1e-3, atol=1e-7)
+
+
+def test_an_update_can_see_a_part_of_the_points(problem):
+    settings = make_settings(inner={"selection_ratio": 1.0}, train={"selection_ratio": 0.25})
+    _, history = run_updates(settings, problem[1], 2)
+    start = meta_step.init_state(FIELD, settings, jax.random.key(0)).trainable.field
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), 0), 1)
+    rows = random_context(key, points=36, selection_ratio=0.25, steps=1)[0]
+    expected = mf.meta_loss(FIELD, start, COORDS[rows], problem[1][:, rows], 3, step_size=0.5)
+    np.testing.assert_allclose(history[0]["loss"], expected, rtol=1e-5)
 
 
 def test_clipping_bounds_the_gradient_that_the_optimizer_sees():
