@@ -24,7 +24,8 @@ from medfuncta_jax.siren import Basis, PointFeatures
 
 Array = jax.Array | np.ndarray
 
-# Points (signals times coordinates) that `reconstruct` evaluates at once: 64 MB an activation at width 256.
+# Points (signals times coordinates) that are evaluated at once where nothing else is said: 64 MB an activation at width
+# 256.
 _POINTS_AT_ONCE = 65_536
 
 
@@ -256,15 +257,67 @@ def adapt(
     return FitResult(latents=latents, losses=losses.T)
 
 
-@functools.partial(jax.jit, static_argnames=("field", "steps", "channel_loss", "selection_ratio", "safeguard"))
-def _fit(field, params, coords, signals, weights, step_size, key, *, steps, channel_loss, selection_ratio, safeguard):
-    features = field.point_features(params, coords)
+def _slopes_in_chunks(
+    field: Field,
+    params: Params,
+    features: PointFeatures,
+    signals: jax.Array,
+    weights: jax.Array | None,
+    *,
+    channel_loss: Literal["mean", "sum"],
+    points_per_chunk: int,
+) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+    """`slopes_and_losses` on all points as a function of the latents, with a chunk of points in memory at once."""
+    count = signals.shape[1]
+    shares = jnp.full(signals.shape[:2], 1 / count, signals.dtype)
+    if weights is not None:
+        total = weights.sum(-1, keepdims=True)
+        shares = weights / jnp.where(total > 0, total, 1)
+    rows, real = point_chunks(jnp.arange(count), points_per_chunk)
 
+    def pieces(array):  # [B or 1, N, ...] -> [m, B or 1, c, ...]
+        return jnp.moveaxis(array[:, rows], 1, 0)
+
+    chunks = jax.tree.map(pieces, (features, signals, shares))
+
+    def slopes_of(latents):
+        def add(so_far, chunk):
+            (some_features, some_signals, some_shares), some_real = chunk
+            some_shares = jnp.where(some_real, some_shares, 0)
+
+            def losses_of(latents):
+                losses = signal_losses(
+                    field, params, latents, some_features, some_signals, weights=some_shares, channel_loss=channel_loss
+                )
+                return losses * some_shares.sum(-1)
+
+            return jax.tree.map(jnp.add, so_far, slopes_and_losses(losses_of, latents)), None
+
+        nothing = jnp.zeros_like(latents), jnp.zeros(latents.shape[0], latents.dtype)
+        return jax.lax.scan(add, nothing, (chunks, real))[0]
+
+    return slopes_of
+
+
+@functools.partial(
+    jax.jit, static_argnames=("field", "steps", "channel_loss", "selection_ratio", "safeguard", "points_per_chunk")
+)
+def _fit(
+    field, params, coords, signals, weights, step_size, key,
+    *, steps, channel_loss, selection_ratio, safeguard, points_per_chunk,
+):  # fmt: skip
+    features = field.point_features(params, coords)
     losses_on = functools.partial(_losses_on, field, params, channel_loss=channel_loss)
-    losses_of = losses_on(features, signals, weights=weights, steps=steps)
+    if points_per_chunk < signals.shape[1] and isinstance(features, PointFeatures):
+        slopes_on_all = _slopes_in_chunks(
+            field, params, features, signals, weights, channel_loss=channel_loss, points_per_chunk=points_per_chunk
+        )
+    else:
+        losses_of = losses_on(features, signals, weights=weights, steps=steps)
+        slopes_on_all = functools.partial(slopes_and_losses, losses_of)
 
     def direction_of(latents, step_key):
-        slopes, losses = slopes_and_losses(losses_of, latents)  # [B, P], [B]
+        slopes, losses = slopes_on_all(latents)  # [B, P], [B]
         if selection_ratio is not None:
             rows = random_context(step_key, points=signals.shape[1], selection_ratio=selection_ratio, steps=1)[0]
             subset_weights = None if weights is None else weights[:, rows]
@@ -293,8 +346,13 @@ def _fit(field, params, coords, signals, weights, step_size, key, *, steps, chan
         return FitResult(latents=latents, losses=losses.T)
     one = jnp.ones(start.shape[0], start.dtype)
     (best, latents), losses = jax.lax.scan(guarded_step, (_Best(start, one * jnp.inf, start, one), start), keys, steps)
-    last = _keep_better(_Best(latents, losses_of(latents), start, one), best)
+    last = _keep_better(_Best(latents, slopes_on_all(latents)[1], start, one), best)
     return FitResult(latents=last.latents, losses=losses.T)
+
+
+def _chunk(points: int | None, batch: int) -> int:
+    """Points of each of `batch` signals evaluated at once."""
+    return points or max(1, _POINTS_AT_ONCE // max(1, batch))
 
 
 class _Best(NamedTuple):
@@ -325,6 +383,7 @@ def fit_latent(
     channel_loss: Literal["mean", "sum"] = "mean",
     safeguard: bool = False,
     rescale_ratio: float | None = None,
+    points_per_chunk: int | None = None,
     key: jax.Array | None = None,
 ) -> FitResult:
     """Fit one latent to each signal; compiled once per shape.
@@ -343,12 +402,15 @@ def fit_latent(
         signal unlike the training data can then not diverge. Where no loss grows, nothing changes.
       rescale_ratio: None, or gamma in (0, 1]: each step takes the norm of the gradient on a random subset of that part
         of the points (the release's test-time rule).
+      points_per_chunk: points of a signal in memory at once; None bounds B times them at 65,536. Changes rounding only.
       key: PRNG key for `rescale_ratio`; key 0 where None.
     Returns:
       FitResult: latents [B, P], losses [B, steps] (mean squared error before each step).
     Raises:
       ValueError: shapes that do not belong together, integer signals, or an observed value that is not finite.
     """
+    if points_per_chunk is not None and points_per_chunk < 1:
+        raise ValueError(f"points_per_chunk must be at least 1, got {points_per_chunk}")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     if rescale_ratio is not None and not 0 < rescale_ratio <= 1:
@@ -369,6 +431,7 @@ def fit_latent(
         field, params, jnp.asarray(points, dtype), signals, weights, jnp.asarray(step_size, dtype),
         jax.random.key(0) if key is None else key,
         steps=steps, channel_loss=channel_loss, selection_ratio=rescale_ratio, safeguard=safeguard,
+        points_per_chunk=_chunk(points_per_chunk, batch),
     )  # fmt: skip
 
 
@@ -438,5 +501,6 @@ def reconstruct(field: Field, params: Params, latents: Array, coords: Array, *, 
         raise ValueError(f"latents {latents.shape} must be [B, {field.model.latent_dim}]")
     _check_coords(field, coords, batch=latents.shape[0])
     dtype = params_dtype(params)
-    chunk = chunk or max(1, _POINTS_AT_ONCE // max(1, latents.shape[0]))
-    return _evaluate(field, params, jnp.asarray(latents, dtype), jnp.asarray(coords, dtype), chunk=chunk)
+    return _evaluate(
+        field, params, jnp.asarray(latents, dtype), jnp.asarray(coords, dtype), chunk=_chunk(chunk, latents.shape[0])
+    )

@@ -103,6 +103,8 @@ class ModelSettings:
       modulate_scale: the latent also scales each layer's pre-activation.
       modulation_init: M_k starts "uniform" (the paper) or "orthogonal" with the same norm, so that no direction of the
         latent starts with next to no effect; of use where few inner steps meet a latent as large as the layer is wide.
+      products: "bfloat16" rounds the factors of the matrix products of layers 2 to K-1, and of their derivatives, sums
+        them in float32 and leaves all else as it is.
     """
 
     layers: int = 15
@@ -115,6 +117,7 @@ class ModelSettings:
     modulate_first_layer: bool = False
     modulate_scale: bool = False
     modulation_init: Literal["uniform", "orthogonal"] = "uniform"
+    products: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
         _require(self.layers >= 3, f"layers must be at least 3 (one modulated layer), got {self.layers}")

@@ -57,6 +57,30 @@ class Basis(NamedTuple):
     functions: jax.Array
 
 
+@jax.custom_vjp
+def rounded_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [..., n] times kernel [n, m]: factors rounded to bfloat16, sums in float32; its derivatives (reverse) too."""
+    return jnp.matmul(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+
+
+def _rounded_product_forward(x, kernel):
+    return rounded_product(x, kernel), (x, kernel)
+
+
+def _rounded_product_backward(operands, slope):
+    x, kernel = operands
+    rows, slopes = (array.reshape(-1, array.shape[-1]) for array in (x, slope))
+    return rounded_product(slope, kernel.T), rounded_product(rows.T, slopes)
+
+
+rounded_product.defvjp(_rounded_product_forward, _rounded_product_backward)
+
+
+def _rounded_dot_general(x, kernel, dimensions, precision=None, preferred_element_type=None):
+    del dimensions, precision, preferred_element_type  # nn.Dense: the last axis with the first
+    return rounded_product(x, kernel)
+
+
 def _uniform(bound: float, centre: float = 0.0):
     def init(key, shape, dtype=jnp.float32):
         return jax.random.uniform(key, shape, dtype, centre - bound, centre + bound)
@@ -82,7 +106,10 @@ class ModulatedSiren(nn.Module):
             inputs = self.coord_dims if k == 1 else model.width
             features = self.channels if k == model.layers else model.width
             init = _uniform(1 / inputs if k == 1 else math.sqrt(6 / inputs) / omega[k - 1])
-            setattr(self, f"layer_{k}", nn.Dense(features, kernel_init=init, bias_init=init))
+            rounded = model.products == "bfloat16" and 1 < k < model.layers
+            dot_general = _rounded_dot_general if rounded else None
+            layer = nn.Dense(features, kernel_init=init, bias_init=init, dot_general=dot_general)
+            setattr(self, f"layer_{k}", layer)
         bound = 1 / math.sqrt(model.latent_dim)
         kernel = _uniform(bound)
         if model.modulation_init == "orthogonal":  # with the expected Frobenius norm of the uniform one

@@ -62,6 +62,26 @@ def test_zero_weight_padding_changes_nothing_whatever_it_holds(field, params, si
     np.testing.assert_allclose(masked.losses, plain.losses, rtol=1e-11)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("own_points", [False, True])
+def test_chunks_of_points_change_nothing(field, params, signals, weighted, own_points):
+    coords = np.broadcast_to(mf.grid((6, 5)), (4, 30, 2)) if own_points else mf.grid((6, 5))
+    weights = np.random.default_rng(2).uniform(0, 2, (4, 30)) if weighted else None
+    if weighted:
+        weights[:, ::7] = 0
+        weights[3] = 0  # nothing of it was seen
+    fits = [
+        mf.fit_latent(
+            field, params, signals.reshape(4, 30, 1), coords=coords, weights=weights, safeguard=True,
+            points_per_chunk=points,
+        )
+        for points in (30, 1, 8)
+    ]  # fmt: skip
+    for other in fits[1:]:
+        np.testing.assert_allclose(other.latents, fits[0].latents, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(other.losses, fits[0].losses, rtol=1e-10)
+
+
 def test_weights_are_relative_and_may_have_the_grids_shape(field, params, signals):
     weights = np.random.default_rng(2).uniform(0.5, 2, (4, 6, 5))
     one = mf.fit_latent(field, params, signals, weights=weights)
