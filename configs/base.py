@@ -112,4 +112,4 @@ def volumes(config: ConfigDict, variant: str) -> ConfigDict:
     config = paper_3d(config)
     if variant == "":
         return config
-    return cpu(config, width=512, latent_dim=512, steps=2000, batch_size=16, inner_steps=10, selection_ratio=1 / 16)
+    return cpu(config, width=512, latent_dim=512, steps=2000, batch_size=8, inner_steps=10, selection_ratio=1 / 16)
