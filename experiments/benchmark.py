@@ -27,8 +27,10 @@ import numpy as np
 from absl import app, flags
 
 from medfuncta_jax import Field, fit_latent, grid, meta_step
+from medfuncta_jax.context import context_size
 from medfuncta_jax.field import parameter_count
 from medfuncta_jax.settings import Settings
+from medfuncta_jax.sine import cosine, sine
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,54 @@ def settings_of(case: Case, overrides: list[str], batch: int | None) -> Settings
     return Settings.from_dict(values)
 
 
+def work(case: Case, settings: Settings, *, mode: str, batch: int) -> dict[str, float]:
+    """What one run cannot do without if nothing is computed twice.
+
+    An inner step needs six products for each layer that the latent reaches: forward, the gradient in the layer's input,
+    and for both of these, in the backward pass, the gradient in its input and in its weights. The outer loss needs
+    three, a step at test time two. The first two layers before the latent enters, and their gradient, are counted
+    for every point in every step, but not for every signal where the points are shared. A field with one modulated
+    layer is not counted: no sine or product of a layer's size is left in its steps.
+
+    Returns:
+      flops: of matrix products. sines: sines and cosines, one of each for an element of a layer and a step.
+    """
+    model, inner = settings.model, settings.inner
+    points, width, modulated = math.prod(case.grid), model.width, model.layers - 2
+    if mode == "train":
+        seen = context_size(points, settings.train.selection_ratio)
+        context = context_size(seen, inner.selection_ratio)
+        shared = 1 if inner.shared_context or inner.selection_ratio == 1 else batch
+        runs = [(inner.steps * context, 6, shared, inner.steps), (seen, 3, 1, 1)]
+    else:
+        runs = [(settings.fit.steps * points, 2, 0, settings.fit.steps)]
+    flops = sines = 0
+    for count, products, first, steps in runs:
+        layers = (modulated - 1) * width**2 + width * case.channels
+        flops += 2 * products * (count * batch * layers + steps * batch * modulated * model.latent_dim * width)
+        flops += 2 * 3 * first * count * width * (width + len(case.grid))
+        sines += 2 * count * (batch * modulated + first) * width
+    return {"flops": float(flops), "sines": float(sines)}
+
+
+def machine_rates(width: int) -> dict[str, float]:
+    """Rates of this machine on a layer of 4096 points: products (flop/s), and pairs of sine and cosine (elements/s)."""
+    x, kernel = (jax.random.normal(jax.random.key(i), shape) for i, shape in ((0, (4096, width)), (1, (width, width))))
+
+    def best(function, *arguments):
+        run, seconds = jax.jit(function), []
+        for _ in range(30):
+            began = time.perf_counter()
+            jax.block_until_ready(run(*arguments))
+            seconds.append(time.perf_counter() - began)
+        return min(seconds)
+
+    return {
+        "flops_per_s": 2 * x.size * width / best(jnp.matmul, x, kernel),
+        "sines_per_s": 2 * x.size / best(lambda x: (sine(x), cosine(x)), x),
+    }
+
+
 def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
     """Compile, run once, then time `repeats` runs, each to the end of its computation.
 
@@ -89,7 +139,8 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
       mode: "train", one meta-update; or "fit", H steps on every point.
       repeats: runs that count.
     Returns:
-      JSON-able; seconds, bytes of temporaries in the compiled program, GB of resident memory.
+      JSON-able; seconds, bytes of temporaries in the compiled program, GB of resident memory; `floor_s` is the least
+      time that the machine's own rates of products and sines allow, and `floor_part` that divided by `best_s`.
     """
     field = Field(settings.model, len(case.grid), case.channels)
     coords = jnp.asarray(grid(case.grid), jnp.float32)
@@ -122,6 +173,8 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
         began = time.perf_counter()
         value = jax.block_until_ready(run())
         seconds.append(time.perf_counter() - began)
+    needed, rates = work(case, settings, mode=mode, batch=batch), machine_rates(settings.model.width)
+    floor_s = needed["flops"] / rates["flops_per_s"] + needed["sines"] / rates["sines_per_s"]
     return {
         "config": case.config,
         "mode": mode,
@@ -132,6 +185,10 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
         "parameters": parameter_count(state.trainable.field if mode == "train" else params),
         "best_s": min(seconds[1:]),
         "median_s": statistics.median(seconds[1:]),
+        **needed,
+        **rates,
+        "floor_s": floor_s,
+        "floor_part": floor_s / min(seconds[1:]),
         "compile_s": compile_s,
         "temp_bytes": temporaries,
         "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,

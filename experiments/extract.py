@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from experiments.fit import FittedSignals, fit_signals
@@ -61,19 +62,22 @@ def extract(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopR
     """
     config = settings.extract
     field, params = load_field(run.path)
-    mesh = sharding.data_mesh()
+    mesh = sharding.data_mesh(jax.local_devices())
+    # Of several processes each is a job of its own.
+    shard = config.shard * jax.process_count() + jax.process_index()
+    shards = config.shards * jax.process_count()
     began, fitted_any = time.monotonic(), False
     parts = _layout(run.latents, dataset, config.signals_per_file)
     numbers = itertools.count()
     for name, split in dataset.splits.items():
-        own = [part for part in parts[name] if next(numbers) % config.shards == config.shard]
+        own = [part for part in parts[name] if next(numbers) % shards == shard]
         about, examples = _about(name, dataset, run, settings), split.annotations()
         left = [part for part in own if not _is_current(part, about, examples)]
         if not left:
             continue
         fitted_any = True
         (run.latents / CARD).unlink(missing_ok=True)  # it speaks for a whole store
-        job = f" (job {config.shard} of {config.shards})" if config.shards > 1 else ""
+        job = f" (job {shard} of {shards})" if shards > 1 else ""
         total, missing = (sum(len(part.rows) for part in some) for some in (own, left))
         psnr = []
         with Progress(f"extract {name}{job}", total=total, done=total - missing, unit="signals") as progress:
@@ -97,7 +101,7 @@ def extract(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopR
         )  # fmt: skip
     if fitted_any:
         run.set_seconds("extract", time.monotonic() - began)
-    _finish(settings, run)
+    _finish(run, shards)
 
 
 def _layout(folder: Path, dataset: Dataset, signals_per_file: int) -> dict[str, list[_Part]]:
@@ -164,12 +168,12 @@ def _write(part: _Part, about: dict[str, Any], examples: Annotations, fitted: Fi
     )  # fmt: skip
 
 
-def _finish(settings: Settings, run: RunDirectory) -> None:
+def _finish(run: RunDirectory, shards: int) -> None:
     """Describe the store if it is whole; of several jobs, the one that ends last finds it so."""
     try:
         store = load_latents(run.latents, field=run.path)
     except LatentStoreError as error:
-        if settings.extract.shards == 1:
+        if shards == 1:
             raise
         log.info("extract: the files of this job are written, the store waits for others (%s)", error)
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from types import FrameType
-from typing import Self
+from typing import NoReturn, Self
 
 # EX_TEMPFAIL of sysexits.h: not done, saved; run the same command again. Never the code of a crash or a kill.
 EXIT_INTERRUPTED = 75
@@ -41,4 +41,9 @@ class StopRequest:
     def check(self, saved: str) -> None:
         """Raise Interrupted if a stop was asked for; `saved` says what is safe."""
         if self.signal is not None:
-            raise Interrupted(f"{self.signal.name}: {saved}; run the same command again to go on")
+            self.tell(saved)
+
+    def tell(self, saved: str) -> NoReturn:
+        """Raise Interrupted; the signal may have been another process's."""
+        name = "another process was asked to stop" if self.signal is None else self.signal.name
+        raise Interrupted(f"{name}: {saved}; run the same command again to go on")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -26,6 +27,12 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. con
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; an interrupted run in it goes on.")
 _MODE = flags.DEFINE_enum("mode", "all", MODES, "Stage to run.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder with the source's files, for sources that need some.")
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed", "auto", ["auto", "off"], "Whether the tasks of one Slurm step are one run, or each on its own."
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first of several processes, without Slurm.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes make this run.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.", lower_bound=0)
 
 log = logging.getLogger("medfuncta")
 
@@ -70,6 +77,7 @@ def _run(stop: StopRequest) -> int:
     # After the flags, so that a typo is answered at once: these imports take seconds.
     import jax
 
+    from experiments import processes
     from experiments.classify import classify
     from experiments.curves import curves
     from experiments.decode import decode
@@ -78,7 +86,7 @@ def _run(stop: StopRequest) -> int:
     from experiments.report import report
     from experiments.run_directory import RunDirectory, RunError
     from experiments.summary import summary
-    from experiments.train import train
+    from experiments.train import OUT_OF_MEMORY, train
     from medfuncta_jax.checkpoint import CheckpointError
     from medfuncta_jax.datasets import DataError, open_dataset
     from medfuncta_jax.latent_store import LatentStoreError
@@ -89,37 +97,57 @@ def _run(stop: StopRequest) -> int:
         "curves": functools.partial(curves, data_dir=_DATA_DIR.value), "classify": classify, "report": report
     }  # fmt: skip
     stages_without_data = {"decode": decode}  # all they need is in the run directory
+    together = ("train", "extract")  # by all processes; the rest by the first alone
     try:
         settings = Settings.from_dict(_CONFIG.value.to_dict())
+        processes.join(_DISTRIBUTED.value != "off", _COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        if not processes.first():
+            log.setLevel(logging.ERROR)
         if _MODE.value in stages_without_data:
-            stages_without_data[_MODE.value](settings, RunDirectory(str(_WORKDIR.value), settings), stop)
+            if processes.first():
+                stages_without_data[_MODE.value](settings, RunDirectory(str(_WORKDIR.value), settings), stop)
             return 0
-        dataset = open_dataset(settings.data, data_dir=_DATA_DIR.value)
-        run = RunDirectory(str(_WORKDIR.value), settings)
+        if processes.first():  # it prepares what the others then read
+            dataset = open_dataset(settings.data, data_dir=_DATA_DIR.value)
+        processes.wait_for_all("data")
+        if not processes.first():
+            dataset = open_dataset(settings.data, data_dir=_DATA_DIR.value)
+        run = RunDirectory(str(_WORKDIR.value), settings, writes=processes.first())
+        processes.wait_for_all("workdir")
         log.info(
             "%s: %s signals of %s x %d on %d %s device(s), run in %s",
             dataset.name, " / ".join(f"{len(split)} {name}" for name, split in dataset.splits.items()),
-            "x".join(map(str, dataset.grid)), dataset.channels, jax.local_device_count(), jax.default_backend(),
+            "x".join(map(str, dataset.grid)), dataset.channels, jax.device_count(), jax.default_backend(),
             run.path,
         )  # fmt: skip
         for name in stages if _MODE.value == "all" else [_MODE.value]:
-            (stages | on_demand)[name](settings, dataset, run, stop)
-        print(summary(settings, dataset, run))
+            if name in together or processes.first():
+                (stages | on_demand)[name](settings, dataset, run, stop)
+            processes.wait_for_all(name)
+        if processes.first():
+            print(summary(settings, dataset, run))
         return 0
     except Interrupted as interrupted:
         log.warning("%s", interrupted)
         return EXIT_INTERRUPTED
+    except processes.ProcessesError as error:
+        return _refuse(error, code=2)
     except (SettingsError, DataError, RunError, CheckpointError, LatentStoreError) as error:
         return _refuse(error, code=1)
     except OSError as error:
         return _refuse(_os_error(error), code=1)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if "RESOURCE_EXHAUSTED" in str(error):
+            return _refuse(f"out of memory; {OUT_OF_MEMORY}", code=1)
+        if jax.process_count() == 1:
             raise
-        return _refuse(
-            "out of memory; lower train.batch_size, inner.selection_ratio or fit.batch_size, or set inner.remat=steps",
+        _refuse(
+            f"process {jax.process_index()} of {jax.process_count()}: another process of this run is gone, or cannot "
+            f"be reached ({str(error).splitlines()[0][:200]}); run the same command again, which goes on from the "
+            "newest checkpoint",
             code=1,
         )
+        os._exit(1)  # an orderly end would wait for the one that is gone
 
 
 def _os_error(error: OSError) -> str:

@@ -43,14 +43,18 @@ class RunDirectory:
     evaluation.json, figures/` and `seconds.json` (time spent a stage).
     """
 
-    def __init__(self, path: Path | str, settings: Settings):
+    def __init__(self, path: Path | str, settings: Settings, *, writes: bool = True):
         """Open or make the directory.
 
+        Args:
+          path, settings: of the run.
+          writes: of several processes one does; the methods of the others that write do nothing.
         Raises:
           RunError: it cannot be written, or holds a run of other settings, whose differing fields are listed.
         """
         self.path = Path(path).expanduser().absolute()
         self.settings = settings
+        self.writes = writes
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -59,7 +63,7 @@ class RunDirectory:
             raise RunError(f"workdir {self.path} is not writable; name another --workdir")
         if self.config_file.exists():
             self._compare()
-        else:
+        elif writes:
             write_json(self.config_file, settings.to_dict())
 
     config_file = property(lambda self: self.path / "config.json")
@@ -99,6 +103,8 @@ class RunDirectory:
 
     def append_metrics(self, records: list[dict[str, Any]]) -> None:
         """Add lines to metrics.jsonl."""
+        if not self.writes:
+            return
         with self.metrics_file.open("a") as file:
             file.writelines(json.dumps(record) + "\n" for record in records)
 
@@ -115,6 +121,8 @@ class RunDirectory:
 
     def rewind_metrics(self, step: int) -> None:
         """Drop lines after `step`: a resumed run writes them again."""
+        if not self.writes:
+            return
         kept = [record for record in self.read_metrics() if record["step"] <= step]
         with atomic_path(self.metrics_file) as partial:
             partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
@@ -128,4 +136,6 @@ class RunDirectory:
 
     def set_seconds(self, stage: str, seconds: float) -> None:
         """Note the time that a stage took."""
+        if not self.writes:
+            return
         write_json(self.path / "seconds.json", {**self.seconds(), stage: round(seconds, 2)})

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from experiments import processes
 from experiments.fit import fit_signals
 from experiments.interruption import StopRequest
 from experiments.progress import Progress
@@ -22,6 +23,10 @@ from medfuncta_jax.datasets import Dataset, batches
 from medfuncta_jax.field import Field
 from medfuncta_jax.settings import Settings
 
+OUT_OF_MEMORY = (
+    "lower train.micro_batch (1 is the least, and changes no result) or fit.batch_size, set inner.remat=steps, or give "
+    "train.points_per_chunk, e.g. 4096"
+)
 _REMEDY = "try a lower train.learning_rate, inner.step_size or model.omega_last, or train.warmup_steps"
 
 
@@ -52,6 +57,10 @@ def train(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopReq
         loop.run_from(start, state, update_key, stop)
 
 
+def _board(run: RunDirectory, start: int) -> SummaryWriter:
+    return SummaryWriter(str(run.tensorboard), purge_step=start or None, write_to_disk=run.writes)
+
+
 class _Loop:
     """The loop's bookkeeping: what is logged, validated, saved, and when to give up."""
 
@@ -78,7 +87,7 @@ class _Loop:
             batches(
                 self.dataset.splits["train"], batch_size=config.batch_size, seed=settings.seed, start_step=start
             ) as stream,
-            SummaryWriter(str(self.run.tensorboard), purge_step=start or None) as self.board,
+            _board(self.run, start) as self.board,
             Progress("train", total=config.steps, done=start, unit="steps") as self.progress,
         ):
             for step in range(start + 1, config.steps + 1):
@@ -87,19 +96,19 @@ class _Loop:
                 if self.pending:  # one update in flight: the queue stays short, a Ctrl-C is heard at once
                     jax.block_until_ready(self.pending[-1][1]["loss"])
                 self.pending.append((step, metrics))
-                last = step == config.steps
+                last, stopping = step == config.steps, processes.agreed(bool(stop))
                 note = self._log() if step % config.log_every == 0 or last else None
                 self.progress.advance(note=note)
                 if step % config.eval_every == 0 or last:
                     self._log()
                     self._validate_and_save(step, state)
-                elif stop or (config.checkpoint_every and step % config.checkpoint_every == 0):
+                elif stopping or (config.checkpoint_every and step % config.checkpoint_every == 0):
                     self._log()
                     self._save(step, state, val_psnr=None)
-                if stop:
+                if stopping:
                     self.checkpoints.wait()
                     self.run.set_seconds("train", self.seconds())
-                    stop.check(f"step {step} of {config.steps} is saved in {self.run.path}")
+                    stop.tell(f"step {step} of {config.steps} is saved in {self.run.path}")
         self.checkpoints.wait()
         self.run.set_seconds("train", self.seconds())
 
@@ -153,7 +162,7 @@ class _Loop:
             raise RunError(f"step {step}: training collapsed to {psnr:.2f} dB validation PSNR{best}; {_REMEDY}")
         better = self.best_psnr is None or psnr > self.best_psnr
         self.best_psnr = psnr if better else self.best_psnr
-        if better:  # before the checkpoint that knows of it, so that no kill parts the two
+        if better and self.run.writes:  # before the checkpoint that knows of it, so that no kill parts the two
             about = {
                 "grid": list(self.dataset.grid),
                 "classes": list(self.dataset.classes),
