@@ -77,8 +77,9 @@ def _run(stop: StopRequest) -> int:
     # After the flags, so that a typo is answered at once: these imports take seconds.
     import jax
 
-    from experiments import processes
+    from experiments import memory, processes
     from experiments.classify import classify
+    from experiments.compilation import keep_compiled
     from experiments.curves import curves
     from experiments.decode import decode
     from experiments.evaluate import evaluate
@@ -86,9 +87,10 @@ def _run(stop: StopRequest) -> int:
     from experiments.report import report
     from experiments.run_directory import RunDirectory, RunError
     from experiments.summary import summary
-    from experiments.train import OUT_OF_MEMORY, train
+    from experiments.train import train
     from medfuncta_jax.checkpoint import CheckpointError
     from medfuncta_jax.datasets import DataError, open_dataset
+    from medfuncta_jax.datasets.dataset import cache_root
     from medfuncta_jax.latent_store import LatentStoreError
     from medfuncta_jax.settings import Settings, SettingsError
 
@@ -100,6 +102,7 @@ def _run(stop: StopRequest) -> int:
     together = ("train", "extract")  # by all processes; the rest by the first alone
     try:
         settings = Settings.from_dict(_CONFIG.value.to_dict())
+        keep_compiled(cache_root(settings.data.cache_dir))
         processes.join(_DISTRIBUTED.value != "off", _COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         if not processes.first():
             log.setLevel(logging.ERROR)
@@ -138,7 +141,7 @@ def _run(stop: StopRequest) -> int:
         return _refuse(_os_error(error), code=1)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
-            return _refuse(f"out of memory; {OUT_OF_MEMORY}", code=1)
+            return _refuse(f"out of memory; {memory.REMEDY}", code=1)
         if jax.process_count() == 1:
             raise
         _refuse(

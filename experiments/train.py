@@ -14,7 +14,8 @@ from tensorboardX import SummaryWriter
 from experiments import processes
 from experiments.fit import fit_signals
 from experiments.interruption import StopRequest
-from experiments.progress import Progress
+from experiments.memory import check_memory
+from experiments.progress import Progress, log
 from experiments.run_directory import RunDirectory, RunError
 from medfuncta_jax import meta_step, sharding
 from medfuncta_jax.checkpoint import FIELD_FILE, Checkpoints, save_field
@@ -23,10 +24,6 @@ from medfuncta_jax.datasets import Dataset, batches
 from medfuncta_jax.field import Field
 from medfuncta_jax.settings import Settings
 
-OUT_OF_MEMORY = (
-    "lower train.micro_batch (1 is the least, and changes no result) or fit.batch_size, set inner.remat=steps, or give "
-    "train.points_per_chunk, e.g. 4096"
-)
 _REMEDY = "try a lower train.learning_rate, inner.step_size or model.omega_last, or train.warmup_steps"
 
 
@@ -81,8 +78,11 @@ class _Loop:
         settings, config = self.settings, self.settings.train
         coords = sharding.replicate(self.mesh, jnp.asarray(grid(self.dataset.grid), jnp.float32))
         key = sharding.replicate(self.mesh, key)
-        update = jax.jit(meta_step.make_update(self.field, settings, coords), donate_argnums=0)
-        points = math.prod(self.dataset.grid)
+        shape = (config.batch_size, math.prod(self.dataset.grid), self.dataset.channels)
+        like = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding.split_over(self.mesh))
+        make = jax.jit(meta_step.make_update(self.field, settings, coords), donate_argnums=0)
+        update = make.lower(state, like, key).compile()
+        log.info("train: %s", check_memory(update, "a meta-update"))
         with (
             batches(
                 self.dataset.splits["train"], batch_size=config.batch_size, seed=settings.seed, start_step=start
@@ -91,7 +91,7 @@ class _Loop:
             Progress("train", total=config.steps, done=start, unit="steps") as self.progress,
         ):
             for step in range(start + 1, config.steps + 1):
-                signals = next(stream).reshape(config.batch_size, points, self.dataset.channels)
+                signals = next(stream).reshape(shape)
                 state, metrics = update(state, sharding.split_batch(self.mesh, signals), key)
                 if self.pending:  # one update in flight: the queue stays short, a Ctrl-C is heard at once
                     jax.block_until_ready(self.pending[-1][1]["loss"])

@@ -28,7 +28,12 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
 
 def split_batch(mesh: Mesh, batch: Any) -> Any:
     """Every leaf [B, ...] split along B over the devices; B must be a multiple of their number."""
-    return _put(batch, NamedSharding(mesh, PartitionSpec("data")))
+    return _put(batch, split_over(mesh))
+
+
+def split_over(mesh: Mesh) -> NamedSharding:
+    """The sharding of `split_batch`."""
+    return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def _put(tree: Any, sharding: NamedSharding) -> Any:
