@@ -88,9 +88,8 @@ def work(case: Case, settings: Settings, *, mode: str, batch: int) -> dict[str, 
 
     An inner step needs six products for each layer that the latent reaches: forward, the gradient in the layer's input,
     and for both of these, in the backward pass, the gradient in its input and in its weights. The outer loss needs
-    three, a step at test time two. The first two layers before the latent enters, and their gradient, are counted
-    for every point in every step, but not for every signal where the points are shared. A field with one modulated
-    layer is not counted: no sine or product of a layer's size is left in its steps.
+    three, a step at test time two. The layers before the latent enters are done once for points that signals or steps
+    share. Of no use for a field with one modulated layer, whose steps have no sine or product of a layer's size.
 
     Returns:
       flops: of matrix products. sines: sines and cosines, one of each for an element of a layer and a step.
@@ -100,7 +99,7 @@ def work(case: Case, settings: Settings, *, mode: str, batch: int) -> dict[str, 
     if mode == "train":
         seen = context_size(points, settings.train.selection_ratio)
         context = context_size(seen, inner.selection_ratio)
-        shared = 1 if inner.shared_context or inner.selection_ratio == 1 else batch
+        shared = 0 if context == seen else 1 if inner.shared_context else batch  # of all points: the outer loss's
         runs = [(inner.steps * context, 6, shared, inner.steps), (seen, 3, 1, 1)]
     else:
         runs = [(settings.fit.steps * points, 2, 0, settings.fit.steps)]

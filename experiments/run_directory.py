@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from medfuncta_jax.atomic import atomic_path
-from medfuncta_jax.settings import Settings
+from medfuncta_jax.settings import Settings, SettingsError
 
 # What makes two runs the same run; other groups belong to one stage, and are saved with what that stage writes.
 _OF_THE_RUN = ("data", "seed", "model", "inner", "train", "fit")
 # Where things lie on one machine or another, which changes no result.
 _PLACES = ("data.cache_dir",)
+# What trades time for memory and changes rounding alone: a run that was too large for its device can go on.
+_TRADES = ("inner.remat", "train.micro_batch", "train.points_per_chunk", "fit.batch_size")
 
 
 class RunError(RuntimeError):
@@ -76,17 +78,19 @@ class RunDirectory:
 
     def _compare(self) -> None:
         try:
-            stored = dict(flat(json.loads(self.config_file.read_text())))
+            # Settings that have come since are at their defaults, which leave a run what it was.
+            stored = dict(flat(Settings.from_dict(json.loads(self.config_file.read_text())).to_dict()))
+        except SettingsError as error:
+            raise RunError(f"{self.config_file} is of another version ({error}); name another --workdir") from error
         except (OSError, ValueError) as error:
             raise RunError(f"{self.config_file} is damaged; remove it or name another --workdir") from error
-        # Through JSON, so that tuples and lists compare alike.
-        asked = dict(flat(json.loads(json.dumps(self.settings.to_dict()))))
+        asked = dict(flat(self.settings.to_dict()))
         absent = "(absent)"
         differing = [
             f"{name}: {stored.get(name, absent)!r} there, {asked.get(name, absent)!r} asked for"
             for name in sorted(stored.keys() | asked.keys())
             if stored.get(name, absent) != asked.get(name, absent)
-            and name not in _PLACES
+            and name not in _PLACES + _TRADES
             and name.partition(".")[0] in _OF_THE_RUN
         ]
         if differing:

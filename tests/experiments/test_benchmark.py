@@ -1,10 +1,17 @@
 """The benchmark measures what a config says, and refuses what no config says."""
 
 import json
+import math
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
+import medfuncta_jax as mf
 from experiments import benchmark
+from medfuncta_jax import meta_step
 from medfuncta_jax.settings import SettingsError
 
 SMALL = ["model.layers=3", "model.width=8", "model.latent_dim=4", "inner.steps=2", "fit.steps=2"]
@@ -22,6 +29,36 @@ def test_a_row_is_json_and_states_what_ran(mode):
     table = benchmark.as_markdown({"ecg": row, "fundus": {"error": "ended with code 1"}})
     assert "| `ecg` | 187 | 2 | 4 |" in table
     assert "| `fundus` | ended with code 1 |" in table
+
+
+def products(jaxpr):
+    """Floating-point operations of the matrix products that a traced program holds."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
+            continue
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        total += times * sum(products(inner) for inner in jaxprs_in_params(equation.params))
+    return total
+
+
+@pytest.mark.parametrize(
+    "extra", ["inner.shared_context=True", "inner.shared_context=False", "inner.selection_ratio=1.0"]
+)
+def test_the_work_counted_is_that_of_the_program(extra):
+    case = benchmark.CASES["chest_xray"]
+    sizes = ["model.layers=5", "model.width=16", "model.latent_dim=6", "inner.remat=none", "inner.steps=3"]
+    settings = benchmark.settings_of(case, [*sizes, extra], 3)
+    field, coords = mf.Field(settings.model, 2, 1), jnp.asarray(mf.grid(case.grid), jnp.float32)
+    state = meta_step.init_state(field, settings, jax.random.key(0))
+    program = jax.make_jaxpr(meta_step.make_update(field, settings, coords))(
+        state, np.zeros((3, 4096, 1), np.float32), jax.random.key(0)
+    )
+    counted = benchmark.work(case, settings, mode="train", batch=3)["flops"]
+    assert counted == pytest.approx(products(program.jaxpr), rel=0.02)
 
 
 def test_every_dataset_of_the_paper_has_a_case():

@@ -19,12 +19,34 @@ def test_same_settings_open_again_whatever_the_cache(tmp_path):
     assert mf.Settings.from_dict(json.loads((tmp_path / "run" / "config.json").read_text())) == SETTINGS
 
 
+def test_a_run_from_before_a_setting_came_goes_on(tmp_path):
+    settings = mf.Settings.from_dict({"data": {"source": "a"}})
+    run = RunDirectory(tmp_path, settings)
+    older = json.loads(run.config_file.read_text())
+    del older["train"]["micro_batch"]
+    run.config_file.write_text(json.dumps(older))
+    RunDirectory(tmp_path, settings)
+
+
+def test_what_changes_rounding_alone_may_change(tmp_path):
+    RunDirectory(tmp_path, SETTINGS)
+    RunDirectory(tmp_path, changed(inner={"remat": "layers"}, train={"micro_batch": 2, "points_per_chunk": 99}))
+
+
+def test_a_run_of_another_version_is_refused(tmp_path):
+    settings = mf.Settings.from_dict({"data": {"source": "a"}})
+    run = RunDirectory(tmp_path, settings)
+    run.config_file.write_text(json.dumps({"data": {"source": "a"}, "train": {"gone": 1}}))
+    with pytest.raises(RunError, match=r"of another version \(unknown setting train.gone"):
+        RunDirectory(tmp_path, settings)
+
+
 def test_every_differing_field_is_listed(tmp_path):
     RunDirectory(tmp_path, SETTINGS)
     other = changed(seed=1, data={"source": "any", "grid": [3, 5], "new": 2}, model={"width": 8})
     with pytest.raises(RunError) as refused:
         RunDirectory(tmp_path, other)
-    for part in ("seed: 0 there, 1", "data.grid: [3, 4] there, [3, 5]", "data.new: '(absent)'", "model.width: 256"):
+    for part in ("seed: 0 there, 1", "data.grid: (3, 4) there, (3, 5)", "data.new: '(absent)'", "model.width: 256"):
         assert part in str(refused.value)
 
 
