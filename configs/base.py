@@ -90,6 +90,32 @@ def cpu(
     return config
 
 
+def compared(variant: str) -> ConfigDict:
+    """What the systems of the paper's table 5 share: ChestMNIST at 64x64, 12 signals, every point, Adam at one rate.
+
+    The variant "cpu" is PneumoniaMNIST at 28x28, whose sizes `compared_cpu` makes.
+    """
+    require_variant(variant, "cpu")
+    flag, size = ("pneumoniamnist", 28) if variant else ("chestmnist", 64)
+    config = get_config("medmnist", flag=flag, size=size)
+    config.inner.update(selection_ratio=1.0)
+    config.train.update(batch_size=12, schedule="constant", weight_decay=0.0)
+    return config
+
+
+def compared_cpu(config: ConfigDict) -> ConfigDict:
+    """A compared system for two cores, all cut alike: a third of the layers, a quarter of the width, an eighth of the
+    latent, and rates for the hundredth part of the updates."""
+    model, train = config.model, config.train
+    model.update(layers=max(3, model.layers // 3), width=model.width // 4, latent_dim=model.latent_dim // 8)
+    config.inner.update(step_size=100 * config.inner.step_size, remat="none")
+    train.update(
+        steps=2500, learning_rate=100 * train.learning_rate, warmup_steps=100, eval_every=500, eval_signals=128
+    )
+    config.fit.batch_size = 48
+    return config
+
+
 def require_variant(variant: str, *known: str) -> None:
     """Refuse a variant that is neither "" nor one of `known`."""
     if variant not in ("", *known):

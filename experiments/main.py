@@ -87,7 +87,7 @@ def _run(stop: StopRequest) -> int:
     from experiments.report import report
     from experiments.run_directory import RunDirectory, RunError
     from experiments.summary import summary
-    from experiments.train import train
+    from experiments.train import check, train
     from medfuncta_jax.checkpoint import CheckpointError
     from medfuncta_jax.datasets import DataError, open_dataset
     from medfuncta_jax.datasets.dataset import cache_root
@@ -115,6 +115,7 @@ def _run(stop: StopRequest) -> int:
         processes.wait_for_all("data")
         if not processes.first():
             dataset = open_dataset(settings.data, data_dir=_DATA_DIR.value)
+        check(settings, dataset)
         run = RunDirectory(str(_WORKDIR.value), settings, writes=processes.first())
         processes.wait_for_all("workdir")
         log.info(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from medfuncta_jax.settings import ModelSettings
+from medfuncta_jax.settings import ModelSettings, SettingsError
 from medfuncta_jax.siren import Basis, ModulatedSiren, PointFeatures
 
 Params = dict[str, dict[str, jax.Array]]
@@ -33,6 +33,18 @@ class Field:
     def __post_init__(self):
         if self.coord_dims < 1 or self.channels < 1:
             raise ValueError(f"a field needs coordinates and channels, got {self.coord_dims} and {self.channels}")
+        if self.model.latent_grid and len(self.model.latent_grid) != self.coord_dims:
+            raise SettingsError(
+                f"model.latent_grid must have {self.coord_dims} entries, one an axis of the signal, got "
+                f"{self.model.latent_grid}"
+            )
+
+    @property
+    def patch(self) -> Field:
+        """The field of one patch alone, with the same parameters, where `model.latent_interpolation` is "patches"."""
+        model = self.model
+        alone = replace(model, latent_dim=model.latent_features, latent_grid=(), latent_interpolation="linear")
+        return replace(self, model=alone)
 
     @property
     def module(self) -> ModulatedSiren:
@@ -78,10 +90,11 @@ def field_from_layers(settings: Mapping[str, Any], arrays: Mapping[str, Any]) ->
 
     Args:
       settings: the names of `ModelSettings` (`layers, width, latent_dim, omega_first, omega_last, residual,
-        offset, modulate_first_layer, modulate_scale`); other names are ignored, absent ones take
+        offset, modulate_first_layer, modulate_scale` and so on); other names are ignored, absent ones take
         `ModelSettings`' defaults except `layers`, `width` and `latent_dim`, which must be there.
       arrays: `layer_k/kernel` [in, out] and `layer_k/bias` [out] for k = 1..K, `modulation_k/kernel` [P, L] and
-        `modulation_k/bias` [L] for the modulated layers, likewise `scale_k/...` with `modulate_scale`.
+        `modulation_k/bias` [L] for the modulated layers, likewise `scale_k/...` with `modulate_scale`. Of a latent grid
+        P is the entries of one place; with `modulation_hidden`, `hidden_i/...` come between.
         Coordinates and channels are read off the first and last layer. All are of one floating type, which is kept.
     Returns:
       (field, params).

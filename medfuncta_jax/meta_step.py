@@ -37,6 +37,9 @@ def meta_loss(
     remat: Remat = "none",
     channel_loss: Literal["mean", "sum"] = "mean",
     points_per_chunk: int = 0,
+    latent_penalty: float = 0.0,
+    latent_noise: float = 0.0,
+    key: jax.Array | None = None,
 ) -> jax.Array:
     """The outer loss after the inner loop, differentiable in `params` and `step_size`.
 
@@ -52,6 +55,7 @@ def meta_loss(
       channel_loss: see `inner_loop.signal_losses`.
       points_per_chunk: points of a signal in memory at once, inside each inner step and in the outer loss; 0 for all.
         The gradient is the same to rounding; only its own derivative is not to be had.
+      latent_penalty, latent_noise, key: see `regularised`.
     Returns:
       A scalar: the mean over signals of the loss on every point at phi_G.
     Raises:
@@ -69,8 +73,9 @@ def meta_loss(
         field, params, coords, signals, context, step_size=step_size, first_order=first_order, remat=remat,
         channel_loss=channel_loss, points_per_chunk=points_per_chunk, features=features,
     ).latents  # fmt: skip
+    latents, penalty = regularised(latents, penalty=latent_penalty, noise=latent_noise, key=key)
     if features is not None:
-        return signal_losses(field, params, latents, features, signals, channel_loss=channel_loss).mean()
+        return signal_losses(field, params, latents, features, signals, channel_loss=channel_loss).mean() + penalty
 
     def part(shared: tuple[Params, jax.Array], chunk: tuple[jax.Array, ...]) -> jax.Array:
         (params, latents), (coords, signals, real) = shared, chunk
@@ -83,7 +88,27 @@ def meta_loss(
     count = signals.shape[1]
     rows, real = point_chunks(jnp.arange(count), points_per_chunk)
     chunks = coords[rows], jnp.moveaxis(signals[:, rows], 1, 0), real.astype(signals.dtype)
-    return _total(part, (params, latents), chunks)
+    return _total(part, (params, latents), chunks) + penalty
+
+
+def regularised(
+    latents: jax.Array, *, penalty: float, noise: float, key: jax.Array | None
+) -> tuple[jax.Array, jax.Array | float]:
+    """What an outer loss asks of latents [B, P] themselves.
+
+    Args:
+      latents: [B, P].
+      penalty: weight of the mean of their squared entries.
+      noise: standard deviation of normal noise added to them before they are decoded.
+      key: PRNG key of the noise; key 0 where None.
+    Returns:
+      (latents to decode, what to add to the loss).
+    """
+    cost = penalty * jnp.square(latents).mean() if penalty else 0.0
+    if noise:
+        key = jax.random.key(0) if key is None else key
+        latents = latents + noise * jax.random.normal(key, latents.shape, latents.dtype)
+    return latents, cost
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -114,10 +139,18 @@ _total.defvjp(_total_forward, _total_backward)
 
 
 class Trainable(NamedTuple):
-    """What the outer loop learns: the field, and the logarithm of the inner step size (None where it is fixed)."""
+    """What the outer loop learns.
+
+    Attributes:
+      field: the shared parameters.
+      log_step_size: the logarithm of the inner step size, a scalar or one an entry of the latent (of one place, where
+        the latent is a grid); None where it is fixed.
+      latents: [n, P] of the n training signals, for an auto-decoder; else None.
+    """
 
     field: Params
     log_step_size: jax.Array | None
+    latents: jax.Array | None = None
 
 
 class MetaState(NamedTuple):
@@ -155,25 +188,43 @@ def make_optimizer(train: TrainSettings) -> optax.GradientTransformation:
 
     adamw = optax.adamw(learning_rate_schedule(train, train.learning_rate), weight_decay=train.weight_decay)
     adam = optax.adam(learning_rate_schedule(train, train.step_size_learning_rate))
-    both = optax.partition({"field": adamw, "log_step_size": adam}, labels)
-    return optax.chain(optax.clip_by_global_norm(train.clip_norm), both) if train.clip_norm else both
+    parts = {"field": adamw, "log_step_size": adam}
+    if train.method == "autodecoder":
+        parts["latents"] = optax.adam(learning_rate_schedule(train, train.latent_learning_rate))
+    each = optax.partition(parts, labels)
+    return optax.chain(optax.clip_by_global_norm(train.clip_norm), each) if train.clip_norm else each
 
 
-def _initial_log_step_size(inner: InnerSettings, latent_dim: int, dtype) -> jax.Array | None:
-    shape = {"none": None, "scalar": (), "per_latent": (latent_dim,)}[inner.learned_step_size]
+def _initial_log_step_size(inner: InnerSettings, entries: int, dtype) -> jax.Array | None:
+    shape = {"none": None, "scalar": (), "per_latent": (entries,)}[inner.learned_step_size]
     return None if shape is None else jnp.full(shape, np.log(inner.step_size), dtype)
 
 
-def init_state(field: Field, settings: Settings, key: jax.Array, dtype=jnp.float32) -> MetaState:
-    """The state before the first update."""
-    trainable = Trainable(field.init(key, dtype), _initial_log_step_size(settings.inner, field.model.latent_dim, dtype))
+def init_state(
+    field: Field, settings: Settings, key: jax.Array, dtype=jnp.float32, *, signals: int | None = None
+) -> MetaState:
+    """The state before the first update; an auto-decoder has a latent of zeros for each of `signals` training signals.
+
+    Raises:
+      ValueError: an auto-decoder without their number.
+    """
+    log_step_size = _initial_log_step_size(settings.inner, field.model.latent_features, dtype)
+    latents = None
+    if settings.train.method == "autodecoder":
+        if signals is None:
+            raise ValueError("an auto-decoder needs the number of training signals")
+        latents = jnp.zeros((signals, field.model.latent_dim), dtype)
+    trainable = Trainable(field.init(key, dtype), log_step_size, latents)
     optimizer = make_optimizer(settings.train).init(trainable)
     return MetaState(step=jnp.zeros((), jnp.int32), trainable=trainable, optimizer=optimizer)
 
 
 def step_size(trainable: Trainable, inner: InnerSettings) -> float | jax.Array:
-    """alpha of the inner loop: fixed, or exp of what was learned (a scalar or [P])."""
-    return inner.step_size if trainable.log_step_size is None else jnp.exp(trainable.log_step_size)
+    """alpha of the inner loop: fixed, or exp of what was learned, in its shape (see `Trainable`)."""
+    if trainable.log_step_size is None:
+        return inner.step_size
+    learned = jnp.exp(trainable.log_step_size)
+    return jnp.clip(learned, *inner.step_size_range) if inner.step_size_range else learned
 
 
 Update = Callable[[MetaState, jax.Array, jax.Array], tuple[MetaState, dict[str, jax.Array]]]
@@ -188,17 +239,23 @@ def make_update(field: Field, settings: Settings, coords: jax.Array) -> Update:
     (before clipping), `learning_rate`.
     """
     inner, train = settings.inner, settings.train
-    optimizer = make_optimizer(train)
-    schedule = learning_rate_schedule(train, train.learning_rate)
 
-    def loss_of(trainable: Trainable, coords: jax.Array, signals: jax.Array, context: Array | int) -> jax.Array:
+    def loss_of(
+        trainable: Trainable, coords: jax.Array, signals: jax.Array, context: Array | int, key: jax.Array
+    ) -> jax.Array:
+        alpha = step_size(trainable, inner)
+        if inner.learned_step_size == "per_latent":  # the same at every place of a latent grid
+            alpha = jnp.tile(alpha, field.model.places)
         return meta_loss(
-            field, trainable.field, coords, signals, context, step_size=step_size(trainable, inner),
+            field, trainable.field, coords, signals, context, step_size=alpha,
             first_order=inner.first_order, remat=inner.remat, channel_loss=train.channel_loss,
-            points_per_chunk=train.points_per_chunk,
+            points_per_chunk=train.points_per_chunk, latent_penalty=train.latent_penalty,
+            latent_noise=train.latent_noise, key=key,
         )  # fmt: skip
 
-    def in_micro_batches(trainable: Trainable, coords: jax.Array, signals: jax.Array, context: Array | int):
+    def in_micro_batches(
+        trainable: Trainable, coords: jax.Array, signals: jax.Array, context: Array | int, key: jax.Array
+    ):
         # Signal i goes to micro-batch i % count: each then lies on all devices that the batch is split over.
         count = signals.shape[0] // train.micro_batch
         parts = signals.reshape(train.micro_batch, count, *signals.shape[1:])
@@ -208,9 +265,8 @@ def make_update(field: Field, settings: Settings, coords: jax.Array) -> Update:
 
         def add(so_far, i):
             some = context if contexts is None else contexts[:, i]
-            return jax.tree.map(
-                lambda a, b: a + b / count, so_far, jax.value_and_grad(loss_of)(trainable, coords, parts[:, i], some)
-            ), None
+            own = jax.value_and_grad(loss_of)(trainable, coords, parts[:, i], some, jax.random.fold_in(key, i))
+            return jax.tree.map(lambda a, b: a + b / count, so_far, own), None
 
         nothing = jnp.zeros((), signals.dtype), jax.tree.map(jnp.zeros_like, trainable)
         return jax.lax.scan(add, nothing, jnp.arange(count))[0]
@@ -234,17 +290,23 @@ def make_update(field: Field, settings: Settings, coords: jax.Array) -> Update:
             )
         whole = train.micro_batch in (0, signals.shape[0])
         gradient = jax.value_and_grad(loss_of) if whole else in_micro_batches
-        loss, slopes = gradient(state.trainable, points, signals, context)
-        changes, optimizer_state = optimizer.update(slopes, state.optimizer, state.trainable)
-        trainable = optax.apply_updates(state.trainable, changes)
-        metrics = {
-            "loss": loss,
-            "gradient_norm": optax.tree.norm(slopes),
-            "learning_rate": jnp.asarray(schedule(state.step)),
-        }
-        return MetaState(state.step + 1, trainable, optimizer_state), metrics
+        loss, slopes = gradient(state.trainable, points, signals, context, jax.random.fold_in(key, 2))
+        return descend(state, loss, slopes, train)
 
     return update
+
+
+def descend(
+    state: MetaState, loss: jax.Array, slopes: Trainable, train: TrainSettings
+) -> tuple[MetaState, dict[str, jax.Array]]:
+    """One step of the optimizer; metrics as in `make_update`."""
+    changes, optimizer_state = make_optimizer(train).update(slopes, state.optimizer, state.trainable)
+    metrics = {
+        "loss": loss,
+        "gradient_norm": optax.tree.norm(slopes),
+        "learning_rate": jnp.asarray(learning_rate_schedule(train, train.learning_rate)(state.step)),
+    }
+    return MetaState(state.step + 1, optax.apply_updates(state.trainable, changes), optimizer_state), metrics
 
 
 def exported_params(field: Field, trainable: Trainable, inner: InnerSettings) -> Params:
@@ -253,8 +315,14 @@ def exported_params(field: Field, trainable: Trainable, inner: InnerSettings) ->
     With phi_p = r_p psi_p and r_p = sqrt(alpha_p / a), SGD on psi with step a visits the same fields as SGD on phi
     with steps alpha_p, because d/dpsi_p = r_p d/dphi_p. The latent enters linearly, so scaling row p of every
     modulation kernel by r_p is the whole change.
+
+    A field of patches was trained on single ones, each with a loss of its own. Of a whole signal the loss is the mean
+    over patches, whose slope is that many times smaller, and the step size so many times larger.
     """
-    ratio = jnp.sqrt(jnp.asarray(step_size(trainable, inner)) / EXPORTED_STEP_SIZE)
+    alpha = jnp.asarray(step_size(trainable, inner))
+    if field.model.latent_interpolation == "patches":
+        alpha = alpha * field.model.places
+    ratio = jnp.sqrt(alpha / EXPORTED_STEP_SIZE)
     scaled = {}
     for name in field.latent_layers():
         layer = trainable.field[name]

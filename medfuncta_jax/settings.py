@@ -7,6 +7,7 @@ artefact. Defaults are the paper's 2D settings (MedFuncta, MIDL 2026, appendix B
 from __future__ import annotations
 
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -95,7 +96,15 @@ class ModelSettings:
     Attributes:
       layers: K >= 3, counting the first sine layer and the last linear layer.
       width: L >= 1 units a layer.
-      latent_dim: P >= 1 entries of the latent.
+      latent_dim: P >= 1 entries of the latent, over all its places.
+      latent_grid: () for a latent that is one vector; else the places along each axis of the signal, m_1, ..., m_C, and
+        the latent is a vector of P / (m_1 ... m_C) entries at each (Spatial Functa, Bauer et al. 2023), flattened as
+        array[m_1, ..., m_C, entries].
+      latent_interpolation: what a point reads of a latent grid. "linear": between places that divide [-1, 1] evenly,
+        both ends included. "nearest": the vector of its cell, of m equal ones along each axis. "patches": the same, and
+        coordinates run from -1 to 1 within each cell, so that a signal is a mosaic of cells that have only the network
+        in common, which is trained on random windows of a cell's size (COIN++, Dupont et al. 2022).
+      modulation_hidden: widths of hidden layers (ReLU) between latent and modulations; () is a linear map.
       omega_first, omega_last: w_1 and w_K > 0 of the linear w-schedule.
       residual: h_k = h_{k-1} + s_k instead of s_k (the release; not written in the paper).
       offset: added to the output; 0.5 centres data in [0, 1] (the release).
@@ -118,12 +127,35 @@ class ModelSettings:
     modulate_scale: bool = False
     modulation_init: Literal["uniform", "orthogonal"] = "uniform"
     products: Literal["float32", "bfloat16"] = "float32"
+    latent_grid: tuple[int, ...] = ()
+    latent_interpolation: Literal["linear", "nearest", "patches"] = "linear"
+    modulation_hidden: tuple[int, ...] = ()
 
     def __post_init__(self):
         _require(self.layers >= 3, f"layers must be at least 3 (one modulated layer), got {self.layers}")
         _require(self.width >= 1, f"width must be at least 1, got {self.width}")
         _require(self.latent_dim >= 1, f"latent_dim must be at least 1, got {self.latent_dim}")
         _require(min(self.omega_first, self.omega_last) > 0, "omega_first and omega_last must be above 0")
+        for name in ("latent_grid", "modulation_hidden"):
+            _require(min(getattr(self, name), default=1) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        _require(
+            self.latent_dim % self.places == 0,
+            f"latent_dim must be a multiple of the {self.places} places of latent_grid, got {self.latent_dim}",
+        )
+        _require(
+            self.latent_interpolation != "patches" or self.latent_grid != (),
+            "latent_grid must say how many patches there are along each axis, e.g. (2, 2)",
+        )
+
+    @property
+    def places(self) -> int:
+        """Vectors that the latent consists of."""
+        return math.prod(self.latent_grid)
+
+    @property
+    def latent_features(self) -> int:
+        """Entries of each of them: P where there is one."""
+        return self.latent_dim // self.places
 
     @classmethod
     def from_named(cls, settings: Mapping[str, Any]) -> Self:
@@ -142,6 +174,7 @@ class InnerSettings:
       steps: G >= 1 SGD steps on the latent.
       step_size: alpha > 0; the start where it is learned.
       learned_step_size: "none", "scalar" or "per_latent" (Meta-SGD, Li et al. 2017).
+      step_size_range: (lowest, highest) of a learned step size, beyond which it is clipped; () is none.
       selection_ratio: gamma in (0, 1], the part of the points in the context of a step.
       shared_context: one subset a step for the whole batch (the release) instead of one a signal (the paper).
       first_order: hold the inner gradients constant (first-order MAML); exact second order otherwise.
@@ -152,6 +185,7 @@ class InnerSettings:
     steps: int = 10
     step_size: float = 1e-2
     learned_step_size: Literal["none", "scalar", "per_latent"] = "none"
+    step_size_range: tuple[float, ...] = ()
     selection_ratio: float = 0.25
     shared_context: bool = False
     first_order: bool = False
@@ -160,6 +194,11 @@ class InnerSettings:
     def __post_init__(self):
         _require(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
         _require(self.step_size > 0, f"step_size must be above 0, got {self.step_size}")
+        _require(
+            self.step_size_range == ()
+            or (len(self.step_size_range) == 2 and 0 < self.step_size_range[0] <= self.step_size_range[1]),
+            f"step_size_range must be (lowest, highest) with 0 < lowest <= highest, or (), got {self.step_size_range}",
+        )
         _require(0 < self.selection_ratio <= 1, f"selection_ratio must be in (0, 1], got {self.selection_ratio}")
 
 
@@ -168,6 +207,8 @@ class TrainSettings:
     """The outer loop.
 
     Attributes:
+      method: "meta" differentiates through the inner loop (CAVIA); "autodecoder" learns a latent for each training
+        signal together with the network, without one (DeepSDF, Park et al. 2019).
       steps: meta-updates in all.
       batch_size: B signals a meta-update, over all devices.
       micro_batch: signals in memory at once, a divisor of `batch_size`; the gradient is their sum. 0: all.
@@ -180,6 +221,9 @@ class TrainSettings:
       weight_decay: AdamW's, on the field's parameters.
       clip_norm: bound on the global norm of the meta-gradient; 0 is off.
       step_size_learning_rate: peak rate of Adam on the logarithm of a learned inner step size.
+      latent_learning_rate: peak rate of Adam on the latents of an auto-decoder.
+      latent_penalty: weight of the mean square of the latents' entries in the outer loss.
+      latent_noise: standard deviation of noise added to the latents in the outer loss.
       channel_loss: squared error averaged ("mean", the release) or summed ("sum", eq. 5) over channels.
       eval_every: meta-updates between validations, each of which also saves a checkpoint.
       eval_signals: validation signals used in training, at most.
@@ -188,6 +232,7 @@ class TrainSettings:
       collapse_db: stop once validation PSNR is this far below the best so far; 0 is off.
     """
 
+    method: Literal["meta", "autodecoder"] = "meta"
     steps: int = 250_000
     batch_size: int = 24
     micro_batch: int = 0
@@ -199,6 +244,9 @@ class TrainSettings:
     weight_decay: float = 1e-2
     clip_norm: float = 1.0
     step_size_learning_rate: float = 1e-3
+    latent_learning_rate: float = 1e-3
+    latent_penalty: float = 0.0
+    latent_noise: float = 0.0
     channel_loss: Literal["mean", "sum"] = "mean"
     eval_every: int = 2500
     eval_signals: int = 256
@@ -214,9 +262,10 @@ class TrainSettings:
         micro = self.micro_batch or self.batch_size
         _require(self.batch_size % micro == 0, f"micro_batch = {micro} does not divide batch_size = {self.batch_size}")
         _require(0 < self.selection_ratio <= 1, f"selection_ratio must be in (0, 1], got {self.selection_ratio}")
-        for name in ("learning_rate", "step_size_learning_rate"):
+        for name in ("learning_rate", "step_size_learning_rate", "latent_learning_rate"):
             _require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("warmup_steps", "weight_decay", "clip_norm", "checkpoint_every", "collapse_db"):
+        unsigned = ("warmup_steps", "weight_decay", "clip_norm", "checkpoint_every", "collapse_db")
+        for name in (*unsigned, "latent_penalty", "latent_noise"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
 
 

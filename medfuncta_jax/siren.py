@@ -5,7 +5,10 @@
     h_k = h_{k-1} + s_k (residual) or s_k (plain)
     f   = W_K h_{K-1} + b_K + offset
 
-m_k = 1, or S_k phi + d_k with `modulate_scale` (scale and shift modulation, as in Functa's FiLM).
+m_k = 1, or S_k phi + d_k with `modulate_scale` (scale and shift modulation, as in Functa's FiLM). With
+`modulation_hidden`, phi goes through hidden layers first. With a `latent_grid`, phi is a vector at each of its places,
+and what M_k and S_k make of them is interpolated at the point; as interpolation weights sum to one, for a linear map
+this is the map of the interpolated latent, at the cost of the places instead of the points.
 
 The module has two halves, so that work on the points alone is done once for all signals and inner steps:
 `point_features` goes up to where the latent enters, `decode` from there to the values.
@@ -21,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medfuncta_jax.latent_grid import interpolation_weights, within_cells
 from medfuncta_jax.settings import ModelSettings
 from medfuncta_jax.sine import cosine, sine
 
@@ -36,10 +40,12 @@ class PointFeatures(NamedTuple):
     Attributes:
       hidden: h_{k-1} before the first modulated layer k, [B or 1, N, L]; None where that is the first layer.
       pre: W_k h_{k-1} + b_k of that layer, [B or 1, N, L].
+      weights: of the places of a latent grid, [B or 1, N, places]; None for a latent of one vector.
     """
 
     hidden: jax.Array | None
     pre: jax.Array
+    weights: jax.Array | None = None
 
 
 class Basis(NamedTuple):
@@ -110,18 +116,26 @@ class ModulatedSiren(nn.Module):
             dot_general = _rounded_dot_general if rounded else None
             layer = nn.Dense(features, kernel_init=init, bias_init=init, dot_general=dot_general)
             setattr(self, f"layer_{k}", layer)
-        bound = 1 / math.sqrt(model.latent_dim)
+        inputs = model.latent_features
+        for i, width in enumerate(model.modulation_hidden, start=1):
+            init = _uniform(1 / math.sqrt(inputs))
+            setattr(self, f"hidden_{i}", nn.Dense(width, kernel_init=init, bias_init=init))
+            inputs = width
+        bound = 1 / math.sqrt(inputs)
         kernel = _uniform(bound)
         if model.modulation_init == "orthogonal":  # with the expected Frobenius norm of the uniform one
-            kernel = nn.initializers.orthogonal(math.sqrt(model.width / min(model.width, model.latent_dim) / 3))
-        for name in self.latent_layers():
+            kernel = nn.initializers.orthogonal(math.sqrt(model.width / min(model.width, inputs) / 3))
+        for name in self._modulations():
             bias = _uniform(bound, 1.0 if name.startswith("scale") else 0.0)
             setattr(self, name, nn.Dense(model.width, kernel_init=kernel, bias_init=bias))
 
-    def latent_layers(self) -> tuple[str, ...]:
-        """Names of the layers that read the latent."""
+    def _modulations(self) -> tuple[str, ...]:
         kinds = ("modulation", "scale") if self.model.modulate_scale else ("modulation",)
         return tuple(f"{kind}_{k}" for k in range(self._first_modulated(), self.model.layers) for kind in kinds)
+
+    def latent_layers(self) -> tuple[str, ...]:
+        """Names of the layers that read the latent."""
+        return ("hidden_1",) if self.model.modulation_hidden else self._modulations()
 
     def _first_modulated(self) -> int:
         return 1 if self.model.modulate_first_layer else 2
@@ -131,25 +145,38 @@ class ModulatedSiren(nn.Module):
 
     def _has_basis(self) -> bool:
         model = self.model  # one modulated layer: the second of three
-        return model.layers == 3 and not (model.modulate_first_layer or model.modulate_scale)
+        return model.layers == 3 and not (model.modulate_first_layer or model.modulate_scale or model.latent_grid)
 
     def point_features(self, coords: jax.Array) -> PointFeatures | Basis:
         """All that needs no latent: coords [1, N, C] shared by the batch, or [B, N, C]."""
+        model, weights = self.model, None
+        if model.latent_grid:
+            weights = interpolation_weights(coords, model.latent_grid, linear=model.latent_interpolation == "linear")
+        if model.latent_interpolation == "patches":
+            coords = within_cells(coords, model.latent_grid)
         first = self.layer_1(coords)
-        if self.model.modulate_first_layer:
-            return PointFeatures(None, first)
+        if model.modulate_first_layer:
+            return PointFeatures(None, first, weights)
         hidden = sine(first * self._omega(1, first.dtype))
         pre = self.layer_2(hidden)
         if not self._has_basis():
-            return PointFeatures(hidden, pre)
+            return PointFeatures(hidden, pre, weights)
         pre = pre * self._omega(2, pre.dtype)
         constant = self.layer_3(hidden if self.model.residual else jnp.zeros_like(hidden)) + self.model.offset
         phases = jnp.asarray([0, np.pi / 2], pre.dtype)[:, None]  # cos p = sin(p + pi/2), and no copy to join the two
         return Basis(constant, sine(pre[..., None, :] + phases).reshape(*pre.shape[:-1], -1))
 
+    def _codes(self, latents: jax.Array) -> jax.Array:
+        """What modulations read of latents [B, P]: [B, features], or [B, places, features] of a latent grid."""
+        model = self.model
+        codes = latents.reshape(-1, model.places, model.latent_features) if model.latent_grid else latents
+        for i in range(1, len(model.modulation_hidden) + 1):
+            codes = nn.relu(getattr(self, f"hidden_{i}")(codes))
+        return codes
+
     def coefficients(self, latents: jax.Array) -> jax.Array:
         """Of the functions of a `Basis`, [B, 2L, D], for latents [B, P]."""
-        shift = self.modulation_2(latents) * self._omega(2, latents.dtype)  # [B, L]
+        shift = self.modulation_2(self._codes(latents)) * self._omega(2, latents.dtype)  # [B, L]
         kernel = self.layer_3.variables["params"]["kernel"]  # [L, D]
         return jnp.concatenate([cosine(shift)[..., None] * kernel, sine(shift)[..., None] * kernel], axis=1)
 
@@ -160,14 +187,19 @@ class ModulatedSiren(nn.Module):
             if functions.shape[0] == 1:  # one matrix product for the whole batch
                 return features.constant + jnp.einsum("nk,bkd->bnd", functions[0], coefficients)
             return features.constant + jnp.einsum("bnk,bkd->bnd", functions, coefficients)
-        model = self.model
-        h, pre = features
+        model, codes = self.model, self._codes(latents)
+        h, pre, weights = features
+
+        def modulation(name: str) -> jax.Array:
+            at_places = getattr(self, name)(codes)
+            return at_places[:, None, :] if weights is None else weights @ at_places  # [B, 1 or N, L]
+
         for k in range(self._first_modulated(), model.layers):
             if k > self._first_modulated():
                 pre = getattr(self, f"layer_{k}")(h)  # [B, N, L]
             if model.modulate_scale:
-                pre = getattr(self, f"scale_{k}")(latents)[:, None, :] * pre
-            pre = pre + getattr(self, f"modulation_{k}")(latents)[:, None, :]  # [B, N, L]
+                pre = modulation(f"scale_{k}") * pre
+            pre = pre + modulation(f"modulation_{k}")  # [B, N, L]
             s = sine(pre * self._omega(k, pre.dtype))
             h = h + s if model.residual and h is not None else s
         return getattr(self, f"layer_{model.layers}")(h) + model.offset

@@ -148,6 +148,13 @@ def test_updates_learn(problem, learned):
         assert np.abs(np.asarray(state.trainable.log_step_size) - np.log(0.5)).min() > 1e-3
 
 
+def test_learned_step_sizes_stay_in_their_range(problem):
+    for bounds, expected in (((0.6, 2.0), 0.6), ((0.01, 0.4), 0.4), ((0.1, 1.0), 0.5)):
+        settings = make_settings(inner={"learned_step_size": "per_latent", "step_size_range": bounds})
+        trainable = meta_step.init_state(FIELD, settings, jax.random.key(0)).trainable
+        np.testing.assert_allclose(meta_step.step_size(trainable, settings.inner), expected, rtol=1e-6)
+
+
 def test_update_uses_meta_loss(problem):
     """The loss of an update is `meta_loss` on the context that key and step give."""
     settings = make_settings()
@@ -228,11 +235,11 @@ def test_learning_rate_schedule(train, expected):
 
 
 @pytest.mark.parametrize("learned", ["none", "scalar", "per_latent"])
-@pytest.mark.parametrize("modulate_scale", [False, True])
-def test_exported_field_walks_the_same_path_with_the_default_step_size(learned, modulate_scale):
-    model = mf.ModelSettings(
-        layers=4, width=16, latent_dim=6, omega_first=15.0, omega_last=40.0, modulate_scale=modulate_scale
-    )
+@pytest.mark.parametrize(
+    "variant", [{}, {"modulate_scale": True}, {"latent_grid": (3, 1)}, {"modulation_hidden": (9,)}]
+)
+def test_exported_field_walks_the_same_path_with_the_default_step_size(learned, variant):
+    model = mf.ModelSettings(layers=4, width=16, latent_dim=6, omega_first=15.0, omega_last=40.0, **variant)
     field = mf.Field(model, 2, 1)
     settings = make_settings(inner={"learned_step_size": learned, "step_size": 0.7})
     state = meta_step.init_state(field, settings, jax.random.key(0), jnp.float64)
@@ -241,6 +248,8 @@ def test_exported_field_walks_the_same_path_with_the_default_step_size(learned, 
         log_step = log_step + np.random.default_rng(0).normal(size=log_step.shape)
     trainable = meta_step.Trainable(state.trainable.field, log_step)
     step_size = meta_step.step_size(trainable, settings.inner)
+    if learned == "per_latent":
+        step_size = jnp.tile(step_size, model.places)
     exported = meta_step.exported_params(field, trainable, settings.inner)
     signals = np.random.default_rng(1).uniform(size=(2, 6, 6, 1))
     trained = mf.fit_latent(field, trainable.field, signals, step_size=step_size)

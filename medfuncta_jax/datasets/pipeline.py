@@ -82,11 +82,16 @@ class _Batches:
         return _ENDLESS
 
     def __getitem__(self, index: int) -> np.ndarray:
-        first = (self._start + index) * self._size
-        epochs, places = np.divmod(np.arange(first, first + self._size), len(self._split))
-        orders = {int(epoch): _epoch_order(len(self._split), self._seed, int(epoch)) for epoch in np.unique(epochs)}
-        rows = np.concatenate([order[places[epochs == epoch]] for epoch, order in orders.items()])
+        rows = batch_rows(len(self._split), batch_size=self._size, seed=self._seed, step=self._start + index)
         return self._split.signals(rows)
+
+
+def batch_rows(length: int, *, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Which signals of a split of `length` batch number `step` of `batches` holds, int [batch_size]."""
+    first = step * batch_size
+    epochs, places = np.divmod(np.arange(first, first + batch_size), length)
+    orders = {int(epoch): _epoch_order(length, seed, int(epoch)) for epoch in np.unique(epochs)}
+    return np.concatenate([order[places[epochs == epoch]] for epoch, order in orders.items()])
 
 
 @functools.lru_cache(maxsize=8)

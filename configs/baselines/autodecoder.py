@@ -1,0 +1,19 @@
+"""MedFuncta's network as an auto-decoder (DeepSDF, Park et al. 2019): latents are learned with it.
+
+Latents of all splits are fitted afterwards, those of training too; without an inner loop in training this takes more
+steps.
+
+Command:   python -m experiments.main --config=configs/baselines/autodecoder.py --workdir=runs/NAME
+           [--data_dir=DIR]; `:cpu` is PneumoniaMNIST at 28x28 for two cores.
+Hardware:  HARD
+Result:    RES
+"""
+
+from configs import base
+
+
+def get_config(variant=""):
+    config = base.compared(variant)
+    config.train.update(method="autodecoder", latent_penalty=1e-4)
+    config.fit.update(steps=100)
+    return base.compared_cpu(config) if variant == "cpu" else config

@@ -1,0 +1,21 @@
+"""COIN++ (Dupont et al. 2022) on ChestMNIST at 64x64, sized as in the paper's table 5: 11.5e6 parameters.
+
+A plain SIREN, every sine layer shifted, the first too.
+
+Command:   python -m experiments.main --config=configs/baselines/coinpp.py --workdir=runs/NAME
+           [--data_dir=DIR]; `:cpu` is PneumoniaMNIST at 28x28 for two cores.
+Hardware:  HARD
+Result:    RES
+"""
+
+from configs import base
+
+
+def get_config(variant=""):
+    config = base.compared(variant)
+    config.model.update(
+        layers=10, width=512, omega_first=50.0, omega_last=50.0, residual=False, modulate_first_layer=True
+    )
+    config.inner.update(steps=3)
+    config.fit.update(steps=10)
+    return base.compared_cpu(config) if variant == "cpu" else config

@@ -1,0 +1,15 @@
+"""MedFuncta's network with first-order meta-gradients (Finn et al. 2017), which the paper reports 10 dB below.
+
+Command:   python -m experiments.main --config=configs/baselines/first_order_maml.py --workdir=runs/NAME
+           [--data_dir=DIR]; `:cpu` is PneumoniaMNIST at 28x28 for two cores.
+Hardware:  HARD
+Result:    RES
+"""
+
+from configs import base
+
+
+def get_config(variant=""):
+    config = base.compared(variant)
+    config.inner.update(first_order=True)
+    return base.compared_cpu(config) if variant == "cpu" else config

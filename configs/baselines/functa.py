@@ -1,0 +1,20 @@
+"""Functa (Dupont et al. 2022) on ChestMNIST at 64x64, sized as in the paper's table 5: 17.1e6 parameters.
+
+A plain SIREN, every sine layer but the first shifted. A linear map of the latent for each layer is the same as one
+for all of them.
+
+Command:   python -m experiments.main --config=configs/baselines/functa.py --workdir=runs/NAME
+           [--data_dir=DIR]; `:cpu` is PneumoniaMNIST at 28x28 for two cores.
+Hardware:  HARD
+Result:    RES
+"""
+
+from configs import base
+
+
+def get_config(variant=""):
+    config = base.compared(variant)
+    config.model.update(layers=15, width=512, omega_first=30.0, omega_last=30.0, residual=False)
+    config.inner.update(steps=3)
+    config.fit.update(steps=3)
+    return base.compared_cpu(config) if variant == "cpu" else config

@@ -1,0 +1,23 @@
+"""Spatial Functa (Bauer et al. 2023) on ChestMNIST at 64x64, sized as in the paper's table 5: 2.1e6 parameters.
+
+The latent is a grid of 2x2 vectors of 512, interpolated at each point; every sine layer is shifted, the first too.
+
+Command:   python -m experiments.main --config=configs/baselines/spatial_functa.py --workdir=runs/NAME
+           [--data_dir=DIR]; `:cpu` is PneumoniaMNIST at 28x28 for two cores.
+Hardware:  HARD
+Result:    RES
+"""
+
+from configs import base
+
+
+def get_config(variant=""):
+    config = base.compared(variant)
+    config.model.update(
+        layers=12, width=256, omega_first=20.0, omega_last=20.0, residual=False, modulate_first_layer=True,
+        latent_grid=(2, 2),
+    )  # fmt: skip
+    config.inner.update(steps=3)
+    config.train.update(learning_rate=3e-5)
+    config.fit.update(steps=3)
+    return base.compared_cpu(config) if variant == "cpu" else config

@@ -1,0 +1,46 @@
+"""Where a point lies in a grid of latent vectors: interpolation weights, and cells with coordinates of their own.
+
+Along an axis, m places either divide [-1, 1] evenly with both ends included (linear interpolation), or stand for m
+equal cells of it; a point on the border of two cells belongs to the upper one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def interpolation_weights(coords: jax.Array, latent_grid: Sequence[int], *, linear: bool) -> jax.Array:
+    """The part that each place of a latent grid has in each point.
+
+    Args:
+      coords: [..., N, C] in [-1, 1]; what lies beyond takes the outermost place.
+      latent_grid: places along each of the C axes.
+      linear: (multi-)linear interpolation; else one weight is 1, that of the point's cell.
+    Returns:
+      [..., N, places] in [0, 1], summing to 1 over places, which are in the order of `array.reshape(-1)`.
+    """
+    weights = jnp.ones((*coords.shape[:-1], 1), coords.dtype)
+    for axis, count in enumerate(latent_grid):
+        x = coords[..., axis, None]
+        if linear:
+            at = (jnp.clip(x, -1, 1) + 1) / 2 * (count - 1)  # in places
+            along = jnp.maximum(0, 1 - jnp.abs(at - np.arange(count)))
+        else:
+            along = (_cell(x, count) == np.arange(count)).astype(coords.dtype)
+        weights = (weights[..., :, None] * along[..., None, :]).reshape(*coords.shape[:-1], -1)
+    return weights
+
+
+def within_cells(coords: jax.Array, latent_grid: Sequence[int]) -> jax.Array:
+    """Coordinates within each point's cell, from -1 to 1 across it: [..., N, C] -> [..., N, C]."""
+    counts = np.asarray(latent_grid)
+    return coords * counts + (counts - 1 - 2 * _cell(coords, counts))
+
+
+def _cell(x: jax.Array, count: int | np.ndarray) -> jax.Array:
+    """The number of the cell, in the dtype of `x`."""
+    return jnp.clip(jnp.floor((x + 1) / 2 * count), 0, count - 1)
