@@ -105,10 +105,12 @@ def compared(variant: str) -> ConfigDict:
 
 def compared_cpu(config: ConfigDict) -> ConfigDict:
     """A compared system for two cores, all cut alike: a third of the layers, a quarter of the width, an eighth of the
-    latent, and rates for the hundredth part of the updates."""
+    latent, frequencies that grow from layer to layer as before, and rates for the hundredth part of the updates."""
     model, train = config.model, config.train
-    model.update(layers=max(3, model.layers // 3), width=model.width // 4, latent_dim=model.latent_dim // 8)
-    config.inner.update(step_size=100 * config.inner.step_size, remat="none")
+    layers = max(3, model.layers // 3)
+    model.omega_last = model.omega_first + (model.omega_last - model.omega_first) * (layers - 1) / (model.layers - 1)
+    model.update(layers=layers, width=model.width // 4, latent_dim=model.latent_dim // 8)
+    config.inner.update(step_size=10 * config.inner.step_size, remat="none")
     train.update(
         steps=2500, learning_rate=100 * train.learning_rate, warmup_steps=100, eval_every=500, eval_signals=128
     )

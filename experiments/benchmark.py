@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from medfuncta_jax import Field, fit_latent, grid, meta_step
+from medfuncta_jax import fit_latent, grid, methods
 from medfuncta_jax.context import context_size
 from medfuncta_jax.field import parameter_count
 from medfuncta_jax.settings import Settings
@@ -57,6 +57,10 @@ CASES = {
     "cell_microscopy": Case("cell_microscopy", (64, 64)),
     "brain_mri": Case("brain_mri", (32, 32, 32)),
     "lung_ct": Case("lung_ct", (32, 32, 32)),
+    "functa": Case("baselines.functa", (64, 64)),
+    "coinpp": Case("baselines.coinpp", (64, 64)),
+    "coinpp_patched": Case("baselines.coinpp_patched", (64, 64)),
+    "spatial_functa": Case("baselines.spatial_functa", (64, 64)),
 }
 SHORT = {"1d": "ecg", "2d": "chest_xray", "3d": "brain_mri"}
 
@@ -141,22 +145,22 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
       JSON-able; seconds, bytes of temporaries in the compiled program, GB of resident memory; `floor_s` is the least
       time that the machine's own rates of products and sines allow, and `floor_part` that divided by `best_s`.
     """
-    field = Field(settings.model, len(case.grid), case.channels)
+    field = methods.check(settings, case.grid, case.channels)
     coords = jnp.asarray(grid(case.grid), jnp.float32)
     batch = settings.train.batch_size if mode == "train" else settings.fit.batch_size
     signals = np.random.default_rng(0).uniform(size=(batch, len(coords), case.channels)).astype(np.float32)
     if mode == "train":
-        state = meta_step.init_state(field, settings, jax.random.key(0))
-        update = jax.jit(meta_step.make_update(field, settings, coords), donate_argnums=0)
-        key = jax.random.key(1)
+        state = methods.init_state(field, settings, jax.random.key(0), signals=batch)
+        update = jax.jit(methods.make_update(field, settings, coords, case.grid), donate_argnums=0)
+        key, rows = jax.random.key(1), np.arange(batch)
         began = time.perf_counter()
-        program = update.lower(state, signals, key).compile()
+        program = update.lower(state, signals, key, rows).compile()
         compile_s = time.perf_counter() - began
         temporaries = getattr(program.memory_analysis(), "temp_size_in_bytes", None)
 
         def run():
             nonlocal state
-            state, metrics = program(state, signals, key)
+            state, metrics = program(state, signals, key, rows)
             return metrics["loss"]
     else:
         params = field.init(jax.random.key(0))

@@ -87,11 +87,12 @@ def _run(stop: StopRequest) -> int:
     from experiments.report import report
     from experiments.run_directory import RunDirectory, RunError
     from experiments.summary import summary
-    from experiments.train import check, train
+    from experiments.train import train
     from medfuncta_jax.checkpoint import CheckpointError
     from medfuncta_jax.datasets import DataError, open_dataset
     from medfuncta_jax.datasets.dataset import cache_root
     from medfuncta_jax.latent_store import LatentStoreError
+    from medfuncta_jax.methods import check
     from medfuncta_jax.settings import Settings, SettingsError
 
     stages: dict[str, Callable[..., object]] = {"train": train, "extract": extract, "evaluate": evaluate}
@@ -115,7 +116,7 @@ def _run(stop: StopRequest) -> int:
         processes.wait_for_all("data")
         if not processes.first():
             dataset = open_dataset(settings.data, data_dir=_DATA_DIR.value)
-        check(settings, dataset)
+        check(settings, dataset.grid, dataset.channels)
         run = RunDirectory(str(_WORKDIR.value), settings, writes=processes.first())
         processes.wait_for_all("workdir")
         log.info(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,13 +17,12 @@ from experiments.interruption import StopRequest
 from experiments.memory import check_memory
 from experiments.progress import Progress, log
 from experiments.run_directory import RunDirectory, RunError
-from medfuncta_jax import autodecoder, meta_step, patches, sharding
+from medfuncta_jax import meta_step, methods, sharding
 from medfuncta_jax.checkpoint import FIELD_FILE, Checkpoints, save_field
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets import Dataset, batches
 from medfuncta_jax.datasets.pipeline import batch_rows
-from medfuncta_jax.field import Field
-from medfuncta_jax.settings import Settings, SettingsError
+from medfuncta_jax.settings import Settings
 
 _REMEDY = "try a lower train.learning_rate, inner.step_size or model.omega_last, or train.warmup_steps"
 
@@ -37,12 +35,11 @@ def train(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopReq
       Interrupted: a stop was asked for; the state is saved.
     """
     config = settings.train
-    field = check(settings, dataset)
+    field = methods.check(settings, dataset.grid, dataset.channels)
     mesh = sharding.data_mesh()
     sharding.check_batch_size(mesh, config.batch_size, "train.batch_size")
     init_key, update_key = jax.random.split(jax.random.key(settings.seed))
-    trained = field.patch if settings.model.latent_interpolation == "patches" else field
-    first = meta_step.init_state(trained, settings, init_key, signals=len(dataset.splits["train"]))
+    first = methods.init_state(field, settings, init_key, signals=len(dataset.splits["train"]))
     state = sharding.replicate(mesh, first)
     progress_so_far: dict[str, Any] = {"seconds": 0.0, "best_psnr": None}
 
@@ -60,28 +57,6 @@ def train(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopReq
 
 def _board(run: RunDirectory, start: int) -> SummaryWriter:
     return SummaryWriter(str(run.tensorboard), purge_step=start or None, write_to_disk=run.writes)
-
-
-def check(settings: Settings, dataset: Dataset) -> Field:
-    """The field of these settings on this data, before anything is written.
-
-    Raises:
-      SettingsError: the data have other dimensions than the latent's grid, or settings do not go together.
-    """
-    field, model = Field(settings.model, coord_dims=len(dataset.grid), channels=dataset.channels), settings.model
-    if model.latent_interpolation == "patches":
-        patches.window(dataset.grid, model.latent_grid)
-        if settings.train.method == "autodecoder":
-            raise SettingsError("train.method=autodecoder has no patches; give model.latent_interpolation=nearest")
-    return field
-
-
-def _make_update(field: Field, settings: Settings, coords: jax.Array, shape: tuple[int, ...]) -> Callable[..., Any]:
-    if settings.train.method == "autodecoder":
-        return autodecoder.make_update(field, settings, coords)
-    if settings.model.latent_interpolation == "patches":
-        return patches.make_update(field, settings, shape)
-    return meta_step.make_update(field, settings, coords)
 
 
 class _Loop:
@@ -105,9 +80,12 @@ class _Loop:
         coords = sharding.replicate(self.mesh, jnp.asarray(grid(self.dataset.grid), jnp.float32))
         key = sharding.replicate(self.mesh, key)
         shape = (config.batch_size, math.prod(self.dataset.grid), self.dataset.channels)
-        like = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding.split_over(self.mesh))
-        make = jax.jit(_make_update(self.field, settings, coords, self.dataset.grid), donate_argnums=0)
-        update = make.lower(state, like, key).compile()
+        like, rows = (
+            jax.ShapeDtypeStruct(of, kind, sharding=sharding.split_over(self.mesh))
+            for of, kind in ((shape, jnp.float32), (shape[:1], jnp.int32))
+        )
+        make = jax.jit(methods.make_update(self.field, settings, coords, self.dataset.grid), donate_argnums=0)
+        update = make.lower(state, like, key, rows).compile()
         log.info("train: %s", check_memory(update, "a meta-update"))
         with (
             batches(
@@ -117,8 +95,8 @@ class _Loop:
             Progress("train", total=config.steps, done=start, unit="steps") as self.progress,
         ):
             for step in range(start + 1, config.steps + 1):
-                signals = next(stream).reshape(shape)
-                state, metrics = update(state, sharding.split_batch(self.mesh, signals), key, *self._rows(step))
+                batch = sharding.split_batch(self.mesh, (next(stream).reshape(shape), self._rows(step)))
+                state, metrics = update(state, batch[0], key, batch[1])
                 if self.pending:  # one update in flight: the queue stays short, a Ctrl-C is heard at once
                     jax.block_until_ready(self.pending[-1][1]["loss"])
                 self.pending.append((step, metrics))
@@ -138,14 +116,10 @@ class _Loop:
         self.checkpoints.wait()
         self.run.set_seconds("train", self.seconds())
 
-    def _rows(self, step: int) -> tuple[jax.Array, ...]:
-        """What the update of an auto-decoder needs beside the signals: their numbers in the training split."""
-        config = self.settings.train
-        if config.method != "autodecoder":
-            return ()
-        split = self.dataset.splits["train"]
-        rows = batch_rows(len(split), batch_size=config.batch_size, seed=self.settings.seed, step=step - 1)
-        return (sharding.split_batch(self.mesh, rows),)
+    def _rows(self, step: int) -> np.ndarray:
+        """The numbers in the training split of the signals of update `step`."""
+        size, signals = self.settings.train.batch_size, len(self.dataset.splits["train"])
+        return batch_rows(signals, batch_size=size, seed=self.settings.seed, step=step - 1).astype(np.int32)
 
     def _log(self) -> str | None:
         """Fetch the pending metrics, refuse what is not finite, write one record; returns the bar's note."""

@@ -62,7 +62,8 @@ def test_the_work_counted_is_that_of_the_program(extra):
 
 
 def test_every_dataset_of_the_paper_has_a_case():
-    assert {case.config.partition(":")[0] for case in benchmark.CASES.values()} == {
+    configs = {case.config.partition(":")[0] for case in benchmark.CASES.values()}
+    assert {name for name in configs if "." not in name} == {
         "ecg", "chest_xray", "pneumonia_xray", "retinal_oct", "fundus", "dermatoscope", "colon_histopathology",
         "cell_microscopy", "brain_mri", "lung_ct",
     }  # fmt: skip
