@@ -20,6 +20,7 @@ import sys
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -134,6 +135,18 @@ def machine_rates(width: int) -> dict[str, float]:
     }
 
 
+def free_memory() -> float:
+    """Bytes that are free where the computation runs, as the device or else Linux says; infinite where neither does."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return math.inf
+    return next((1024 * float(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), math.inf)
+
+
 def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
     """Compile, run once, then time `repeats` runs, each to the end of its computation.
 
@@ -144,6 +157,8 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
     Returns:
       JSON-able; seconds, bytes of temporaries in the compiled program, GB of resident memory; `floor_s` is the least
       time that the machine's own rates of products and sines allow, and `floor_part` that divided by `best_s`.
+    Raises:
+      MemoryError: the compiled update needs more than is free; it is not run.
     """
     field = methods.check(settings, case.grid, case.channels)
     coords = jnp.asarray(grid(case.grid), jnp.float32)
@@ -157,6 +172,8 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
         program = update.lower(state, signals, key, rows).compile()
         compile_s = time.perf_counter() - began
         temporaries = getattr(program.memory_analysis(), "temp_size_in_bytes", None)
+        if temporaries is not None and temporaries > (free := free_memory()):
+            raise MemoryError(f"needs {temporaries / 1e9:.1f} GB of memory for an update, {free / 1e9:.1f} GB are free")
 
         def run():
             nonlocal state

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from experiments.run_directory import RunDirectory
 from medfuncta_jax import sharding
 from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.checkpoint import load_field
-from medfuncta_jax.datasets import Dataset
+from medfuncta_jax.datasets import Dataset, Split
 from medfuncta_jax.datasets.dataset import Annotations
 from medfuncta_jax.latent_store import (
     LatentFile,
@@ -49,7 +50,7 @@ class _Part:
 
 
 def extract(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRequest) -> None:
-    """Write `latents/SPLIT-K-of-N.safetensors` for all splits, and `latents/README.md` once all are there.
+    """Write `latents/SPLIT-K-of-N.safetensors` for the splits asked for, and `latents/README.md` once all are there.
 
     A file is written as soon as its signals are fitted, and one that this very field has been through already is
     kept, so a run that was killed fits only what is missing. With `extract.shards` above 1 only the files of this job
@@ -67,9 +68,10 @@ def extract(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopR
     shard = config.shard * jax.process_count() + jax.process_index()
     shards = config.shards * jax.process_count()
     began, fitted_any = time.monotonic(), False
-    parts = _layout(run.latents, dataset, config.signals_per_file)
+    splits: dict[str, Split] = {name: split for name, split in dataset.splits.items() if name in config.splits}
+    parts = _layout(run.latents, splits, config.signals_per_file)
     numbers = itertools.count()
-    for name, split in dataset.splits.items():
+    for name, split in splits.items():
         own = [part for part in parts[name] if next(numbers) % shards == shard]
         about, examples = _about(name, dataset, run, settings), split.annotations()
         left = [part for part in own if not _is_current(part, about, examples)]
@@ -104,14 +106,14 @@ def extract(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopR
     _finish(run, shards)
 
 
-def _layout(folder: Path, dataset: Dataset, signals_per_file: int) -> dict[str, list[_Part]]:
+def _layout(folder: Path, splits: Mapping[str, Split], signals_per_file: int) -> dict[str, list[_Part]]:
     """The files of every split.
 
     Raises:
       LatentStoreError: the folder holds files of another layout; they may have cost hours, so they stay.
     """
     parts = {}
-    for name, split in dataset.splits.items():
+    for name, split in splits.items():
         rows = file_rows(len(split), signals_per_file)
         parts[name] = [_Part(folder / file_name(name, k, len(rows)), some) for k, some in enumerate(rows)]
         names = {part.path.name for part in parts[name]}
@@ -129,7 +131,7 @@ def _about(name: str, dataset: Dataset, run: RunDirectory, settings: Settings) -
     config = settings.extract
     about = {
         "split": name,
-        "splits": {other: len(split) for other, split in dataset.splits.items()},
+        "splits": {other: len(split) for other, split in dataset.splits.items() if other in config.splits},
         "field_sha256": field_checksum(run.path),
         "grid": list(dataset.grid),
         "channels": dataset.channels,

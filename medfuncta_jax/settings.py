@@ -297,18 +297,21 @@ class ExtractSettings:
     """Writing the latents of every split, in files of which several jobs can each write their own.
 
     Attributes:
+      splits: which; without "train" much is saved where latents serve the evaluation alone.
       signals_per_file: latents a file, at most.
       shard, shards: this job is number `shard` (from 0) of `shards`, and fits every file whose number over all splits
         leaves `shard` when divided by `shards`. The files are the same for any number of jobs.
       dtype: of the stored latents; "float16" halves the files, and the PSNR beside them is that of the rounded latent.
     """
 
+    splits: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
     signals_per_file: int = 4096
     shard: int = 0
     shards: int = 1
     dtype: Literal["float32", "float16"] = "float32"
 
     def __post_init__(self):
+        _require(len(self.splits) >= 1, "splits must name at least one split, e.g. ('val', 'test')")
         _require(self.signals_per_file >= 1, f"signals_per_file must be at least 1, got {self.signals_per_file}")
         _require(self.shards >= 1, f"shards must be at least 1, got {self.shards}")
         _require(0 <= self.shard < self.shards, f"shard must be 0 to {self.shards - 1} (shards - 1), got {self.shard}")

@@ -1,0 +1,209 @@
+"""Grids are what they say, cells that fail are listed, and the command goes on where it was."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from experiments import ablation, benchmark
+from experiments.interruption import StopRequest
+from tests.datasets.made_up import medmnist_arrays, write_npz
+from tests.experiments.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_npz(folder, "pneumoniamnist.npz", medmnist_arrays((28, 28)))
+    write_npz(folder, "chestmnist_64.npz", medmnist_arrays((64, 64), width=14))
+    return str(folder)
+
+
+@pytest.mark.parametrize("preset", ["paper", "cpu"])
+@pytest.mark.parametrize("name", list(ablation.TABLES))
+def test_every_cell_of_every_table_has_settings(name, preset, data_dir):
+    table = ablation.TABLES[name]
+    grid = ablation.grid_of(table, preset, {})
+    cells = [ablation.make_cell(table, values, preset, (), data_dir) for values in grid]
+    assert len({ablation.folder_name(cell.values) for cell in cells}) == len(cells) >= 4
+    assert len({cell.settings for cell in cells}) == len(cells)
+    assert {cell.case.grid for cell in cells} == {(64, 64) if preset == "paper" else (28, 28)}
+    for cell in cells:
+        benchmark.methods.check(cell.settings, cell.case.grid, cell.case.channels)
+
+
+def test_components_are_those_of_table_5(data_dir):
+    table = ablation.TABLES["components"]
+    rows = {}
+    for values in ablation.grid_of(table, "paper", {}):
+        settings = ablation.make_cell(table, values, "paper", (), data_dir).settings
+        model, inner, train = settings.model, settings.inner, settings.train
+        rows[values["component"]] = (model.omega_last, train.schedule, inner.selection_ratio, train.batch_size)
+    assert rows == {
+        "baseline": (20.0, "constant", 1.0, 12),
+        "cosine": (20.0, "cosine", 1.0, 12),
+        "omega_schedule": (400.0, "constant", 1.0, 12),
+        "reduced_context": (20.0, "constant", 0.25, 24),
+        "all": (400.0, "cosine", 0.25, 24),
+    }
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"omega_first": [""]}, "axis 'omega_first' is empty; give it values, e.g. --axis=omega_first=10"),
+        ({"omega": [1]}, "no axis 'omega' in this table; known: omega_first, delta"),
+        ({"delta": [1, 1]}, "axis 'delta' names a value twice"),
+        ({"delta": ["steep"]}, "axis 'delta' has no value 'steep'"),
+    ],
+)
+def test_bad_grids_are_named(axes, message):
+    with pytest.raises(ValueError, match=message):
+        ablation.grid_of(ablation.TABLES["omega"], "cpu", axes)
+
+
+def test_an_unknown_method_is_named():
+    with pytest.raises(ValueError, match=r"axis 'method' has no value 'funkta'; e.g. functa, coinpp"):
+        ablation.grid_of(ablation.TABLES["methods"], "cpu", {"method": ["functa", "funkta"]})
+
+
+def test_a_budget_keeps_the_parts_of_a_run(data_dir):
+    cell = ablation.make_cell(ablation.TABLES["methods"], {"method": "functa"}, "cpu", (), data_dir)
+    assert ablation.budget(cell, cell.settings.train.steps) == ()
+    assert ablation.budget(cell, 250) == ("train.steps=250", "train.warmup_steps=10", "train.eval_every=50")
+
+
+def test_what_does_not_fit_in_memory_is_skipped_and_said(data_dir, tmp_path, monkeypatch):
+    cell = ablation.make_cell(ablation.TABLES["methods"], {"method": "functa"}, "cpu", ("model.width=8",), data_dir)
+    monkeypatch.setattr(ablation, "ProcessPoolExecutor", lambda *args, **options: ThreadPoolExecutor(1))
+    monkeypatch.setattr(benchmark, "free_memory", lambda: 1000.0)
+    measured = ablation._measured(cell, tmp_path, None)
+    assert measured["status"] == "skipped"
+    assert "GB of memory for an update, 0.0 GB are free" in measured["error"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def kept(workdir, values, outcomes, *, measured=True):
+    """The folder of a cell, as runs leave it."""
+    place = workdir / ablation.folder_name(values)
+    place.mkdir(parents=True)
+    if measured:
+        row = {"parameters": 1_500_000, "median_s": 0.25, "temp_bytes": 2_000_000_000, "steps": 40}
+        (place / "measured.json").write_text(json.dumps(row))
+    for seed, outcome in enumerate(outcomes):
+        (place / f"seed-{seed}.json").write_text(json.dumps(outcome))
+
+
+def done(psnr, **more):
+    return {"status": "done", "psnr": psnr, "ssim": psnr / 40, "mse": 10 ** (-psnr / 10), "train_seconds": 9.0, **more}
+
+
+COLLAPSED = {"status": "collapsed", "reason": "step 20: training collapsed to 3.1 dB | x"}
+
+
+def test_a_table_has_means_spread_and_what_went_wrong(tmp_path):
+    grid = ablation.grid_of(ablation.TABLES["components"], "cpu", {})
+    kept(tmp_path, grid[0], [done(30.0), done(31.0), done(33.0)])
+    kept(tmp_path, grid[1], [done(30.0), COLLAPSED, COLLAPSED])
+    kept(tmp_path, grid[2], [], measured=False)
+    (tmp_path / "component=cosine" / "refused.json").write_text('{"status": "skipped", "reason": "needs 9 GB"}')
+    rows = ablation.read_rows(grid, 3, tmp_path)
+    assert rows[0]["psnr"]["mean"] == pytest.approx(31.333, abs=1e-3)
+    assert rows[0]["psnr"]["std"] == pytest.approx(np.std([30, 31, 33], ddof=1))
+    assert (rows[1]["psnr"]["std"], rows[1]["done"], rows[3]["done"]) == (None, 1, 0)
+    text = ablation.as_markdown(rows, "title", {"baseline": 37.836})
+    lines = text.splitlines()
+    assert len({line.count("|") for line in lines[2:]}) == 1
+    assert "| baseline | 1.50e6 | 2.00 GB | 25.0 | 40 | 9 ± 0 |" in lines[4]
+    assert "| 31.33 ± 1.53 |" in lines[4]
+    assert "| 37.836 | 3 of 3 |" in lines[4]
+    assert "1 of 3; 1, 2 collapsed: step 20: training collapsed to 3.1 dB / x" in lines[5]
+    assert "0, 1, 2 skipped: needs 9 GB" in lines[6]
+    assert "0, 1, 2 missing: not run" in lines[7]
+
+
+@pytest.mark.parametrize("name", list(ablation.TABLES))
+def test_every_table_is_drawn_with_whatever_is_there(name, tmp_path):
+    table = ablation.TABLES[name]
+    grid = ablation.grid_of(table, "cpu", {})
+    assert not ablation.draw(tmp_path / "none.png", name, ablation.read_rows(grid, 2, tmp_path))
+    fits = (
+        {"by_fit_steps": {str(h): {"psnr": 20.0 + h, "ssim": 0.5} for h in table.fit_steps}} if table.fit_steps else {}
+    )
+    kept(tmp_path, grid[0], [done(30.0, **fits), done(31.0, **fits)])
+    kept(tmp_path, grid[1], [COLLAPSED, COLLAPSED])
+    kept(tmp_path, grid[2], [done(32.0, **fits)], measured=False)
+    rows = ablation.read_rows(grid, 2, tmp_path)
+    assert ablation.draw(tmp_path / "table.png", name, rows)
+    assert matplotlib.image.imread(tmp_path / "table.png").shape[1] >= 650
+    assert "31.00 |" in ablation.as_markdown(rows, name, {}) or "30.50 ±" in ablation.as_markdown(rows, name, {})
+
+
+def command(workdir, data_dir, *more):
+    small = "model.width=8,model.latent_dim=8,inner.steps=1,fit.steps=1,train.batch_size=4"
+    words = ["--table=depth", "--axis=layers=2,3", "--seeds=1", "--steps=4", f"--set={small}", *more]
+    return [sys.executable, "-m", "experiments.ablation", f"--workdir={workdir}", f"--data_dir={data_dir}", *words]
+
+
+def test_the_command_goes_on_after_a_stop_and_a_failed_cell_ends_nothing(tmp_path, data_dir):
+    workdir = tmp_path / "table"
+    stopped = subprocess.Popen(command(workdir, data_dir), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not (workdir / "layers=3" / "seed-0.log").exists():
+        assert stopped.poll() is None, stopped.communicate()
+        time.sleep(0.1)
+    stopped.send_signal(signal.SIGTERM)
+    _, stderr = stopped.communicate(timeout=120)
+    assert stopped.returncode == 75, stderr
+    assert "Traceback" not in stderr
+    measured = (workdir / "layers=3" / "measured.json").read_text()
+
+    whole = subprocess.run(command(workdir, data_dir), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert whole.returncode == 1, whole.stderr  # one cell failed
+    assert (workdir / "layers=3" / "measured.json").read_text() == measured
+    failed, made = json.loads((workdir / "table.json").read_text())["rows"]
+    assert failed["seeds"][0]["status"] == "failed"
+    assert "model.layers must be at least 3" in failed["seeds"][0]["reason"]
+    assert 0 < made["psnr"]["mean"] < 60
+    assert "| 3 | " in whole.stdout
+    assert not (workdir / "layers=3" / "seed-0" / "latents" / "train-00000-of-00001.safetensors").exists()
+
+    written = (workdir / "layers=3" / "seed-0.json").stat().st_mtime_ns
+    other = subprocess.run(
+        command(workdir, data_dir, "--steps=5"), cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert other.returncode == 1
+    assert other.stderr.splitlines()[-1].endswith("was made with 4 steps, not 5; name another --workdir")
+    assert (workdir / "layers=3" / "seed-0.json").stat().st_mtime_ns == written
+
+
+def test_a_collapse_is_a_result_and_is_not_tried_again(tmp_path, data_dir):
+    table = ablation.TABLES["depth"]
+    wild = ("model.width=8", "model.latent_dim=8", "inner.steps=2", "inner.step_size=1e30", "train.batch_size=4")
+    cell = ablation.make_cell(table, {"layers": 3}, "cpu", wild, data_dir)
+    with StopRequest() as stop:
+        outcome = ablation._run(cell, tmp_path, 0, ablation.budget(cell, 3), table, data_dir, None, stop)
+    assert outcome["status"] == "collapsed"
+    assert "not finite" in outcome["reason"]
+    assert ablation._is_over(tmp_path / "seed-0.json")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--axis=layers="], "error: axis 'layers' is empty"),
+        (["--set=model.widht=3"], "unknown setting model.widht; did you mean model.width"),
+    ],
+)
+def test_faults_are_one_line(tmp_path, data_dir, words, message):
+    refused = subprocess.run(
+        [*command(tmp_path / "table", data_dir), *words], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert refused.returncode == 1
+    assert message in refused.stderr.splitlines()[-1]
+    assert not (tmp_path / "table").exists()
