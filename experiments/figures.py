@@ -546,6 +546,37 @@ def draw_sweep(
     return _write(figure, path)
 
 
+def draw_rate_distortion(
+    path: str | os.PathLike[str], curves: Mapping[str, Sequence[tuple[float, float]]], *, unit: str
+) -> Path:
+    """PSNR against the rate of several codecs, as a PNG; the rate is logarithmic.
+
+    Args:
+      path: the file to write; its folder is made where absent.
+      curves: name to (rate > 0, PSNR in dB) in any order.
+      unit: of the rate.
+    Returns:
+      `path`.
+    """
+    left, head, height, foot = 0.5, 0.3, 2.2, 0.4
+    figure = _page(head + height + foot, _COLUMN)
+    axes = _axes(figure, left, head, _COLUMN - left - _MARGIN, height)
+    for k, (name, points) in enumerate(curves.items()):
+        colour, marker, line = _SERIES[k % len(_SERIES)]
+        rates, psnr = zip(*sorted(points), strict=True)
+        axes.plot(rates, psnr, color=colour, marker=marker, linestyle=line, markersize=3.2, linewidth=1.1, label=name)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
+    axes.set_xlabel(unit, fontsize=_SMALL, color=_INK)
+    axes.set_ylabel("PSNR (dB)", fontsize=_SMALL, color=_INK)
+    axes.grid(color=_RULE, linewidth=0.4)
+    axes.set_axisbelow(True)
+    _plain(axes)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False, fontsize=_SMALL, labelcolor=_INK,
+                borderaxespad=0.2, borderpad=0, columnspacing=1.0, handlelength=1.8)  # fmt: skip
+    return _write(figure, path)
+
+
 # Classes beyond these are drawn in one grey: more colours cannot be told apart.
 _CLASS_COLOURS = (_BLUE, _ORANGE, _GREEN, "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#222222", "#a65628")
 

@@ -21,7 +21,7 @@ from ml_collections import config_flags
 
 from experiments.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
 
-MODES = ("train", "extract", "evaluate", "curves", "classify", "report", "decode", "all")
+MODES = ("train", "extract", "evaluate", "curves", "compress", "classify", "report", "decode", "all")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; an interrupted run in it goes on.")
@@ -80,6 +80,7 @@ def _run(stop: StopRequest) -> int:
     from experiments import memory, processes
     from experiments.classify import classify
     from experiments.compilation import keep_compiled
+    from experiments.compress import compress
     from experiments.curves import curves
     from experiments.decode import decode
     from experiments.evaluate import evaluate
@@ -97,7 +98,8 @@ def _run(stop: StopRequest) -> int:
 
     stages: dict[str, Callable[..., object]] = {"train": train, "extract": extract, "evaluate": evaluate}
     on_demand: dict[str, Callable[..., object]] = {
-        "curves": functools.partial(curves, data_dir=_DATA_DIR.value), "classify": classify, "report": report
+        "curves": functools.partial(curves, data_dir=_DATA_DIR.value), "compress": compress, "classify": classify,
+        "report": report,
     }  # fmt: skip
     stages_without_data = {"decode": decode}  # all they need is in the run directory
     together = ("train", "extract")  # by all processes; the rest by the first alone

@@ -387,6 +387,30 @@ class CurvesSettings:
 
 
 @dataclass(frozen=True)
+class CompressSettings:
+    """Rate and distortion of quantised and entropy-coded latents (--mode=compress).
+
+    Attributes:
+      bits: numbers of bits, 1 to 16, of a latent entry before entropy coding.
+      spread: bins span this many standard deviations to both sides of each entry's mean.
+      signals: test signals used at most, evenly spaced over the split.
+      beside: directories of other finished runs on the same data, whose curves are drawn too.
+    """
+
+    bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+    spread: float = 3.0
+    signals: int = 256
+    beside: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        _require(
+            self.bits != () and all(1 <= bits <= 16 for bits in self.bits), f"bits must be 1 to 16, got {self.bits}"
+        )
+        _require(self.spread > 0, f"spread must be above 0, got {self.spread}")
+        _require(self.signals >= 1, f"signals must be at least 1, got {self.signals}")
+
+
+@dataclass(frozen=True)
 class ClassifySettings:
     """Classification of a finished run's latents (MedFuncta, table 3), beside PCA of equal size and raw values.
 
@@ -463,6 +487,7 @@ class Settings:
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     curves: CurvesSettings = field(default_factory=CurvesSettings)
+    compress: CompressSettings = field(default_factory=CompressSettings)
     classify: ClassifySettings = field(default_factory=ClassifySettings)
 
     @classmethod
