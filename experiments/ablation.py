@@ -356,7 +356,7 @@ def as_markdown(rows: Sequence[Mapping[str, Any]], title: str, published: Mappin
         measured = row.get("measured", {})
         texts = [str(value) for value in row["values"].values()]
         texts += [f"{measured['parameters'] / 1e6:.2f}e6", _size(_memory_gb(measured))] if measured else ["", ""]
-        texts += [f"{100 * measured['median_s']:.1f}" if measured else "", str(measured.get("steps", ""))]
+        texts += [f"{100 * measured['best_s']:.1f}" if measured else "", str(measured.get("steps", ""))]
         texts += [
             spread(row, "train_seconds", 0),
             spread(row, "mse", 3, 1e3),
@@ -435,7 +435,7 @@ def draw(path: Path, table: str, rows: Sequence[Mapping[str, Any]]) -> bool:
         measured = [row.get("measured") for row in rows]
         if table == "selection_ratio":
             panels["memory (GB)"] = {"": [[_memory_gb(m)] if m else [] for m in measured]}
-            panels["s / 100 steps"] = {"": [[100 * m["median_s"]] if m else [] for m in measured]}
+            panels["s / 100 steps"] = {"": [[100 * m["best_s"]] if m else [] for m in measured]}
         labels_of = {
             "selection_ratio": "selection ratio $\\gamma$",
             "layers": "layers K",
@@ -544,11 +544,11 @@ def _run_grid(table: Table, grid: Sequence[Values], workdir: Path, steps: int | 
             continue
         asked = steps or cell.settings.train.steps
         if options.seconds:  # what was measured first counts, so that all seeds have the same
-            asked = measured.get("steps", max(1, int(options.seconds / measured["median_s"])))
+            asked = measured.get("steps", max(1, int(options.seconds / measured["best_s"])))
         if measured.setdefault("steps", asked) != asked:
             raise RunError(f"{place} was made with {measured['steps']} steps, not {asked}; name another --workdir")
         write_json(place / "measured.json", measured)
-        log.info("%s: %.3g s an update, %d updates", place.name, measured["median_s"], measured["steps"])
+        log.info("%s: %.3g s an update, %d updates", place.name, measured["best_s"], measured["steps"])
         ready.append((cell, place, budget(cell, measured["steps"])))
 
     devices: queue.SimpleQueue[str | None] = queue.SimpleQueue()

@@ -27,9 +27,24 @@ def check(settings: Settings, shape: Sequence[int], channels: int) -> Field:
     field = Field(model, coord_dims=len(shape), channels=channels)
     if model.latent_interpolation == "patches":
         patches.window(shape, model.latent_grid)
-        if settings.train.method == "autodecoder":
-            raise SettingsError("train.method=autodecoder has no patches; give model.latent_interpolation=nearest")
+    if settings.train.method == "autodecoder":
+        absent = {
+            "model.latent_interpolation": model.latent_interpolation == "patches",
+            "inner.learned_step_size": settings.inner.learned_step_size != "none",
+            **{f"train.{name}": bool(getattr(settings.train, name)) for name in ("micro_batch", "points_per_chunk")},
+            "train.selection_ratio": settings.train.selection_ratio < 1,
+        }
+        for name, given in absent.items():
+            if given:
+                raise SettingsError(
+                    f"train.method=autodecoder has no {_value(settings, name)}; leave it at its default"
+                )
     return field
+
+
+def _value(settings: Settings, name: str) -> str:
+    group, _, field = name.partition(".")
+    return f"{name}={getattr(getattr(settings, group), field)}"
 
 
 def init_state(field: Field, settings: Settings, key: jax.Array, *, signals: int) -> MetaState:

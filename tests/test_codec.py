@@ -28,7 +28,7 @@ def test_the_error_is_half_a_bin_at_most_within_the_spread(latents, bits):
     inside = np.abs(latents - codec.mean) <= 4 * codec.scale
     error = np.abs(codec.dequantise(codec.quantise(latents)) - latents) / codec.scale
     assert inside.mean() > 0.99
-    assert error[inside].max() <= 4.0 / 2**bits * +5e-4  # float32 rounds where the mean is large
+    assert error[inside].max() <= 4.0 / 2**bits + 2e-3  # float32 rounds where the mean is large
     far = codec.mean + 100 * codec.scale
     np.testing.assert_array_equal(codec.quantise(far), 2**bits - 1)
 

@@ -51,8 +51,10 @@ def test_every_method_learns_in_every_dimension(kind, shape):
         ({"latent_grid": (8,), "latent_interpolation": "patches"}, {}, (5,), r"model.latent_grid \(8,\) makes patches"),
         (
             {"latent_grid": (2,), "latent_interpolation": "patches"}, {"method": "autodecoder"}, (5,),
-            "train.method=autodecoder has no patches",
+            "train.method=autodecoder has no model.latent_interpolation=patches; leave it at its default",
         ),
+        ({}, {"method": "autodecoder", "micro_batch": 2}, (5,), "has no train.micro_batch=2"),
+        ({}, {"method": "autodecoder", "selection_ratio": 0.5}, (5,), "has no train.selection_ratio=0.5"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(model, train, shape, message):

@@ -5,8 +5,9 @@ steps.
 
 Command:   python -m experiments.main --config=configs/baselines/autodecoder.py --workdir=runs/NAME
            [--data_dir=DIR]; `:cpu` is PneumoniaMNIST at 28x28 for two cores.
-Hardware:  HARD
-Result:    RES
+Hardware:  as `medfuncta.py` without an inner loop; the latents of all training signals and their moments are held too.
+Result:    not in the paper, and not trained to the end here. cpu: 19.5 dB in validation after 150 of its 2500 updates
+           (measured).
 """
 
 from configs import base

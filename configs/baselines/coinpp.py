@@ -4,8 +4,8 @@ A plain SIREN, every sine layer shifted, the first too.
 
 Command:   python -m experiments.main --config=configs/baselines/coinpp.py --workdir=runs/NAME
            [--data_dir=DIR]; `:cpu` is PneumoniaMNIST at 28x28 for two cores.
-Hardware:  HARD
-Result:    RES
+Hardware:  published: one A100 of 40 GB, 15.7 GB used, 250,000 iterations.
+Result:    published, test set: PSNR 34.566 dB, MSE 0.379e-3, SSIM 0.940, LPIPS 0.056. Not trained to the end here.
 """
 
 from configs import base

@@ -5,8 +5,9 @@ for all of them.
 
 Command:   python -m experiments.main --config=configs/baselines/functa.py --workdir=runs/NAME
            [--data_dir=DIR]; `:cpu` is PneumoniaMNIST at 28x28 for two cores.
-Hardware:  HARD
-Result:    RES
+Hardware:  published: one A100 of 40 GB, 25.1 GB used, 250,000 iterations.
+Result:    published, test set: PSNR 34.304 dB, MSE 0.403e-3, SSIM 0.940, LPIPS 0.059. Not trained to the end here.
+           cpu: 22.9 dB in validation after 150 of its 2500 updates (measured).
 """
 
 from configs import base

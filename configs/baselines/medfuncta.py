@@ -2,8 +2,9 @@
 
 Command:   python -m experiments.main --config=configs/baselines/medfuncta.py --workdir=runs/NAME
            [--data_dir=DIR]; `:cpu` is PneumoniaMNIST at 28x28 for two cores.
-Hardware:  HARD
-Result:    RES
+Hardware:  published: one A100 of 40 GB, 21.5 GB used at B = 24, 250,000 iterations.
+Result:    published, test set: PSNR 40.719 dB, MSE 0.097e-3, SSIM 0.985, LPIPS 0.013. Not trained to the end here.
+           cpu: 28.6 dB in validation after 150 updates of 12 signals on a quarter of the points (measured).
 """
 
 from configs import base

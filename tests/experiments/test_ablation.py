@@ -94,7 +94,7 @@ def kept(workdir, values, outcomes, *, measured=True):
     place = workdir / ablation.folder_name(values)
     place.mkdir(parents=True)
     if measured:
-        row = {"parameters": 1_500_000, "median_s": 0.25, "temp_bytes": 2_000_000_000, "steps": 40}
+        row = {"parameters": 1_500_000, "best_s": 0.25, "temp_bytes": 2_000_000_000, "steps": 40}
         (place / "measured.json").write_text(json.dumps(row))
     for seed, outcome in enumerate(outcomes):
         (place / f"seed-{seed}.json").write_text(json.dumps(outcome))
