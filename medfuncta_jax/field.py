@@ -71,6 +71,21 @@ class Field:
         """Values [B, N, D] for latents [B, P] at the points of `features`."""
         return cast(jax.Array, self.module.apply({"params": params}, latents, features, method="decode"))
 
+    def slope_norms(self, params: Params, latents: jax.Array, coords: jax.Array, signals: jax.Array) -> jax.Array:
+        """Norms [B, N]: of the slope of each point's squared error (all channels) in the last layer's parameters.
+
+        Args:
+          latents: [B, P].
+          coords: [N, C] or [B, N, C].
+          signals: [B, N, D].
+        """
+        variables, coords = {"params": params}, coords if coords.ndim == 3 else coords[None]
+        features = self.module.apply(variables, coords, basis=False, method="point_features")
+        hidden = cast(jax.Array, self.module.apply(variables, latents, features, method="last_hidden"))
+        errors = cast(jax.Array, self.module.apply(variables, hidden, method="head")) - signals
+        # The slope in the kernel is 2 h e', in the bias 2 e.
+        return 2 * jnp.sqrt(jnp.square(errors).sum(-1) * (1 + jnp.square(hidden).sum(-1)))
+
     def coefficients(self, params: Params, latents: jax.Array) -> jax.Array:
         """Coefficients [B, 2L, D] of latents [B, P], for a field whose `point_features` are a `Basis`."""
         return cast(jax.Array, self.module.apply({"params": params}, latents, method="coefficients"))

@@ -187,6 +187,7 @@ def adapt(
     remat: Remat = "none",
     channel_loss: Literal["mean", "sum"] = "mean",
     points_per_chunk: int = 0,
+    pruned_to: int = 0,
     features: PointFeatures | Basis | None = None,
 ) -> FitResult:
     """G inner steps from phi = 0 on reduced contexts, differentiable in `params` and `step_size`.
@@ -203,16 +204,18 @@ def adapt(
         and recomputes what is elementwise; "steps" the latent alone, and recomputes the step. Gradients are the same.
       channel_loss: see `signal_losses`.
       points_per_chunk: points of a signal in memory at once, in each step; 0 for all. `remat` then acts on chunks.
+      pruned_to: with a number of steps for `context`: each step takes the points, this many, whose squared errors have
+        the largest slopes in the last layer (Tack et al. 2023); 0 takes all.
       features: of all points, where the caller has them: a derivative then goes through them once.
     Returns:
       FitResult with losses [B, G] on each step's context.
     """
     coords, signals = (jnp.asarray(array, params_dtype(params)) for array in (coords, signals))
-    count = signals.shape[1] if isinstance(context, int) else context.shape[-1]
+    count = (pruned_to or signals.shape[1]) if isinstance(context, int) else context.shape[-1]
     in_chunks = 0 < points_per_chunk < count
     if isinstance(context, int):
         steps, rows_of_steps = context, None
-        if not in_chunks:
+        if not (in_chunks or pruned_to):
             features = field.point_features(params, coords) if features is None else features
             losses_on_all = _losses_on(field, params, features, signals, channel_loss=channel_loss, steps=steps)
     else:
@@ -247,6 +250,11 @@ def adapt(
         return jax.lax.scan(add, nothing, (pieces, real))[0]
 
     def step(latents: jax.Array, rows: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        if pruned_to:
+            # A choice has no slope.
+            rows = jax.lax.top_k(field.slope_norms(*jax.lax.stop_gradient((params, latents)), coords, signals), count)[
+                1
+            ]
         slopes, losses = (at_chunks if in_chunks else at)(latents, rows)  # [B, P], [B]
         if first_order:
             slopes = jax.lax.stop_gradient(slopes)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from medfuncta_jax.context import random_context
+from medfuncta_jax.context import context_size, random_context
 from medfuncta_jax.field import Field, Params, params_dtype
 from medfuncta_jax.inner_loop import Array, Remat, adapt, point_chunks, signal_losses
 from medfuncta_jax.settings import InnerSettings, Settings, TrainSettings
@@ -37,6 +37,7 @@ def meta_loss(
     remat: Remat = "none",
     channel_loss: Literal["mean", "sum"] = "mean",
     points_per_chunk: int = 0,
+    pruned_to: int = 0,
     latent_penalty: float = 0.0,
     latent_noise: float = 0.0,
     key: jax.Array | None = None,
@@ -55,6 +56,7 @@ def meta_loss(
       channel_loss: see `inner_loop.signal_losses`.
       points_per_chunk: points of a signal in memory at once, inside each inner step and in the outer loss; 0 for all.
         The gradient is the same to rounding; only its own derivative is not to be had.
+      pruned_to: see `inner_loop.adapt`.
       latent_penalty, latent_noise, key: see `regularised`.
     Returns:
       A scalar: the mean over signals of the loss on every point at phi_G.
@@ -71,7 +73,7 @@ def meta_loss(
     features = None if in_chunks else field.point_features(params, coords)
     latents = adapt(
         field, params, coords, signals, context, step_size=step_size, first_order=first_order, remat=remat,
-        channel_loss=channel_loss, points_per_chunk=points_per_chunk, features=features,
+        channel_loss=channel_loss, points_per_chunk=points_per_chunk, pruned_to=pruned_to, features=features,
     ).latents  # fmt: skip
     latents, penalty = regularised(latents, penalty=latent_penalty, noise=latent_noise, key=key)
     if features is not None:
@@ -240,6 +242,10 @@ def make_update(field: Field, settings: Settings, coords: jax.Array) -> Update:
     """
     inner, train = settings.inner, settings.train
 
+    def pruned_to(points: int) -> int:
+        pruned = inner.context == "gradient" and inner.selection_ratio < 1
+        return context_size(points, inner.selection_ratio) if pruned else 0
+
     def loss_of(
         trainable: Trainable, coords: jax.Array, signals: jax.Array, context: Array | int, key: jax.Array
     ) -> jax.Array:
@@ -249,7 +255,8 @@ def make_update(field: Field, settings: Settings, coords: jax.Array) -> Update:
         return meta_loss(
             field, trainable.field, coords, signals, context, step_size=alpha,
             first_order=inner.first_order, remat=inner.remat, channel_loss=train.channel_loss,
-            points_per_chunk=train.points_per_chunk, latent_penalty=train.latent_penalty,
+            points_per_chunk=train.points_per_chunk, pruned_to=pruned_to(signals.shape[1]),
+            latent_penalty=train.latent_penalty,
             latent_noise=train.latent_noise, key=key,
         )  # fmt: skip
 
@@ -280,7 +287,7 @@ def make_update(field: Field, settings: Settings, coords: jax.Array) -> Update:
             )[0]  # fmt: skip
             points, signals = coords[rows], signals[:, rows]
         context: Array | int = inner.steps
-        if inner.selection_ratio < 1:
+        if inner.selection_ratio < 1 and inner.context == "random":
             context = random_context(
                 key,
                 points=signals.shape[1],

@@ -176,6 +176,8 @@ class InnerSettings:
       learned_step_size: "none", "scalar" or "per_latent" (Meta-SGD, Li et al. 2017).
       step_size_range: (lowest, highest) of a learned step size, beyond which it is clipped; () is none.
       selection_ratio: gamma in (0, 1], the part of the points in the context of a step.
+      context: which part: "random" (the paper) or, for each signal, "gradient": the points whose errors have the
+        largest slopes in the last layer (Tack et al. 2023; the paper reports it as no better, at times unstable).
       shared_context: one subset a step for the whole batch (the release) instead of one a signal (the paper).
       first_order: hold the inner gradients constant (first-order MAML); exact second order otherwise.
       remat: what the backward pass keeps of each inner step: "none" all intermediates, "layers" the matrix products,
@@ -187,6 +189,7 @@ class InnerSettings:
     learned_step_size: Literal["none", "scalar", "per_latent"] = "none"
     step_size_range: tuple[float, ...] = ()
     selection_ratio: float = 0.25
+    context: Literal["random", "gradient"] = "random"
     shared_context: bool = False
     first_order: bool = False
     remat: Literal["none", "layers", "steps"] = "steps"

@@ -147,8 +147,8 @@ class ModulatedSiren(nn.Module):
         model = self.model  # one modulated layer: the second of three
         return model.layers == 3 and not (model.modulate_first_layer or model.modulate_scale or model.latent_grid)
 
-    def point_features(self, coords: jax.Array) -> PointFeatures | Basis:
-        """All that needs no latent: coords [1, N, C] shared by the batch, or [B, N, C]."""
+    def point_features(self, coords: jax.Array, *, basis: bool = True) -> PointFeatures | Basis:
+        """All that needs no latent: coords [1, N, C] shared by the batch, or [B, N, C]; `basis` allows a `Basis`."""
         model, weights = self.model, None
         if model.latent_grid:
             weights = interpolation_weights(coords, model.latent_grid, linear=model.latent_interpolation == "linear")
@@ -159,7 +159,7 @@ class ModulatedSiren(nn.Module):
             return PointFeatures(None, first, weights)
         hidden = sine(first * self._omega(1, first.dtype))
         pre = self.layer_2(hidden)
-        if not self._has_basis():
+        if not (basis and self._has_basis()):
             return PointFeatures(hidden, pre, weights)
         pre = pre * self._omega(2, pre.dtype)
         constant = self.layer_3(hidden if self.model.residual else jnp.zeros_like(hidden)) + self.model.offset
@@ -187,6 +187,14 @@ class ModulatedSiren(nn.Module):
             if functions.shape[0] == 1:  # one matrix product for the whole batch
                 return features.constant + jnp.einsum("nk,bkd->bnd", functions[0], coefficients)
             return features.constant + jnp.einsum("bnk,bkd->bnd", functions, coefficients)
+        return self.head(self.last_hidden(latents, features))
+
+    def head(self, hidden: jax.Array) -> jax.Array:
+        """The linear layer: [B, N, L] -> [B, N, D]."""
+        return getattr(self, f"layer_{self.model.layers}")(hidden) + self.model.offset
+
+    def last_hidden(self, latents: jax.Array, features: PointFeatures) -> jax.Array:
+        """h_{K-1} [B, N, L], what the linear layer reads."""
         model, codes = self.model, self._codes(latents)
         h, pre, weights = features
 
@@ -202,7 +210,8 @@ class ModulatedSiren(nn.Module):
             pre = pre + modulation(f"modulation_{k}")  # [B, N, L]
             s = sine(pre * self._omega(k, pre.dtype))
             h = h + s if model.residual and h is not None else s
-        return getattr(self, f"layer_{model.layers}")(h) + model.offset
+        assert h is not None  # K >= 3: there is a modulated layer
+        return h
 
     def __call__(self, latents: jax.Array, coords: jax.Array) -> jax.Array:
         """f at coords [1 or B, N, C] for latents [B, P] -> [B, N, D]."""

@@ -135,9 +135,12 @@ def run_updates(settings, signals, count, state=None):
     return state, history
 
 
+@pytest.mark.parametrize("context", ["random", "gradient"])
 @pytest.mark.parametrize("learned", ["none", "scalar", "per_latent"])
-def test_updates_learn(problem, learned):
-    settings = make_settings(inner={"learned_step_size": learned}, train={"step_size_learning_rate": 0.05})
+def test_updates_learn(problem, learned, context):
+    settings = make_settings(
+        inner={"learned_step_size": learned, "context": context}, train={"step_size_learning_rate": 0.05}
+    )
     state, history = run_updates(settings, problem[1], 40)
     assert int(state.step) == 40
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
