@@ -156,7 +156,8 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
       repeats: runs that count.
     Returns:
       JSON-able; seconds, bytes of temporaries in the compiled program, GB of resident memory; `floor_s` is the least
-      time that the machine's own rates of products and sines allow, and `floor_part` that divided by `best_s`.
+      time that the machine's own rates of products and sines allow, and `floor_part` that divided by `best_s`; both
+      are absent for an auto-decoder, a latent grid, hidden modulation layers and a pyramid.
     Raises:
       MemoryError: the compiled update needs more than is free; it is not run.
     """
@@ -193,8 +194,14 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
         began = time.perf_counter()
         value = jax.block_until_ready(run())
         seconds.append(time.perf_counter() - began)
-    needed, rates = work(case, settings, mode=mode, batch=batch), machine_rates(settings.model.width)
-    floor_s = needed["flops"] / rates["flops_per_s"] + needed["sines"] / rates["sines_per_s"]
+    floor: dict[str, float] = {}
+    model = settings.model
+    if settings.train.method == "meta" and not (
+        model.latent_grid or model.modulation_hidden or model.last_width
+    ):  # else not counted
+        needed, rates = work(case, settings, mode=mode, batch=batch), machine_rates(model.width)
+        floor_s = needed["flops"] / rates["flops_per_s"] + needed["sines"] / rates["sines_per_s"]
+        floor = {**needed, **rates, "floor_s": floor_s, "floor_part": floor_s / min(seconds[1:])}
     return {
         "config": case.config,
         "mode": mode,
@@ -205,10 +212,7 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
         "parameters": parameter_count(state.trainable.field if mode == "train" else params),
         "best_s": min(seconds[1:]),
         "median_s": statistics.median(seconds[1:]),
-        **needed,
-        **rates,
-        "floor_s": floor_s,
-        "floor_part": floor_s / min(seconds[1:]),
+        **floor,
         "compile_s": compile_s,
         "temp_bytes": temporaries,
         "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,

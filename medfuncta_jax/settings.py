@@ -96,6 +96,8 @@ class ModelSettings:
     Attributes:
       layers: K >= 3, counting the first sine layer and the last linear layer.
       width: L >= 1 units a layer.
+      last_width: units of the last sine layer; those between change evenly (a pyramid, which the paper reports to be of
+        no gain). 0 is `width`; others go without residual connections.
       latent_dim: P >= 1 entries of the latent, over all its places.
       latent_grid: () for a latent that is one vector; else the places along each axis of the signal, m_1, ..., m_C, and
         the latent is a vector of P / (m_1 ... m_C) entries at each (Spatial Functa, Bauer et al. 2023), flattened as
@@ -118,6 +120,7 @@ class ModelSettings:
 
     layers: int = 15
     width: int = 256
+    last_width: int = 0
     latent_dim: int = 2048
     omega_first: float = 20.0
     omega_last: float = 400.0
@@ -134,6 +137,12 @@ class ModelSettings:
     def __post_init__(self):
         _require(self.layers >= 3, f"layers must be at least 3 (one modulated layer), got {self.layers}")
         _require(self.width >= 1, f"width must be at least 1, got {self.width}")
+        _require(self.last_width >= 0, f"last_width must not be negative, got {self.last_width}")
+        _require(
+            not self.residual or self.last_width in (0, self.width),
+            f"last_width must be 0 or width = {self.width} with residual connections, got {self.last_width}; or set "
+            "model.residual=False",
+        )
         _require(self.latent_dim >= 1, f"latent_dim must be at least 1, got {self.latent_dim}")
         _require(min(self.omega_first, self.omega_last) > 0, "omega_first and omega_last must be above 0")
         for name in ("latent_grid", "modulation_hidden"):
@@ -146,6 +155,12 @@ class ModelSettings:
             self.latent_interpolation != "patches" or self.latent_grid != (),
             "latent_grid must say how many patches there are along each axis, e.g. (2, 2)",
         )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of the K - 1 sine layers."""
+        steps, last = self.layers - 2, self.last_width or self.width
+        return tuple(self.width + round((last - self.width) * k / steps) for k in range(steps + 1))
 
     @property
     def places(self) -> int:

@@ -108,9 +108,10 @@ class ModulatedSiren(nn.Module):
 
     def setup(self):
         model, omega = self.model, omega_schedule(self.model)
+        widths = model.widths
         for k in range(1, model.layers + 1):
-            inputs = self.coord_dims if k == 1 else model.width
-            features = self.channels if k == model.layers else model.width
+            inputs = self.coord_dims if k == 1 else widths[k - 2]
+            features = self.channels if k == model.layers else widths[k - 1]
             init = _uniform(1 / inputs if k == 1 else math.sqrt(6 / inputs) / omega[k - 1])
             rounded = model.products == "bfloat16" and 1 < k < model.layers
             dot_general = _rounded_dot_general if rounded else None
@@ -122,12 +123,12 @@ class ModulatedSiren(nn.Module):
             setattr(self, f"hidden_{i}", nn.Dense(width, kernel_init=init, bias_init=init))
             inputs = width
         bound = 1 / math.sqrt(inputs)
-        kernel = _uniform(bound)
-        if model.modulation_init == "orthogonal":  # with the expected Frobenius norm of the uniform one
-            kernel = nn.initializers.orthogonal(math.sqrt(model.width / min(model.width, inputs) / 3))
         for name in self._modulations():
+            width, kernel = widths[int(name.rpartition("_")[2]) - 1], _uniform(bound)
+            if model.modulation_init == "orthogonal":  # with the expected Frobenius norm of the uniform one
+                kernel = nn.initializers.orthogonal(math.sqrt(width / min(width, inputs) / 3))
             bias = _uniform(bound, 1.0 if name.startswith("scale") else 0.0)
-            setattr(self, name, nn.Dense(model.width, kernel_init=kernel, bias_init=bias))
+            setattr(self, name, nn.Dense(width, kernel_init=kernel, bias_init=bias))
 
     def _modulations(self) -> tuple[str, ...]:
         kinds = ("modulation", "scale") if self.model.modulate_scale else ("modulation",)
@@ -162,7 +163,7 @@ class ModulatedSiren(nn.Module):
         if not (basis and self._has_basis()):
             return PointFeatures(hidden, pre, weights)
         pre = pre * self._omega(2, pre.dtype)
-        constant = self.layer_3(hidden if self.model.residual else jnp.zeros_like(hidden)) + self.model.offset
+        constant = self.layer_3(hidden if self.model.residual else jnp.zeros_like(pre)) + self.model.offset
         phases = jnp.asarray([0, np.pi / 2], pre.dtype)[:, None]  # cos p = sin(p + pi/2), and no copy to join the two
         return Basis(constant, sine(pre[..., None, :] + phases).reshape(*pre.shape[:-1], -1))
 

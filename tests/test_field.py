@@ -52,6 +52,23 @@ def test_every_variant_is_equation_1(layers, residual, modulate_first_layer, mod
     np.testing.assert_allclose(field.apply(params, latents, each), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("layers", [3, 5])
+@pytest.mark.parametrize("last_width", [7, 40])
+def test_a_pyramid_is_equation_1_with_layers_of_their_own_width(layers, last_width):
+    field = small_field(layers=layers, residual=False, last_width=last_width, modulation_init="orthogonal")
+    params = field.init(jax.random.key(0), jnp.float64)
+    shapes = field.layer_shapes()
+    widths = [shapes[f"layer_{k}/kernel"][1] for k in range(1, layers)]
+    assert (widths[0], widths[-1]) == (16, last_width)
+    assert np.ptp(np.diff(widths)) <= 1
+    assert [shapes[f"modulation_{k}/kernel"] for k in range(2, layers)] == [(6, width) for width in widths[1:]]
+    rng = np.random.default_rng(0)
+    latents, coords = rng.normal(size=(3, 6)), rng.uniform(-1, 1, (7, 2))
+    np.testing.assert_allclose(
+        field.apply(params, latents, coords), by_hand(field, params, latents, coords), atol=1e-12
+    )
+
+
 def test_two_layers_with_the_first_modulated_only():
     """One modulated layer that reads the coordinates themselves: the closed form without a residual."""
     field = small_field(layers=3, modulate_first_layer=True)
