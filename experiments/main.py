@@ -118,7 +118,7 @@ def _run(stop: StopRequest) -> int:
         processes.wait_for_all("data")
         if not processes.first():
             dataset = open_dataset(settings.data, data_dir=_DATA_DIR.value)
-        check(settings, dataset.grid, dataset.channels)
+        check(settings, dataset.grid, dataset.channels, task=dataset.task)
         run = RunDirectory(str(_WORKDIR.value), settings, writes=processes.first())
         processes.wait_for_all("workdir")
         log.info(

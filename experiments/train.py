@@ -35,7 +35,7 @@ def train(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopReq
       Interrupted: a stop was asked for; the state is saved.
     """
     config = settings.train
-    field = methods.check(settings, dataset.grid, dataset.channels)
+    field = methods.check(settings, dataset.grid, dataset.channels, task=dataset.task)
     mesh = sharding.data_mesh()
     sharding.check_batch_size(mesh, config.batch_size, "train.batch_size")
     init_key, update_key = jax.random.split(jax.random.key(settings.seed))
@@ -79,13 +79,16 @@ class _Loop:
         settings, config = self.settings, self.settings.train
         coords = sharding.replicate(self.mesh, jnp.asarray(grid(self.dataset.grid), jnp.float32))
         key = sharding.replicate(self.mesh, key)
+        labels = None
+        if config.contrastive_weight:
+            labels = sharding.replicate(self.mesh, self.dataset.splits["train"].annotations().labels)
         shape = (config.batch_size, math.prod(self.dataset.grid), self.dataset.channels)
         like, rows = (
             jax.ShapeDtypeStruct(of, kind, sharding=sharding.split_over(self.mesh))
             for of, kind in ((shape, jnp.float32), (shape[:1], jnp.int32))
         )
-        make = jax.jit(methods.make_update(self.field, settings, coords, self.dataset.grid), donate_argnums=0)
-        update = make.lower(state, like, key, rows).compile()
+        one = methods.make_update(self.field, settings, coords, self.dataset.grid, labels=labels)
+        update = jax.jit(one, donate_argnums=0).lower(state, like, key, rows).compile()
         log.info("train: %s", check_memory(update, "a meta-update"))
         with (
             batches(

@@ -31,9 +31,8 @@ def make_update(
         def loss_of(trainable: Trainable) -> jax.Array:
             assert trainable.latents is not None
             latents, penalty = regularised(
-                trainable.latents[rows], penalty=train.latent_penalty, noise=train.latent_noise,
-                key=jax.random.fold_in(key, state.step),
-            )  # fmt: skip
+                trainable.latents[rows], train=train, key=jax.random.fold_in(key, state.step)
+            )
             features = field.point_features(trainable.field, coords)
             losses = signal_losses(
                 field, trainable.field, latents, features, signals, channel_loss=train.channel_loss

@@ -38,9 +38,7 @@ def meta_loss(
     channel_loss: Literal["mean", "sum"] = "mean",
     points_per_chunk: int = 0,
     pruned_to: int = 0,
-    latent_penalty: float = 0.0,
-    latent_noise: float = 0.0,
-    key: jax.Array | None = None,
+    of_latents: Callable[[jax.Array], tuple[jax.Array, jax.Array | float]] | None = None,
 ) -> jax.Array:
     """The outer loss after the inner loop, differentiable in `params` and `step_size`.
 
@@ -57,7 +55,8 @@ def meta_loss(
       points_per_chunk: points of a signal in memory at once, inside each inner step and in the outer loss; 0 for all.
         The gradient is the same to rounding; only its own derivative is not to be had.
       pruned_to: see `inner_loop.adapt`.
-      latent_penalty, latent_noise, key: see `regularised`.
+      of_latents: from phi_G [B, P] to the latents that are decoded and what is added to the loss, as `regularised` with
+        settings; None leaves both alone.
     Returns:
       A scalar: the mean over signals of the loss on every point at phi_G.
     Raises:
@@ -75,7 +74,7 @@ def meta_loss(
         field, params, coords, signals, context, step_size=step_size, first_order=first_order, remat=remat,
         channel_loss=channel_loss, points_per_chunk=points_per_chunk, pruned_to=pruned_to, features=features,
     ).latents  # fmt: skip
-    latents, penalty = regularised(latents, penalty=latent_penalty, noise=latent_noise, key=key)
+    latents, penalty = (latents, 0.0) if of_latents is None else of_latents(latents)
     if features is not None:
         return signal_losses(field, params, latents, features, signals, channel_loss=channel_loss).mean() + penalty
 
@@ -94,23 +93,44 @@ def meta_loss(
 
 
 def regularised(
-    latents: jax.Array, *, penalty: float, noise: float, key: jax.Array | None
+    latents: jax.Array, *, train: TrainSettings, key: jax.Array, labels: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array | float]:
     """What an outer loss asks of latents [B, P] themselves.
 
     Args:
       latents: [B, P].
-      penalty: weight of the mean of their squared entries.
-      noise: standard deviation of normal noise added to them before they are decoded.
-      key: PRNG key of the noise; key 0 where None.
+      train: of which `latent_penalty`, `latent_noise` and those of the contrastive loss count.
+      key: PRNG key of the noise.
+      labels: int [B], for the contrastive loss.
     Returns:
       (latents to decode, what to add to the loss).
     """
-    cost = penalty * jnp.square(latents).mean() if penalty else 0.0
-    if noise:
-        key = jax.random.key(0) if key is None else key
-        latents = latents + noise * jax.random.normal(key, latents.shape, latents.dtype)
+    cost = train.latent_penalty * jnp.square(latents).mean() if train.latent_penalty else 0.0
+    if train.contrastive_weight and labels is not None:
+        cost = cost + train.contrastive_weight * contrastive_loss(latents, labels, train.contrastive_temperature)
+    if train.latent_noise:
+        latents = latents + train.latent_noise * jax.random.normal(key, latents.shape, latents.dtype)
     return latents, cost
+
+
+def contrastive_loss(latents: jax.Array, labels: jax.Array, temperature: float) -> jax.Array:
+    """Supervised contrastive loss of a batch (Khosla et al. 2020, L_out): near those of one label, far from others.
+
+    Args:
+      latents: [B, P], compared by the cosine between them.
+      labels: int [B].
+      temperature: > 0; cosines are divided by it.
+    Returns:
+      A scalar: the mean over those signals whose label another one of the batch has; 0 where there is none.
+    """
+    lengths = jnp.sqrt(jnp.square(latents).sum(-1, keepdims=True) + jnp.finfo(latents.dtype).tiny)
+    itself = jnp.eye(len(latents), dtype=bool)
+    similar = jnp.where(itself, -jnp.inf, (latents / lengths) @ (latents / lengths).T / temperature)
+    log_parts = jnp.where(itself, 0, similar) - jax.nn.logsumexp(similar, axis=1, keepdims=True)
+    alike = (labels[:, None] == labels) & ~itself
+    partners = alike.sum(1)
+    losses = -(alike * log_parts).sum(1) / jnp.maximum(partners, 1)
+    return losses.sum() / jnp.maximum((partners > 0).sum(), 1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -229,16 +249,16 @@ def step_size(trainable: Trainable, inner: InnerSettings) -> float | jax.Array:
     return jnp.clip(learned, *inner.step_size_range) if inner.step_size_range else learned
 
 
-Update = Callable[[MetaState, jax.Array, jax.Array], tuple[MetaState, dict[str, jax.Array]]]
+Update = Callable[..., tuple[MetaState, dict[str, jax.Array]]]
 
 
 def make_update(field: Field, settings: Settings, coords: jax.Array) -> Update:
-    """The pure function `update(state, signals, key) -> (state, metrics)`.
+    """The pure function `update(state, signals, key, labels=None) -> (state, metrics)`.
 
     The caller jits it, donating the state. `signals` is [B, N, D] in [0, 1] and `key` the key of the run:
     `state.step` is folded into it, so that a resumed run draws the same contexts. Metrics are scalars: `loss`
     (at phi_G), `gradient_norm`
-    (before clipping), `learning_rate`.
+    (before clipping), `learning_rate`. `labels` [B] are for the contrastive loss.
     """
     inner, train = settings.inner, settings.train
 
@@ -247,8 +267,9 @@ def make_update(field: Field, settings: Settings, coords: jax.Array) -> Update:
         return context_size(points, inner.selection_ratio) if pruned else 0
 
     def loss_of(
-        trainable: Trainable, coords: jax.Array, signals: jax.Array, context: Array | int, key: jax.Array
-    ) -> jax.Array:
+        trainable: Trainable, coords: jax.Array, signals: jax.Array, context: Array | int, key: jax.Array,
+        labels: jax.Array | None = None,
+    ) -> jax.Array:  # fmt: skip
         alpha = step_size(trainable, inner)
         if inner.learned_step_size == "per_latent":  # the same at every place of a latent grid
             alpha = jnp.tile(alpha, field.model.places)
@@ -256,8 +277,7 @@ def make_update(field: Field, settings: Settings, coords: jax.Array) -> Update:
             field, trainable.field, coords, signals, context, step_size=alpha,
             first_order=inner.first_order, remat=inner.remat, channel_loss=train.channel_loss,
             points_per_chunk=train.points_per_chunk, pruned_to=pruned_to(signals.shape[1]),
-            latent_penalty=train.latent_penalty,
-            latent_noise=train.latent_noise, key=key,
+            of_latents=functools.partial(regularised, train=train, key=key, labels=labels),
         )  # fmt: skip
 
     def in_micro_batches(
@@ -278,7 +298,9 @@ def make_update(field: Field, settings: Settings, coords: jax.Array) -> Update:
         nothing = jnp.zeros((), signals.dtype), jax.tree.map(jnp.zeros_like, trainable)
         return jax.lax.scan(add, nothing, jnp.arange(count))[0]
 
-    def update(state: MetaState, signals: jax.Array, key: jax.Array) -> tuple[MetaState, dict[str, jax.Array]]:
+    def update(
+        state: MetaState, signals: jax.Array, key: jax.Array, labels: jax.Array | None = None
+    ) -> tuple[MetaState, dict[str, jax.Array]]:
         key = jax.random.fold_in(key, state.step)
         points = coords
         if train.selection_ratio < 1:
@@ -295,9 +317,11 @@ def make_update(field: Field, settings: Settings, coords: jax.Array) -> Update:
                 steps=inner.steps,
                 signals=None if inner.shared_context else signals.shape[0],
             )
-        whole = train.micro_batch in (0, signals.shape[0])
-        gradient = jax.value_and_grad(loss_of) if whole else in_micro_batches
-        loss, slopes = gradient(state.trainable, points, signals, context, jax.random.fold_in(key, 2))
+        arguments = (state.trainable, points, signals, context, jax.random.fold_in(key, 2))
+        if train.micro_batch in (0, signals.shape[0]):
+            loss, slopes = jax.value_and_grad(loss_of)(*arguments, labels)
+        else:
+            loss, slopes = in_micro_batches(*arguments)
         return descend(state, loss, slopes, train)
 
     return update

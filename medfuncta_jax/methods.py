@@ -17,34 +17,35 @@ from medfuncta_jax.settings import Settings, SettingsError
 Update = Callable[[MetaState, jax.Array, jax.Array, jax.Array], tuple[MetaState, dict[str, jax.Array]]]
 
 
-def check(settings: Settings, shape: Sequence[int], channels: int) -> Field:
-    """The field of these settings for signals [*shape, channels].
+def check(settings: Settings, shape: Sequence[int], channels: int, *, task: str | None = None) -> Field:
+    """The field of these settings for signals [*shape, channels], which have labels for `task` where that is known.
 
     Raises:
       SettingsError: the signals have other dimensions than the latent's grid, or settings do not go together.
     """
-    model = settings.model
+    model, train = settings.model, settings.train
+    if train.contrastive_weight and task in ("none", "multi-label"):
+        raise SettingsError(
+            f"train.contrastive_weight needs data with one label a signal, these have {task!r}; set it to 0"
+        )
+    if train.contrastive_weight and train.micro_batch not in (0, train.batch_size):
+        raise SettingsError("train.contrastive_weight compares all signals of a batch; set train.micro_batch=0")
     field = Field(model, coord_dims=len(shape), channels=channels)
     if model.latent_interpolation == "patches":
         patches.window(shape, model.latent_grid)
-    if settings.train.method == "autodecoder":
-        absent = {
-            "model.latent_interpolation": model.latent_interpolation == "patches",
-            "inner.learned_step_size": settings.inner.learned_step_size != "none",
-            **{f"train.{name}": bool(getattr(settings.train, name)) for name in ("micro_batch", "points_per_chunk")},
-            "train.selection_ratio": settings.train.selection_ratio < 1,
+    if train.method == "autodecoder":
+        given = {
+            "model.latent_interpolation=nearest": model.latent_interpolation == "patches",
+            "inner.learned_step_size=none": settings.inner.learned_step_size != "none",
+            "train.micro_batch=0": train.micro_batch > 0,
+            "train.points_per_chunk=0": train.points_per_chunk > 0,
+            "train.selection_ratio=1.0": train.selection_ratio < 1,
+            "train.contrastive_weight=0.0": train.contrastive_weight > 0,
         }
-        for name, given in absent.items():
-            if given:
-                raise SettingsError(
-                    f"train.method=autodecoder has no {_value(settings, name)}; leave it at its default"
-                )
+        for remedy, wrong in given.items():
+            if wrong:
+                raise SettingsError(f"train.method=autodecoder needs {remedy}")
     return field
-
-
-def _value(settings: Settings, name: str) -> str:
-    group, _, field = name.partition(".")
-    return f"{name}={getattr(getattr(settings, group), field)}"
 
 
 def init_state(field: Field, settings: Settings, key: jax.Array, *, signals: int) -> MetaState:
@@ -53,15 +54,18 @@ def init_state(field: Field, settings: Settings, key: jax.Array, *, signals: int
     return meta_step.init_state(trained, settings, key, signals=signals)
 
 
-def make_update(field: Field, settings: Settings, coords: jax.Array, shape: Sequence[int]) -> Update:
+def make_update(
+    field: Field, settings: Settings, coords: jax.Array, shape: Sequence[int], *, labels: jax.Array | None = None
+) -> Update:
     """The pure function `update(state, signals, key, rows) -> (state, metrics)`; see `meta_step.make_update`.
 
     Args:
       field, settings: see `check`.
       coords: [N, C], the grid of `shape`.
       shape: points along each axis.
+      labels: int [n] of the training split, for the contrastive loss.
     Returns:
-      The update; `rows` [B] are the numbers of the signals in the training split, which an auto-decoder needs.
+      The update; `rows` [B] are the numbers of the signals in the training split.
     """
     if settings.train.method == "autodecoder":
         return autodecoder.make_update(field, settings, coords)
@@ -73,7 +77,6 @@ def make_update(field: Field, settings: Settings, coords: jax.Array, shape: Sequ
     def update(
         state: MetaState, signals: jax.Array, key: jax.Array, rows: jax.Array
     ) -> tuple[MetaState, dict[str, jax.Array]]:
-        del rows
-        return of_signals(state, signals, key)
+        return of_signals(state, signals, key, None if labels is None else labels[rows])
 
     return update

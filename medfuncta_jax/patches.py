@@ -73,11 +73,13 @@ def make_update(field: Field, settings: Settings, shape: Sequence[int]) -> Updat
     cells = field.model.latent_grid
     window(shape, cells)
 
-    def update(state: MetaState, signals: jax.Array, key: jax.Array) -> tuple[MetaState, dict[str, jax.Array]]:
+    def update(
+        state: MetaState, signals: jax.Array, key: jax.Array, labels: jax.Array | None = None
+    ) -> tuple[MetaState, dict[str, jax.Array]]:
         whole = signals.reshape(signals.shape[0], *shape, signals.shape[-1])
         patches, coords = random_patches(
             jax.random.fold_in(jax.random.fold_in(key, state.step), 3), whole, latent_grid=cells
         )
-        return make_update_of_signals(field.patch, settings, coords)(state, patches, key)
+        return make_update_of_signals(field.patch, settings, coords)(state, patches, key, labels)
 
     return update

@@ -242,6 +242,9 @@ class TrainSettings:
       latent_learning_rate: peak rate of Adam on the latents of an auto-decoder.
       latent_penalty: weight of the mean square of the latents' entries in the outer loss.
       latent_noise: standard deviation of noise added to the latents in the outer loss.
+      contrastive_weight: of the supervised contrastive loss of the latents (Khosla et al. 2020) in the outer loss, for
+        data with one label a signal; reported to be of no gain.
+      contrastive_temperature: > 0, of its similarities.
       channel_loss: squared error averaged ("mean", the release) or summed ("sum", eq. 5) over channels.
       eval_every: meta-updates between validations, each of which also saves a checkpoint.
       eval_signals: validation signals used in training, at most.
@@ -265,6 +268,8 @@ class TrainSettings:
     latent_learning_rate: float = 1e-3
     latent_penalty: float = 0.0
     latent_noise: float = 0.0
+    contrastive_weight: float = 0.0
+    contrastive_temperature: float = 0.1
     channel_loss: Literal["mean", "sum"] = "mean"
     eval_every: int = 2500
     eval_signals: int = 256
@@ -280,10 +285,10 @@ class TrainSettings:
         micro = self.micro_batch or self.batch_size
         _require(self.batch_size % micro == 0, f"micro_batch = {micro} does not divide batch_size = {self.batch_size}")
         _require(0 < self.selection_ratio <= 1, f"selection_ratio must be in (0, 1], got {self.selection_ratio}")
-        for name in ("learning_rate", "step_size_learning_rate", "latent_learning_rate"):
+        for name in ("learning_rate", "step_size_learning_rate", "latent_learning_rate", "contrastive_temperature"):
             _require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
         unsigned = ("warmup_steps", "weight_decay", "clip_norm", "checkpoint_every", "collapse_db")
-        for name in (*unsigned, "latent_penalty", "latent_noise"):
+        for name in (*unsigned, "latent_penalty", "latent_noise", "contrastive_weight"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
 
 

@@ -47,10 +47,11 @@ def test_signals_are_learned_with_their_latents():
 
 def test_penalty_and_noise():
     latents = np.random.default_rng(1).normal(size=(4, 6))
-    same, nothing = meta_step.regularised(latents, penalty=0.0, noise=0.0, key=None)
+    none, both = (make(**options)[0].train for options in ({}, {"latent_penalty": 0.5, "latent_noise": 0.1}))
+    same, nothing = meta_step.regularised(latents, train=none, key=jax.random.key(2))
     assert same is latents
     assert nothing == 0
-    noisy, penalty = meta_step.regularised(latents, penalty=0.5, noise=0.1, key=jax.random.key(2))
+    noisy, penalty = meta_step.regularised(latents, train=both, key=jax.random.key(2))
     assert float(penalty) == pytest.approx(0.5 * np.square(latents).mean())
     expected = latents + 0.1 * np.asarray(jax.random.normal(jax.random.key(2), (4, 6), jnp.float64))
     np.testing.assert_allclose(noisy, expected)

@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from scipy.interpolate import RegularGridInterpolator
 
 import medfuncta_jax as mf
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "baselines"
 
 
 def configured(name, variant=""):
@@ -33,6 +36,20 @@ def test_parameter_counts_are_those_of_table_5(name, exact, published):
     assert count == exact
     assert round(count / 1e6, 1) == published
     assert field.model.latent_dim == 2048
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("[!_]*.py")))
+def test_both_sizes_are_settings_and_say_what_they_take(name):
+    module = importlib.import_module(f"configs.baselines.{name}")
+    for part in ("Command:", "Hardware:", "Result:"):
+        assert part in module.__doc__
+    paper, cpu = configured(name), configured(name, "cpu")
+    assert (paper.data.source, dict(cpu.data.options)["size"]) == ("medmnist", 28)
+    assert (cpu.model.layers, cpu.model.width) == (max(3, paper.model.layers // 3), paper.model.width // 4)
+    assert cpu.model.latent_dim == 256
+    assert cpu.model.latent_grid == paper.model.latent_grid
+    with pytest.raises(ValueError, match="no variant 'gpu'; known: cpu"):
+        module.get_config("gpu")
 
 
 @pytest.mark.parametrize(

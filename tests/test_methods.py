@@ -51,12 +51,14 @@ def test_every_method_learns_in_every_dimension(kind, shape):
         ({"latent_grid": (8,), "latent_interpolation": "patches"}, {}, (5,), r"model.latent_grid \(8,\) makes patches"),
         (
             {"latent_grid": (2,), "latent_interpolation": "patches"}, {"method": "autodecoder"}, (5,),
-            "train.method=autodecoder has no model.latent_interpolation=patches; leave it at its default",
+            "train.method=autodecoder needs model.latent_interpolation=nearest",
         ),
-        ({}, {"method": "autodecoder", "micro_batch": 2}, (5,), "has no train.micro_batch=2"),
-        ({}, {"method": "autodecoder", "selection_ratio": 0.5}, (5,), "has no train.selection_ratio=0.5"),
+        ({}, {"contrastive_weight": 1.0}, (5,), "one label a signal, these have 'none'"),
+        ({}, {"contrastive_weight": 1.0, "micro_batch": 2}, (5,), "compares all signals of a batch"),
+        ({}, {"method": "autodecoder", "micro_batch": 2}, (5,), "needs train.micro_batch=0"),
+        ({}, {"method": "autodecoder", "selection_ratio": 0.5}, (5,), "needs train.selection_ratio=1.0"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(model, train, shape, message):
     with pytest.raises(mf.SettingsError, match=message):
-        methods.check(make(model, train=train), shape, 1)
+        methods.check(make(model, train=train), shape, 1, task="multi-class" if "micro_batch" in train else "none")
