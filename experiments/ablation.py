@@ -217,10 +217,11 @@ def _measured(cell: Cell, place: Path, device: str | None) -> dict[str, Any]:
             row = pool.submit(benchmark.measure, cell.case, cell.settings, mode="train", repeats=5).result()
         except BrokenProcessPool:
             return {"error": "does not fit in memory: its process was killed", "status": "skipped"}
-        except (MemoryError, RuntimeError) as error:
+        except RunError as error:
+            return {"error": str(error), "status": "skipped"}
+        except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
-            fits = not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in reason
-            return {"error": reason, "status": "failed" if fits else "skipped"}
+            return {"error": reason, "status": "skipped" if "RESOURCE_EXHAUSTED" in reason else "failed"}
         except (SettingsError, ValueError) as error:
             return {"error": str(error), "status": "failed"}
     write_json(file, row)

@@ -20,13 +20,13 @@ import sys
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from experiments.memory import check_memory
 from medfuncta_jax import fit_latent, grid, methods
 from medfuncta_jax.context import context_size
 from medfuncta_jax.field import parameter_count
@@ -135,18 +135,6 @@ def machine_rates(width: int) -> dict[str, float]:
     }
 
 
-def free_memory() -> float:
-    """Bytes that are free where the computation runs, as the device or else Linux says; infinite where neither does."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return math.inf
-    return next((1024 * float(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), math.inf)
-
-
 def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
     """Compile, run once, then time `repeats` runs, each to the end of its computation.
 
@@ -159,7 +147,7 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
       time that the machine's own rates of products and sines allow, and `floor_part` that divided by `best_s`; both
       are absent for an auto-decoder, a latent grid, hidden modulation layers and a pyramid.
     Raises:
-      MemoryError: the compiled update needs more than is free; it is not run.
+      RunError: the compiled update needs more memory than is free; it is not run.
     """
     field = methods.check(settings, case.grid, case.channels)
     coords = jnp.asarray(grid(case.grid), jnp.float32)
@@ -173,8 +161,7 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
         program = update.lower(state, signals, key, rows).compile()
         compile_s = time.perf_counter() - began
         temporaries = getattr(program.memory_analysis(), "temp_size_in_bytes", None)
-        if temporaries is not None and temporaries > (free := free_memory()):
-            raise MemoryError(f"needs {temporaries / 1e9:.1f} GB of memory for an update, {free / 1e9:.1f} GB are free")
+        check_memory(program, "a meta-update")
 
         def run():
             nonlocal state

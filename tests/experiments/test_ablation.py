@@ -11,7 +11,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from experiments import ablation, benchmark
+from experiments import ablation, benchmark, memory
 from experiments.interruption import StopRequest
 from tests.datasets.made_up import medmnist_arrays, write_npz
 from tests.experiments.conftest import ROOT
@@ -82,10 +82,10 @@ def test_a_budget_keeps_the_parts_of_a_run(data_dir):
 def test_what_does_not_fit_in_memory_is_skipped_and_said(data_dir, tmp_path, monkeypatch):
     cell = ablation.make_cell(ablation.TABLES["methods"], {"method": "functa"}, "cpu", ("model.width=8",), data_dir)
     monkeypatch.setattr(ablation, "ProcessPoolExecutor", lambda *args, **options: ThreadPoolExecutor(1))
-    monkeypatch.setattr(benchmark, "free_memory", lambda: 1000.0)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 1000)
     measured = ablation._measured(cell, tmp_path, None)
     assert measured["status"] == "skipped"
-    assert "GB of memory for an update, 0.0 GB are free" in measured["error"]
+    assert "and 1e-06 GB are free" in measured["error"]
     assert list(tmp_path.iterdir()) == []
 
 
