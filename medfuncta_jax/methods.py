@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from medfuncta_jax import autodecoder, meta_step, patches
+from medfuncta_jax import meta_step
+from medfuncta_jax.baselines import autodecoder, patches
 from medfuncta_jax.field import Field
 from medfuncta_jax.meta_step import MetaState
 from medfuncta_jax.settings import Settings, SettingsError

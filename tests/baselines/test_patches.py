@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import medfuncta_jax as mf
-from medfuncta_jax import meta_step, patches
+from medfuncta_jax import meta_step
+from medfuncta_jax.baselines import patches
 
 CASES = [((64, 64), (2, 2)), ((28, 28), (2, 3)), ((187,), (6,)), ((9, 8, 7), (2, 3, 1)), ((5, 1), (5, 1))]
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import medfuncta_jax as mf
-from medfuncta_jax import autodecoder, meta_step
+from medfuncta_jax import meta_step
+from medfuncta_jax.baselines import autodecoder
 from medfuncta_jax.datasets.pipeline import batch_rows
 
 FIELD = mf.Field(mf.ModelSettings(layers=4, width=16, latent_dim=6, omega_first=15.0, omega_last=15.0), 2, 1)
