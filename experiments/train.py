@@ -38,6 +38,8 @@ def train(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopReq
     field = methods.check(settings, dataset.grid, dataset.channels, task=dataset.task)
     mesh = sharding.data_mesh()
     sharding.check_batch_size(mesh, config.batch_size, "train.batch_size")
+    if config.micro_batch:
+        sharding.check_batch_size(mesh, config.micro_batch, "train.micro_batch")
     init_key, update_key = jax.random.split(jax.random.key(settings.seed))
     first = methods.init_state(field, settings, init_key, signals=len(dataset.splits["train"]))
     state = sharding.replicate(mesh, first)
@@ -87,7 +89,7 @@ class _Loop:
             jax.ShapeDtypeStruct(of, kind, sharding=sharding.split_over(self.mesh))
             for of, kind in ((shape, jnp.float32), (shape[:1], jnp.int32))
         )
-        one = methods.make_update(self.field, settings, coords, self.dataset.grid, labels=labels)
+        one = methods.make_update(self.field, settings, coords, self.dataset.grid, labels=labels, mesh=self.mesh)
         update = jax.jit(one, donate_argnums=0).lower(state, like, key, rows).compile()
         log.info("train: %s", check_memory(update, "a meta-update"))
         with (

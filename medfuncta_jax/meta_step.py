@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, PartitionSpec
 
 from medfuncta_jax.context import context_size, random_context
 from medfuncta_jax.field import Field, Params, params_dtype
@@ -252,13 +253,16 @@ def step_size(trainable: Trainable, inner: InnerSettings) -> float | jax.Array:
 Update = Callable[..., tuple[MetaState, dict[str, jax.Array]]]
 
 
-def make_update(field: Field, settings: Settings, coords: jax.Array) -> Update:
+def make_update(field: Field, settings: Settings, coords: jax.Array, mesh: Mesh | None = None) -> Update:
     """The pure function `update(state, signals, key, labels=None) -> (state, metrics)`.
 
     The caller jits it, donating the state. `signals` is [B, N, D] in [0, 1] and `key` the key of the run:
     `state.step` is folded into it, so that a resumed run draws the same contexts. Metrics are scalars: `loss`
     (at phi_G), `gradient_norm`
     (before clipping), `learning_rate`. `labels` [B] are for the contrastive loss.
+
+    Signals that lie split over a `mesh` of several devices give one gradient a device, and these one sum. Left to
+    itself, the compiler sums parameters' gradients in every inner step of every micro-batch.
     """
     inner, train = settings.inner, settings.train
 
@@ -284,11 +288,11 @@ def make_update(field: Field, settings: Settings, coords: jax.Array) -> Update:
         trainable: Trainable, coords: jax.Array, signals: jax.Array, context: Array | int, key: jax.Array
     ):
         # Signal i goes to micro-batch i % count: each then lies on all devices that the batch is split over.
-        count = signals.shape[0] // train.micro_batch
-        parts = signals.reshape(train.micro_batch, count, *signals.shape[1:])
+        count = train.batch_size // train.micro_batch
+        parts = signals.reshape(-1, count, *signals.shape[1:])
         contexts = None
         if not isinstance(context, int) and context.ndim == 3:
-            contexts = context.reshape(train.micro_batch, count, *context.shape[1:])
+            contexts = context.reshape(-1, count, *context.shape[1:])
 
         def add(so_far, i):
             some = context if contexts is None else contexts[:, i]
@@ -317,11 +321,25 @@ def make_update(field: Field, settings: Settings, coords: jax.Array) -> Update:
                 steps=inner.steps,
                 signals=None if inner.shared_context else signals.shape[0],
             )
-        arguments = (state.trainable, points, signals, context, jax.random.fold_in(key, 2))
-        if train.micro_batch in (0, signals.shape[0]):
-            loss, slopes = jax.value_and_grad(loss_of)(*arguments, labels)
+        in_parts = train.micro_batch not in (0, signals.shape[0])
+        gradient = in_micro_batches if in_parts else jax.value_and_grad(functools.partial(loss_of, labels=labels))
+        own_key = jax.random.fold_in(key, 2)
+        # What a signal's loss owes to others of the batch, or to a draw for all of it, is for the compiler to split.
+        if mesh is None or mesh.size == 1 or labels is not None or train.latent_noise:
+            loss, slopes = gradient(state.trainable, points, signals, context, own_key)
         else:
-            loss, slopes = in_micro_batches(*arguments)
+            per_signal = not isinstance(context, int) and context.ndim == 3
+            given = None if isinstance(context, int) else context
+
+            def on_one_device(trainable, points, signals, given, key):
+                own = gradient(trainable, points, signals, context if given is None else given, key)
+                return jax.lax.pmean(own, "data")
+
+            split, whole = PartitionSpec("data"), PartitionSpec()
+            loss, slopes = jax.shard_map(
+                on_one_device, mesh=mesh, in_specs=(whole, whole, split, split if per_signal else whole, whole),
+                out_specs=whole, check_vma=False,
+            )(state.trainable, points, signals, given, own_key)  # fmt: skip
         return descend(state, loss, slopes, train)
 
     return update

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import jax
+from jax.sharding import Mesh
 
 from medfuncta_jax import meta_step
 from medfuncta_jax.baselines import autodecoder, patches
@@ -56,8 +57,9 @@ def init_state(field: Field, settings: Settings, key: jax.Array, *, signals: int
 
 
 def make_update(
-    field: Field, settings: Settings, coords: jax.Array, shape: Sequence[int], *, labels: jax.Array | None = None
-) -> Update:
+    field: Field, settings: Settings, coords: jax.Array, shape: Sequence[int],
+    *, labels: jax.Array | None = None, mesh: Mesh | None = None,
+) -> Update:  # fmt: skip
     """The pure function `update(state, signals, key, rows) -> (state, metrics)`; see `meta_step.make_update`.
 
     Args:
@@ -65,15 +67,16 @@ def make_update(
       coords: [N, C], the grid of `shape`.
       shape: points along each axis.
       labels: int [n] of the training split, for the contrastive loss.
+      mesh: the devices that signals are split over.
     Returns:
       The update; `rows` [B] are the numbers of the signals in the training split.
     """
     if settings.train.method == "autodecoder":
         return autodecoder.make_update(field, settings, coords)
     if field.model.latent_interpolation == "patches":
-        of_signals = patches.make_update(field, settings, shape)
+        of_signals = patches.make_update(field, settings, shape, mesh)
     else:
-        of_signals = meta_step.make_update(field, settings, coords)
+        of_signals = meta_step.make_update(field, settings, coords, mesh)
 
     def update(
         state: MetaState, signals: jax.Array, key: jax.Array, rows: jax.Array

@@ -20,7 +20,7 @@ EIGHT_AGAINST_ONE = """
     settings = mf.Settings.from_dict({
         "data": {"source": "any"},
         "inner": {"steps": 3, "step_size": 0.5, "learned_step_size": "per_latent", "selection_ratio": 0.5},
-        "train": {"steps": 20, "batch_size": 16, "learning_rate": 1e-3},
+        "train": {"steps": 20, "batch_size": 16, "learning_rate": 1e-3, "micro_batch": MICRO},
     })
     signals = np.random.default_rng(0).uniform(size=(5, 16, 36, 1))
     coords = jnp.asarray(mf.grid((6, 6)))
@@ -30,8 +30,13 @@ EIGHT_AGAINST_ONE = """
         mesh = sharding.data_mesh(devices)
         sharding.check_batch_size(mesh, 16, "train.batch_size")
         state = sharding.replicate(mesh, meta_step.init_state(field, settings, jax.random.key(0), jnp.float64))
-        update = jax.jit(meta_step.make_update(field, settings, sharding.replicate(mesh, coords)), donate_argnums=0)
+        update = jax.jit(
+            meta_step.make_update(field, settings, sharding.replicate(mesh, coords), mesh), donate_argnums=0
+        )
         key = sharding.replicate(mesh, jax.random.key(1))
+        if len(devices) == 8:
+            text = update.lower(state, sharding.split_batch(mesh, signals[0]), key).compile().as_text()
+            assert text.count(" all-reduce(") == 1, "one sum an update, of loss and gradient"
         for batch in signals:
             batch = sharding.split_batch(mesh, batch)
             assert len(batch.sharding.device_set) == len(devices)
@@ -47,11 +52,11 @@ EIGHT_AGAINST_ONE = """
 """
 
 
-def test_eight_devices_give_the_result_of_one():
+@pytest.mark.parametrize("micro_batch", [0, 8])
+def test_eight_devices_give_the_result_of_one(micro_batch):
+    program = textwrap.dedent(EIGHT_AGAINST_ONE).replace("MICRO", str(micro_batch))
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(EIGHT_AGAINST_ONE)], env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() == "equal"
 

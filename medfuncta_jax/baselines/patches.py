@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from medfuncta_jax.field import Field
 from medfuncta_jax.meta_step import MetaState, Update
@@ -64,7 +65,7 @@ def random_patches(key: jax.Array, signals: jax.Array, *, latent_grid: Sequence[
     return patches, coords.astype(signals.dtype)
 
 
-def make_update(field: Field, settings: Settings, shape: Sequence[int]) -> Update:
+def make_update(field: Field, settings: Settings, shape: Sequence[int], mesh: Mesh | None = None) -> Update:
     """`meta_step.make_update` on random patches of signals [B, N, D] of a grid of `shape`.
 
     Raises:
@@ -80,6 +81,6 @@ def make_update(field: Field, settings: Settings, shape: Sequence[int]) -> Updat
         patches, coords = random_patches(
             jax.random.fold_in(jax.random.fold_in(key, state.step), 3), whole, latent_grid=cells
         )
-        return make_update_of_signals(field.patch, settings, coords)(state, patches, key, labels)
+        return make_update_of_signals(field.patch, settings, coords, mesh)(state, patches, key, labels)
 
     return update
