@@ -376,4 +376,6 @@ def exported_params(field: Field, trainable: Trainable, inner: InnerSettings) ->
     for name in field.latent_layers():
         layer = trainable.field[name]
         scaled[name] = {**layer, "kernel": (ratio[..., None] * layer["kernel"]).astype(layer["kernel"].dtype)}
+    if field.model.codebook:  # in the scale of the latent, which is one for all entries
+        scaled["codebook"] = jax.tree.map(lambda leaf: (leaf / ratio).astype(leaf.dtype), trainable.field["codebook"])
     return {**trainable.field, **scaled}

@@ -35,6 +35,8 @@ def check(settings: Settings, shape: Sequence[int], channels: int, *, task: str 
     field = Field(model, coord_dims=len(shape), channels=channels)
     if model.latent_interpolation == "patches":
         patches.window(shape, model.latent_grid)
+    if model.codebook and settings.inner.learned_step_size == "per_latent":
+        raise SettingsError("model.codebook needs inner.learned_step_size=none or scalar: one scale for all entries")
     if train.method == "autodecoder":
         given = {
             "model.latent_interpolation=nearest": model.latent_interpolation == "patches",

@@ -106,6 +106,9 @@ class ModelSettings:
         both ends included. "nearest": the vector of its cell, of m equal ones along each axis. "patches": the same, and
         coordinates run from -1 to 1 within each cell, so that a signal is a mosaic of cells that have only the network
         in common, which is trained on random windows of a cell's size (COIN++, Dupont et al. 2022).
+      codebook: vectors of a learned codebook (van den Oord et al. 2017), the nearest of which stands for each piece of
+        the latent when it is decoded, while it is fitted as if there were none; reported to be of no gain. 0: none.
+      codebook_features: entries of such a piece, a divisor of those of a place.
       modulation_hidden: widths of hidden layers (ReLU) between latent and modulations; () is a linear map.
       omega_first, omega_last: w_1 and w_K > 0 of the linear w-schedule.
       residual: h_k = h_{k-1} + s_k instead of s_k (the release; not written in the paper).
@@ -132,6 +135,8 @@ class ModelSettings:
     products: Literal["float32", "bfloat16"] = "float32"
     latent_grid: tuple[int, ...] = ()
     latent_interpolation: Literal["linear", "nearest", "patches"] = "linear"
+    codebook: int = 0
+    codebook_features: int = 8
     modulation_hidden: tuple[int, ...] = ()
 
     def __post_init__(self):
@@ -154,6 +159,11 @@ class ModelSettings:
         _require(
             self.latent_interpolation != "patches" or self.latent_grid != (),
             "latent_grid must say how many patches there are along each axis, e.g. (2, 2)",
+        )
+        _require(self.codebook >= 0, f"codebook must not be negative, got {self.codebook}")
+        _require(
+            self.codebook == 0 or (self.codebook_features >= 1 and self.latent_features % self.codebook_features == 0),
+            f"codebook_features must divide the latent's {self.latent_features} entries, got {self.codebook_features}",
         )
 
     @property

@@ -117,6 +117,9 @@ class ModulatedSiren(nn.Module):
             dot_general = _rounded_dot_general if rounded else None
             layer = nn.Dense(features, kernel_init=init, bias_init=init, dot_general=dot_general)
             setattr(self, f"layer_{k}", layer)
+        if model.codebook:
+            kernel = _uniform(1 / model.codebook)
+            self.codebook = nn.Embed(model.codebook, model.codebook_features, embedding_init=kernel)
         inputs = model.latent_features
         for i, width in enumerate(model.modulation_hidden, start=1):
             init = _uniform(1 / math.sqrt(inputs))
@@ -170,10 +173,23 @@ class ModulatedSiren(nn.Module):
     def _codes(self, latents: jax.Array) -> jax.Array:
         """What modulations read of latents [B, P]: [B, features], or [B, places, features] of a latent grid."""
         model = self.model
+        if model.codebook:
+            latents = self._quantised(latents)
         codes = latents.reshape(-1, model.places, model.latent_features) if model.latent_grid else latents
         for i in range(1, len(model.modulation_hidden) + 1):
             codes = nn.relu(getattr(self, f"hidden_{i}")(codes))
         return codes
+
+    def _quantised(self, latents: jax.Array) -> jax.Array:
+        """Each piece of latents [B, P] as the nearest vector of the codebook.
+
+        The latent's slope is that of the vector which stands for it, so that inner steps can move it.
+        """
+        vectors = self.codebook.embedding  # [vectors, d]
+        pieces = latents.reshape(len(latents), -1, vectors.shape[1])
+        distances = jnp.square(vectors).sum(-1) - 2 * pieces @ vectors.T  # less |piece|^2, which all share
+        nearest = self.codebook(jnp.argmin(distances, axis=-1)).reshape(latents.shape)
+        return nearest + latents - jax.lax.stop_gradient(latents)
 
     def coefficients(self, latents: jax.Array) -> jax.Array:
         """Of the functions of a `Basis`, [B, 2L, D], for latents [B, P]."""

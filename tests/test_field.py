@@ -69,6 +69,32 @@ def test_a_pyramid_is_equation_1_with_layers_of_their_own_width(layers, last_wid
     )
 
 
+@pytest.mark.parametrize("layers", [3, 4])
+def test_a_codebook_decodes_the_nearest_vectors(layers):
+    field = small_field(layers=layers, codebook=5, codebook_features=2)
+    params = field.init(jax.random.key(0), jnp.float64)
+    rng = np.random.default_rng(0)
+    latents, coords = 0.2 * rng.normal(size=(3, 6)), rng.uniform(-1, 1, (7, 2))
+    book = np.asarray(params["codebook"]["embedding"])
+    assert book.shape == (5, 2)
+    pieces = latents.reshape(3, 3, 1, 2)
+    nearest = book[np.square(pieces - book).sum(-1).argmin(-1)].reshape(3, 6)
+    np.testing.assert_allclose(
+        field.apply(params, latents, coords), by_hand(field, params, nearest, coords), atol=1e-12
+    )
+    # Latent and codebook both have the slopes of the vectors that are decoded.
+    plain = small_field(layers=layers)
+    layers_alone = {name: layer for name, layer in params.items() if name != "codebook"}
+    expected = jax.grad(lambda z: jnp.square(plain.apply(layers_alone, z, coords)).sum())(nearest)
+    of_latents, of_params = jax.grad(lambda z, p: jnp.square(field.apply(p, z, coords)).sum(), argnums=(0, 1))(
+        jnp.asarray(latents), params
+    )
+    np.testing.assert_allclose(of_latents, expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        of_params["codebook"]["embedding"].sum(0), expected.reshape(-1, 2).sum(0), rtol=1e-9, atol=1e-12
+    )
+
+
 def test_two_layers_with_the_first_modulated_only():
     """One modulated layer that reads the coordinates themselves: the closed form without a residual."""
     field = small_field(layers=3, modulate_first_layer=True)

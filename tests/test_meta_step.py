@@ -1,4 +1,5 @@
 import functools
+import itertools
 
 import chex
 import jax
@@ -266,9 +267,15 @@ def test_learning_rate_schedule(train, expected):
         np.testing.assert_allclose(schedule(step), rate, atol=1e-7)
 
 
-@pytest.mark.parametrize("learned", ["none", "scalar", "per_latent"])
 @pytest.mark.parametrize(
-    "variant", [{}, {"modulate_scale": True}, {"latent_grid": (3, 1)}, {"modulation_hidden": (9,)}]
+    ("learned", "variant"),
+    [
+        *itertools.product(
+            ["none", "scalar", "per_latent"],
+            [{}, {"modulate_scale": True}, {"latent_grid": (3, 1)}, {"modulation_hidden": (9,)}],
+        ),
+        ("scalar", {"codebook": 9, "codebook_features": 2}),  # one scale for all entries
+    ],
 )
 def test_exported_field_walks_the_same_path_with_the_default_step_size(learned, variant):
     model = mf.ModelSettings(layers=4, width=16, latent_dim=6, omega_first=15.0, omega_last=40.0, **variant)

@@ -22,12 +22,15 @@ def make(model=None, **groups):
         *(("spatial", shape) for shape in ((12,), (4, 4, 3))),
         *(("patches", shape) for shape in ((12,), (6, 5), (4, 4, 3))),
         ("autodecoder", (6, 5)),
+        ("codebook", (6, 5)),
         ("autodecoder on a grid", (12,)),
     ],
 )
 def test_every_method_learns_in_every_dimension(kind, shape):
     model = {}
-    if kind != "plain" and kind != "autodecoder":
+    if kind == "codebook":
+        model = {"codebook": 32, "codebook_features": 2}
+    elif kind != "plain" and kind != "autodecoder":
         model = {"latent_grid": (2, *(1 for _ in shape[1:]))}
         model["latent_interpolation"] = "patches" if kind == "patches" else "linear"
     settings = make(model, train={"method": "autodecoder" if "autodecoder" in kind else "meta"})
@@ -53,6 +56,7 @@ def test_every_method_learns_in_every_dimension(kind, shape):
             {"latent_grid": (2,), "latent_interpolation": "patches"}, {"method": "autodecoder"}, (5,),
             "train.method=autodecoder needs model.latent_interpolation=nearest",
         ),
+        ({"codebook": 4}, {}, (5,), "model.codebook needs inner.learned_step_size=none or scalar"),
         ({}, {"contrastive_weight": 1.0}, (5,), "one label a signal, these have 'none'"),
         ({}, {"contrastive_weight": 1.0, "micro_batch": 2}, (5,), "compares all signals of a batch"),
         ({}, {"method": "autodecoder", "micro_batch": 2}, (5,), "needs train.micro_batch=0"),
@@ -60,5 +64,6 @@ def test_every_method_learns_in_every_dimension(kind, shape):
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(model, train, shape, message):
+    settings = make(model, train=train, inner={"learned_step_size": "per_latent"} if "codebook" in model else {})
     with pytest.raises(mf.SettingsError, match=message):
-        methods.check(make(model, train=train), shape, 1, task="multi-class" if "micro_batch" in train else "none")
+        methods.check(settings, shape, 1, task="multi-class" if "micro_batch" in train else "none")

@@ -31,6 +31,11 @@ def test_round_trip_through_json_keeps_source_options():
         ({"model": {"latent_dim": 0}}, "model.latent_dim must be at least 1"),
         ({"model": {"last_width": 64}}, "model.last_width must be 0 or width = 256 with residual connections, got 64"),
         ({"model": {"last_width": -1}}, "model.last_width must not be negative"),
+        (
+            {"model": {"codebook": 4, "codebook_features": 3}},
+            "model.codebook_features must divide the latent's 2048 entries, got 3",
+        ),
+        ({"model": {"codebook": -4}}, "model.codebook must not be negative"),
         ({"model": {"latent_grid": (2, 0)}}, "model.latent_grid must be at least 1"),
         (
             {"model": {"latent_grid": (3,)}},
