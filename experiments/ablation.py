@@ -124,7 +124,11 @@ TABLES = {
         ),
         steps=25_000,
     ),
-    "inner_steps": Table({"steps": _both(1, 3, 5, 10)}, _along("inner.steps"), fit_steps=(1, 3, 10, 20, 50, 100)),
+    "inner_steps": Table(
+        {"inner_steps": _both(1, 3, 5, 10)},
+        lambda values: (_OURS, {"inner.steps": values["inner_steps"]}),
+        fit_steps=(1, 3, 10, 20, 50, 100),
+    ),
     "depth": Table({"layers": {"paper": (5, 10, 15, 20), "cpu": (3, 4, 5, 7)}}, _along("model.layers")),
     "latent_dim": Table(
         {"latent_dim": {"paper": (256, 512, 1024, 2048, 4096), "cpu": (32, 64, 128, 256, 512)}},
@@ -339,18 +343,8 @@ def as_markdown(rows: Sequence[Mapping[str, Any]], title: str, published: Mappin
         return f"{mean:.{digits}f}" + ("" if std is None else f" ± {std * factor:.{digits}f}")
 
     axes = list(rows[0]["values"])
-    head = [
-        *axes,
-        "parameters",
-        "memory",
-        "s / 100 steps",
-        "steps",
-        "training s",
-        "MSE x 1e3",
-        "PSNR dB",
-        "SSIM",
-        "LPIPS",
-    ]
+    head = [*axes, "parameters", "memory", "s / 100 updates", "updates", "training s"]
+    head += ["MSE x 1e3", "PSNR dB", "SSIM", "LPIPS"]
     head += ["published PSNR"] if published else []
     lines = [title, "", "| " + " | ".join([*head, "seeds"]) + " |", "|---" * (len(head) + 1) + "|"]
     for row in rows:
@@ -436,7 +430,7 @@ def draw(path: Path, table: str, rows: Sequence[Mapping[str, Any]]) -> bool:
         measured = [row.get("measured") for row in rows]
         if table == "selection_ratio":
             panels["memory (GB)"] = {"": [[_memory_gb(m)] if m else [] for m in measured]}
-            panels["s / 100 steps"] = {"": [[100 * m["best_s"]] if m else [] for m in measured]}
+            panels["s / 100 updates"] = {"": [[100 * m["best_s"]] if m else [] for m in measured]}
         labels_of = {
             "selection_ratio": "selection ratio $\\gamma$",
             "layers": "layers K",

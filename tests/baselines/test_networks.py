@@ -11,7 +11,7 @@ from scipy.interpolate import RegularGridInterpolator
 
 import medfuncta_jax as mf
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "baselines"
+CONFIGS = Path(__file__).parents[2] / "configs" / "baselines"
 
 
 def configured(name, variant=""):
