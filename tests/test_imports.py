@@ -8,8 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Each module may import those before it.
 ORDER = (
-    "atomic", "settings", "coordinates", "sine", "siren", "field", "context", "inner_loop", "meta_step", "sharding",
-    "checkpoint", "latent_store", "metrics", "lpips", "classify", "datasets",
+    "atomic", "settings", "coordinates", "sine", "latent_grid", "siren", "field", "context", "inner_loop", "meta_step",
+    "baselines", "methods", "sharding", "checkpoint", "latent_store", "codec", "metrics", "lpips", "classify",
+    "datasets",
 )  # fmt: skip
 HEAVY = (
     "tensorflow",
