@@ -11,7 +11,9 @@ import jax
 
 
 def keep_compiled(cache: Path) -> None:
-    """Keep what takes over a second to compile below `cache`, unless JAX has been told another place.
+    """Keep all that is compiled below `cache`, unless JAX has been told another place.
+
+    The many small programs of a start take as long together as the large one.
 
     Code for a CPU fits that kind of CPU alone, so each kind has a folder; homes are shared by the nodes of a cluster.
     A folder that cannot be written costs a recompilation, nothing else.
@@ -25,3 +27,4 @@ def keep_compiled(cache: Path) -> None:
     kind = "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
     folder = cache / "compiled" / f"{platform.machine()}-{hashlib.sha256(kind.encode()).hexdigest()[:8]}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

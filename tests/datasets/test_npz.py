@@ -130,7 +130,10 @@ def test_sizes_that_agree_with_each_other_but_not_with_the_file(tmp_path):
     for signature, place in ((b"PK\x01\x02", 20), (b"PK\x03\x04", 18)):
         struct.pack_into("<II", content, content.index(signature) + place, claimed, claimed)
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"a\.npz: .*images claims more data than the file can hold"):
+    # Newer zipfile modules see that the entry would reach over the directory before we do.
+    with pytest.raises(
+        DataError, match=r"a\.npz: .*(images claims more data than the file can hold|Overlapped entries)"
+    ):
         npz_arrays(path)
 
 

@@ -1,5 +1,6 @@
 """Several processes are one run: the same field and store, and none is left waiting for one that is gone."""
 
+import signal
 import socket
 import subprocess
 import time
@@ -63,8 +64,12 @@ def test_the_loss_of_one_ends_the_other_and_one_alone_goes_on(tmp_path):
     both[1].kill()
     both[1].communicate()
     _, errors = both[0].communicate(timeout=60)
-    assert both[0].returncode == 1
-    assert errors.splitlines()[-1].startswith("error: process 0 of 2: another process of this run is gone")
+    # Whichever comes first: a message that cannot be sent, or a heartbeat that is missed, on which JAX aborts.
+    if both[0].returncode == 1:
+        assert errors.splitlines()[-1].startswith("error: process 0 of 2: another process of this run is gone")
+    else:
+        assert both[0].returncode == -signal.SIGABRT, errors
+        assert "This most likely indicates that another task died" in errors
     alone = subprocess.Popen(
         command(tmp_path / "two", mode="train", **long), cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
