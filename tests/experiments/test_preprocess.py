@@ -231,7 +231,7 @@ def test_interrupted_then_killed_it_goes_on_and_loses_nothing(many, tmp_path):
         time.sleep(0.02)
     else:
         raise AssertionError("children outlive the command")
-    count = len(list(out.glob("records/*.json")))
+    count = sum(not path.name.startswith(".") for path in out.glob("records/*.json"))  # "." is of one half written
     (out / ".LIDC-IDRI-0029.nii.partial1.gz").write_bytes(b"half")
 
     last = run(many, out, "--processes=2")
