@@ -20,7 +20,7 @@ EIGHT_AGAINST_ONE = """
     settings = mf.Settings.from_dict({
         "data": {"source": "any"},
         "inner": {"steps": 3, "step_size": 0.5, "learned_step_size": "per_latent", "selection_ratio": 0.5},
-        "train": {"steps": 20, "batch_size": 16, "learning_rate": 1e-3, "micro_batch": MICRO},
+        "train": {"steps": 20, "batch_size": 16, "learning_rate": 1e-3, "micro_batch": 8},
     })
     signals = np.random.default_rng(0).uniform(size=(5, 16, 36, 1))
     coords = jnp.asarray(mf.grid((6, 6)))
@@ -52,9 +52,8 @@ EIGHT_AGAINST_ONE = """
 """
 
 
-@pytest.mark.parametrize("micro_batch", [0, 8])
-def test_eight_devices_give_the_result_of_one(micro_batch):
-    program = textwrap.dedent(EIGHT_AGAINST_ONE).replace("MICRO", str(micro_batch))
+def test_eight_devices_give_the_result_of_one():
+    program = textwrap.dedent(EIGHT_AGAINST_ONE)
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
