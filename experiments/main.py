@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -46,9 +45,14 @@ def main(argv: Sequence[str]) -> int:
         return _refuse(error, code=2)
     try:
         with StopRequest() as stop:
-            return _run(stop)
+            code = _run(stop)
     except KeyboardInterrupt:
         return _refuse("stopped at once; what was saved before is kept, run the same command again", code=130)
+    if code in (0, EXIT_INTERRUPTED):
+        return code
+    from experiments.processes import leave_after_error
+
+    return leave_after_error(code)
 
 
 def _parse(argv: Sequence[str]) -> None:
@@ -112,6 +116,7 @@ def _run(stop: StopRequest) -> int:
         if _MODE.value in stages_without_data:
             if processes.first():
                 stages_without_data[_MODE.value](settings, RunDirectory(str(_WORKDIR.value), settings), stop)
+            processes.wait_for_all(_MODE.value)
             return 0
         if processes.first():  # it prepares what the others then read
             dataset = open_dataset(settings.data, data_dir=_DATA_DIR.value)
@@ -148,13 +153,12 @@ def _run(stop: StopRequest) -> int:
             return _refuse(f"out of memory; {memory.REMEDY}", code=1)
         if jax.process_count() == 1:
             raise
-        _refuse(
+        return _refuse(
             f"process {jax.process_index()} of {jax.process_count()}: another process of this run is gone, or cannot "
             f"be reached ({str(error).splitlines()[0][:200]}); run the same command again, which goes on from the "
             "newest checkpoint",
             code=1,
         )
-        os._exit(1)  # an orderly end would wait for the one that is gone
 
 
 def _os_error(error: OSError) -> str:

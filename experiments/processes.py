@@ -7,13 +7,13 @@ All train one batch together; each fits its own files of latents; the first alon
 from __future__ import annotations
 
 import os
+import sys
 
 import jax
 import numpy as np
 
 # A process that is gone is noticed after this long, and ends the others.
 _HEARTBEAT_SECONDS = 20
-_HOURS = 24 * 3600  # the first may evaluate alone for long, while the others wait
 
 
 class ProcessesError(ValueError):
@@ -44,7 +44,7 @@ def join(slurm: bool, coordinator: str | None, processes: int | None, process: i
     try:
         jax.distributed.initialize(
             coordinator, processes, process,
-            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS, shutdown_timeout_seconds=_HOURS,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS, shutdown_timeout_seconds=2 * _HEARTBEAT_SECONDS,
         )  # fmt: skip
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
@@ -65,6 +65,15 @@ def agreed(flag: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def leave_after_error(code: int) -> int:
+    """`code`, or, of several processes, this one's end: an orderly one would wait for others that wait for this one."""
+    if jax.process_count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def wait_for_all(name: str) -> None:

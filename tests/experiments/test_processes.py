@@ -79,6 +79,14 @@ def test_the_loss_of_one_ends_the_other_and_one_alone_goes_on(tmp_path):
     assert alone.returncode == 75, errors
 
 
+def test_what_one_refuses_leaves_none_waiting(tmp_path):
+    both = start(tmp_path / "two", config="configs/ecg.py", train__batch_size=8)  # without a folder of data
+    errors = [process.communicate(timeout=60)[1] for process in both]
+    assert both[0].returncode == 1, errors
+    assert "error: " in errors[0]
+    assert both[1].returncode != 0
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
