@@ -1,6 +1,7 @@
 """What every config starts from: the defaults of `medfuncta_jax.settings`, and the paper's settings by dimension."""
 
 import dataclasses
+import math
 
 from ml_collections import ConfigDict
 
@@ -93,23 +94,33 @@ def cpu(
 def compared(variant: str) -> ConfigDict:
     """What the systems of the paper's table 5 share: ChestMNIST at 64x64, 12 signals, every point, Adam at one rate.
 
-    The variant "cpu" is PneumoniaMNIST at 28x28, whose sizes `compared_cpu` makes.
+    The variants "cpu", PneumoniaMNIST at 28x28, and "cpu_1d", ECG, get their sizes from `compared_size`.
     """
-    require_variant(variant, "cpu")
-    flag, size = ("pneumoniamnist", 28) if variant else ("chestmnist", 64)
-    config = get_config("medmnist", flag=flag, size=size)
+    require_variant(variant, "cpu", "cpu_1d")
+    if variant == "cpu_1d":
+        config = get_config("ecg", format="csv")
+    else:
+        flag, size = ("pneumoniamnist", 28) if variant else ("chestmnist", 64)
+        config = get_config("medmnist", flag=flag, size=size)
     config.inner.update(selection_ratio=1.0)
     config.train.update(batch_size=12, schedule="constant", weight_decay=0.0)
     return config
 
 
-def compared_cpu(config: ConfigDict) -> ConfigDict:
-    """A compared system for two cores, all cut alike: a third of the layers, a quarter of the width, an eighth of the
-    latent, frequencies that grow from layer to layer as before, and rates for the hundredth part of the updates."""
+def compared_size(config: ConfigDict, variant: str) -> ConfigDict:
+    """A compared system as it is for the variant "", or for two cores, all cut alike: a third of the layers, a quarter
+    of the width, an eighth of the latent (of series a 32nd, in as many places), frequencies that grow from layer to
+    layer as before, and rates for the hundredth part of the updates."""
+    if variant == "":
+        return config
     model, train = config.model, config.train
     layers = max(3, model.layers // 3)
     model.omega_last = model.omega_first + (model.omega_last - model.omega_first) * (layers - 1) / (model.layers - 1)
     model.update(layers=layers, width=model.width // 4, latent_dim=model.latent_dim // 8)
+    if variant == "cpu_1d":
+        model.update(
+            latent_dim=model.latent_dim // 4, latent_grid=model.latent_grid and (math.prod(model.latent_grid),)
+        )
     config.inner.update(step_size=10 * config.inner.step_size, remat="none")
     train.update(
         steps=2500, learning_rate=100 * train.learning_rate, warmup_steps=100, eval_every=500, eval_signals=128

@@ -6,7 +6,8 @@
 Every cell is first measured alone (seconds and memory of an update): one that does not fit in memory is skipped, and
 with --seconds the steps of a cell are what it makes in that time. Then its seeds are trained, fitted and evaluated, in
 WORKDIR/CELL/seed-S. A cell that fails is listed and ends nothing. The same command goes on where it was, also after
-Ctrl-C or SIGTERM (exit code 75); the shards of a job array share one WORKDIR. Writes table.json, table.md, table.png.
+Ctrl-C or SIGTERM (exit code 75); the shards of a job array share one WORKDIR. Writes table.json, table.md, table.png,
+and, for methods and components, learning.png.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ log = logging.getLogger("medfuncta")
 
 _ROOT = Path(__file__).parents[1]
 _OURS = "baselines.medfuncta"
+_VALIDATIONS = 10
 METHODS = (
     "functa", "coinpp", "spatial_functa", "coinpp_patched", "first_order_maml", "autodecoder", "medfuncta",
 )  # fmt: skip
@@ -79,7 +81,7 @@ class Table:
     """A grid of cells.
 
     Attributes:
-      axes: name to the values of the presets "paper" and "cpu"; every combination is a cell.
+      axes: name to the values of the presets, those of "cpu" for every "cpu_..."; every combination is a cell.
       cell: values along the axes to a config and overrides of it.
       steps: meta-updates in the paper, where they are not those of the config.
       fit_steps: numbers of test-time steps that every cell is also evaluated at.
@@ -164,15 +166,14 @@ def grid_of(table: Table, preset: str, changed: Mapping[str, Sequence[Any]]) -> 
     unknown = sorted(set(changed) - set(table.axes))
     if unknown:
         raise ValueError(f"no axis {unknown[0]!r} in this table; known: {', '.join(table.axes)}")
-    axes = {name: tuple(changed.get(name, presets[preset])) for name, presets in table.axes.items()}
+    size = preset.partition("_")[0]
+    axes = {name: tuple(changed.get(name, presets[size])) for name, presets in table.axes.items()}
     for name, values in axes.items():
         if not values or "" in values:
-            raise ValueError(
-                f"axis {name!r} is empty; give it values, e.g. --axis={name}={table.axes[name][preset][0]}"
-            )
+            raise ValueError(f"axis {name!r} is empty; give it values, e.g. --axis={name}={table.axes[name][size][0]}")
         if len(set(values)) < len(values):
             raise ValueError(f"axis {name!r} names a value twice: {', '.join(map(str, values))}")
-        known = table.axes[name][preset]
+        known = table.axes[name][size]
         wrong = [value for value in values if isinstance(value, str) != isinstance(known[0], str)]
         wrong += [value for value in values if isinstance(known[0], str) and value not in known]
         if wrong:
@@ -187,7 +188,7 @@ def make_cell(table: Table, values: Values, preset: str, common: Sequence[str], 
       ValueError, SettingsError, DataError: an override or a value that no setting takes, or data that are not there.
     """
     config, changes = table.cell(values)
-    config = f"{config}:cpu" if preset == "cpu" else config
+    config = config if preset == "paper" else f"{config}:{preset}"
     overrides = (*(f"{field}={value}" for field, value in changes.items()), *common)
     settings = benchmark.settings_of(benchmark.Case(config, ()), list(overrides), None)
     grid, channels = _shape(settings.data, data_dir)
@@ -202,12 +203,12 @@ def _shape(data: DataSettings, data_dir: str | None) -> tuple[tuple[int, ...], i
 
 
 def budget(cell: Cell, steps: int) -> tuple[str, ...]:
-    """Overrides for a number of steps, with warm-up in proportion and five validations."""
+    """Overrides for a number of steps, with warm-up in proportion and ten validations."""
     train = cell.settings.train
     if steps == train.steps:
         return ()
     warmup = round(train.warmup_steps * steps / train.steps)
-    return (f"train.steps={steps}", f"train.warmup_steps={warmup}", f"train.eval_every={max(1, steps // 5)}")
+    return (f"train.steps={steps}", f"train.warmup_steps={warmup}", f"train.eval_every={-(-steps // _VALIDATIONS)}")
 
 
 def _measured(cell: Cell, place: Path, device: str | None) -> dict[str, Any]:
@@ -303,7 +304,14 @@ def _outcome(run: Path, table: Table) -> dict[str, Any]:
     metrics = {
         name: evaluation["test"][name] for name in ("mse", "psnr", "ssim", "lpips") if name in evaluation["test"]
     }
-    outcome = {"status": "done", **metrics, "train_seconds": evaluation["seconds"]["train"]}
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    learning = {record["step"]: record["val_psnr"] for record in records if "val_psnr" in record}
+    outcome = {
+        "status": "done",
+        **metrics,
+        "train_seconds": evaluation["seconds"]["train"],
+        "learning": [[step, psnr] for step, psnr in sorted(learning.items())],
+    }
     if table.fit_steps:
         points = json.loads((run / "curves.json").read_text())["steps"]
         outcome["by_fit_steps"] = {str(p["steps"]): {m: p["field"][m] for m in ("psnr", "ssim")} for p in points}
@@ -389,6 +397,10 @@ def _memory_gb(measured: Mapping[str, Any]) -> float:
     return (measured.get("temp_bytes") or 0) / 1e9
 
 
+def _name(value: Any) -> str:
+    return _TITLES.get(str(value), str(value).replace("_", " "))
+
+
 def draw(path: Path, table: str, rows: Sequence[Mapping[str, Any]]) -> bool:
     """The table's figure, where any seed of it is done; says whether it was drawn."""
 
@@ -398,7 +410,7 @@ def draw(path: Path, table: str, rows: Sequence[Mapping[str, Any]]) -> bool:
     if not any(row["done"] for row in rows):
         return False
     axes = list(rows[0]["values"])
-    names = [_TITLES.get(str(row["values"][axes[0]]), str(row["values"][axes[0]]).replace("_", " ")) for row in rows]
+    names = [_name(row["values"][axes[0]]) for row in rows]
     if table in ("methods", "components"):
         figures.draw_ranking(path, names, {"PSNR (dB)": [of(row, "psnr") for row in rows],
                                            "SSIM": [of(row, "ssim") for row in rows]})  # fmt: skip
@@ -440,10 +452,33 @@ def draw(path: Path, table: str, rows: Sequence[Mapping[str, Any]]) -> bool:
     return True
 
 
+def draw_learning(path: Path, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Validation PSNR of every cell as its budget is used up, where any seed of it is done; says whether drawn."""
+    finished = {
+        _name(next(iter(row["values"].values()))): [
+            [psnr for _, psnr in outcome["learning"]] for outcome in row["seeds"] if outcome.get("learning")
+        ]
+        for row in rows
+        if row["done"]
+    }
+    if not any(finished.values()):
+        return False
+    count = max(len(curve) for curves in finished.values() for curve in curves)
+    by_part = {
+        name: [[curve[i] for curve in curves if i < len(curve)] for i in range(count)]
+        for name, curves in finished.items()
+    }
+    ticks = [f"{(i + 1) / count:.0%}" for i in range(count)]
+    figures.draw_sweep(path, {"validation PSNR (dB)": by_part}, ticks=ticks, label="part of the updates")
+    return True
+
+
 def define_flags() -> None:
     """The command's flags; not at import, so that tests may import this beside other commands."""
     flags.DEFINE_enum("table", None, list(TABLES), "What to compare.", required=True)
-    flags.DEFINE_enum("preset", "cpu", ["paper", "cpu"], "Sizes and data: the paper's, or for two cores.")
+    flags.DEFINE_enum(
+        "preset", "cpu", ["paper", "cpu", "cpu_1d"], "Sizes and data: the paper's, or for two cores (1D: ECG)."
+    )
     flags.DEFINE_string("workdir", None, "Folder for runs and table.", required=True)
     flags.DEFINE_string("data_dir", None, "Folder with the source's files.")
     flags.DEFINE_integer("seeds", 3, "Seeds 0, 1, ... of every cell.", lower_bound=1)
@@ -584,6 +619,8 @@ def _write(name: str, preset: str, grid: Sequence[Values], seeds: int, workdir: 
     with atomic_path(workdir / "table.md") as partial:
         partial.write_text(as_markdown(rows, title, _PUBLISHED.get(name, {}) if preset == "paper" else {}))
     draw(workdir / "table.png", name, rows)
+    if name in ("methods", "components"):
+        draw_learning(workdir / "learning.png", rows)
     return rows
 
 

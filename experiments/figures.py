@@ -402,7 +402,7 @@ def draw_quality(
 
 
 _SERIES = ((_BLUE, "o", "-"), (_ORANGE, "s", "--"), (_GREEN, "^", "-."), ("#cc79a7", "D", ":"), ("#e69f00", "v", "-"),
-           ("#56b4e9", "P", "--"))  # fmt: skip
+           ("#56b4e9", "P", "--"), ("#4d4d4d", "X", "-."))  # fmt: skip
 
 
 def draw_ranking(

@@ -4,7 +4,7 @@ Latents of all splits are fitted afterwards, those of training too; without an i
 steps.
 
 Command:   python -m experiments.main --config=configs/baselines/autodecoder.py --workdir=runs/NAME
-           [--data_dir=DIR]; `:cpu` is PneumoniaMNIST at 28x28 for two cores.
+           [--data_dir=DIR]; for two cores `:cpu` (PneumoniaMNIST 28x28) and `:cpu_1d` (ECG).
 Hardware:  as `medfuncta.py` without an inner loop; the latents of all training signals and their moments are held too.
 Result:    not in the paper, and not trained to the end here. cpu: 19.5 dB in validation after 150 of its 2500 updates
            (measured).
@@ -17,4 +17,4 @@ def get_config(variant=""):
     config = base.compared(variant)
     config.train.update(method="autodecoder", latent_penalty=1e-4)
     config.fit.update(steps=100)
-    return base.compared_cpu(config) if variant == "cpu" else config
+    return base.compared_size(config, variant)

@@ -3,7 +3,7 @@
 A plain SIREN, every sine layer shifted, the first too.
 
 Command:   python -m experiments.main --config=configs/baselines/coinpp.py --workdir=runs/NAME
-           [--data_dir=DIR]; `:cpu` is PneumoniaMNIST at 28x28 for two cores.
+           [--data_dir=DIR]; for two cores `:cpu` (PneumoniaMNIST 28x28) and `:cpu_1d` (ECG).
 Hardware:  published: one A100 of 40 GB, 15.7 GB used, 250,000 iterations.
 Result:    published, test set: PSNR 34.566 dB, MSE 0.379e-3, SSIM 0.940, LPIPS 0.056. Not trained to the end here.
 """
@@ -18,4 +18,4 @@ def get_config(variant=""):
     )
     config.inner.update(steps=3)
     config.fit.update(steps=10)
-    return base.compared_cpu(config) if variant == "cpu" else config
+    return base.compared_size(config, variant)

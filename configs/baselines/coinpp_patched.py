@@ -3,7 +3,7 @@
 A latent of 512 a patch, 2x2 of them an image; trained on random patches.
 
 Command:   python -m experiments.main --config=configs/baselines/coinpp_patched.py --workdir=runs/NAME
-           [--data_dir=DIR]; `:cpu` is PneumoniaMNIST at 28x28 for two cores.
+           [--data_dir=DIR]; for two cores `:cpu` (PneumoniaMNIST 28x28) and `:cpu_1d` (ECG).
 Hardware:  published: one A100 of 40 GB, 4.3 GB used, 250,000 iterations.
 Result:    published, test set: PSNR 38.477 dB, MSE 0.153e-3, SSIM 0.976, LPIPS 0.014. Not trained to the end here.
            cpu: 23.5 dB in validation after 150 of its 2500 updates (measured).
@@ -20,4 +20,4 @@ def get_config(variant=""):
     )  # fmt: skip
     config.inner.update(steps=3)
     config.fit.update(steps=10)
-    return base.compared_cpu(config) if variant == "cpu" else config
+    return base.compared_size(config, variant)

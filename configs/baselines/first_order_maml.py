@@ -1,7 +1,7 @@
 """MedFuncta's network with first-order meta-gradients (Finn et al. 2017), which the paper reports 10 dB below.
 
 Command:   python -m experiments.main --config=configs/baselines/first_order_maml.py --workdir=runs/NAME
-           [--data_dir=DIR]; `:cpu` is PneumoniaMNIST at 28x28 for two cores.
+           [--data_dir=DIR]; for two cores `:cpu` (PneumoniaMNIST 28x28) and `:cpu_1d` (ECG).
 Hardware:  as `medfuncta.py`, less memory: no second derivatives.
 Result:    the paper reports more than 10 dB below second order, and instability. Not trained to the end here.
 """
@@ -12,4 +12,4 @@ from configs import base
 def get_config(variant=""):
     config = base.compared(variant)
     config.inner.update(first_order=True)
-    return base.compared_cpu(config) if variant == "cpu" else config
+    return base.compared_size(config, variant)

@@ -4,7 +4,7 @@ A plain SIREN, every sine layer but the first shifted. A linear map of the laten
 for all of them.
 
 Command:   python -m experiments.main --config=configs/baselines/functa.py --workdir=runs/NAME
-           [--data_dir=DIR]; `:cpu` is PneumoniaMNIST at 28x28 for two cores.
+           [--data_dir=DIR]; for two cores `:cpu` (PneumoniaMNIST 28x28) and `:cpu_1d` (ECG).
 Hardware:  published: one A100 of 40 GB, 25.1 GB used, 250,000 iterations.
 Result:    published, test set: PSNR 34.304 dB, MSE 0.403e-3, SSIM 0.940, LPIPS 0.059. Not trained to the end here.
            cpu: 22.9 dB in validation after 150 of its 2500 updates (measured).
@@ -18,4 +18,4 @@ def get_config(variant=""):
     config.model.update(layers=15, width=512, omega_first=30.0, omega_last=30.0, residual=False)
     config.inner.update(steps=3)
     config.fit.update(steps=3)
-    return base.compared_cpu(config) if variant == "cpu" else config
+    return base.compared_size(config, variant)

@@ -1,7 +1,7 @@
 """MedFuncta beside the compared systems: `chest_xray.py`, and a `:cpu` size that is cut as theirs are.
 
 Command:   python -m experiments.main --config=configs/baselines/medfuncta.py --workdir=runs/NAME
-           [--data_dir=DIR]; `:cpu` is PneumoniaMNIST at 28x28 for two cores.
+           [--data_dir=DIR]; for two cores `:cpu` (PneumoniaMNIST 28x28) and `:cpu_1d` (ECG).
 Hardware:  published: one A100 of 40 GB, 21.5 GB used at B = 24, 250,000 iterations.
 Result:    published, test set: PSNR 40.719 dB, MSE 0.097e-3, SSIM 0.985, LPIPS 0.013. Not trained to the end here.
            cpu: 28.6 dB in validation after 150 updates of 12 signals on a quarter of the points (measured).
@@ -14,4 +14,4 @@ def get_config(variant=""):
     config = base.compared(variant)
     config.inner.update(selection_ratio=0.25)
     config.train.update(batch_size=24, schedule="cosine")
-    return base.compared_cpu(config) if variant == "cpu" else config
+    return base.compared_size(config, variant)

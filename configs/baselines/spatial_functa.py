@@ -3,7 +3,7 @@
 The latent is a grid of 2x2 vectors of 512, interpolated at each point; every sine layer is shifted, the first too.
 
 Command:   python -m experiments.main --config=configs/baselines/spatial_functa.py --workdir=runs/NAME
-           [--data_dir=DIR]; `:cpu` is PneumoniaMNIST at 28x28 for two cores.
+           [--data_dir=DIR]; for two cores `:cpu` (PneumoniaMNIST 28x28) and `:cpu_1d` (ECG).
 Hardware:  published: one A100 of 40 GB, 10.7 GB used, 250,000 iterations.
 Result:    published, test set: PSNR 32.782 dB, MSE 0.587e-3, SSIM 0.915, LPIPS 0.149. Not trained to the end here.
            cpu: 25.9 dB in validation after 150 of its 2500 updates (measured).
@@ -21,4 +21,4 @@ def get_config(variant=""):
     config.inner.update(steps=3)
     config.train.update(learning_rate=3e-5)
     config.fit.update(steps=3)
-    return base.compared_cpu(config) if variant == "cpu" else config
+    return base.compared_size(config, variant)
