@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medfuncta_jax.latent_grid import interpolation_weights, within_cells
+from medfuncta_jax.product import dot_general_of
 from medfuncta_jax.settings import ModelSettings
 from medfuncta_jax.sine import cosine, sine
 
@@ -63,30 +64,6 @@ class Basis(NamedTuple):
     functions: jax.Array
 
 
-@jax.custom_vjp
-def rounded_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [..., n] times kernel [n, m]: factors rounded to bfloat16, sums in float32; its derivatives (reverse) too."""
-    return jnp.matmul(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
-
-
-def _rounded_product_forward(x, kernel):
-    return rounded_product(x, kernel), (x, kernel)
-
-
-def _rounded_product_backward(operands, slope):
-    x, kernel = operands
-    rows, slopes = (array.reshape(-1, array.shape[-1]) for array in (x, slope))
-    return rounded_product(slope, kernel.T), rounded_product(rows.T, slopes)
-
-
-rounded_product.defvjp(_rounded_product_forward, _rounded_product_backward)
-
-
-def _rounded_dot_general(x, kernel, dimensions, precision=None, preferred_element_type=None):
-    del dimensions, precision, preferred_element_type  # nn.Dense: the last axis with the first
-    return rounded_product(x, kernel)
-
-
 def _uniform(bound: float, centre: float = 0.0):
     def init(key, shape, dtype=jnp.float32):
         return jax.random.uniform(key, shape, dtype, centre - bound, centre + bound)
@@ -113,8 +90,7 @@ class ModulatedSiren(nn.Module):
             inputs = self.coord_dims if k == 1 else widths[k - 2]
             features = self.channels if k == model.layers else widths[k - 1]
             init = _uniform(1 / inputs if k == 1 else math.sqrt(6 / inputs) / omega[k - 1])
-            rounded = model.products == "bfloat16" and 1 < k < model.layers
-            dot_general = _rounded_dot_general if rounded else None
+            dot_general = dot_general_of(model.products if 1 < k < model.layers else "float32")
             layer = nn.Dense(features, kernel_init=init, bias_init=init, dot_general=dot_general)
             setattr(self, f"layer_{k}", layer)
         if model.codebook:
@@ -131,7 +107,9 @@ class ModulatedSiren(nn.Module):
             if model.modulation_init == "orthogonal":  # with the expected Frobenius norm of the uniform one
                 kernel = nn.initializers.orthogonal(math.sqrt(width / min(width, inputs) / 3))
             bias = _uniform(bound, 1.0 if name.startswith("scale") else 0.0)
-            setattr(self, name, nn.Dense(width, kernel_init=kernel, bias_init=bias))
+            setattr(
+                self, name, nn.Dense(width, kernel_init=kernel, bias_init=bias, dot_general=dot_general_of("float32"))
+            )
 
     def _modulations(self) -> tuple[str, ...]:
         kinds = ("modulation", "scale") if self.model.modulate_scale else ("modulation",)

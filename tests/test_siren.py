@@ -7,24 +7,8 @@ import optax
 import pytest
 
 import medfuncta_jax as mf
-from medfuncta_jax.siren import rounded_product
 
 MODEL = mf.ModelSettings(layers=6, width=64, latent_dim=16)
-
-
-def test_a_rounded_product_is_that_of_rounded_factors():
-    rng = np.random.default_rng(0)
-    x, kernel, slope = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 5, 8), (8, 4), (3, 5, 4)))
-    value, pullback = jax.vjp(rounded_product, x, kernel)
-    dx, dkernel = pullback(slope)
-    x, kernel, slope = (np.asarray(jnp.asarray(a, jnp.bfloat16), np.float64) for a in (x, kernel, slope))
-    for actual, expected in (
-        (value, x @ kernel),
-        (dx, slope @ kernel.T),
-        (dkernel, np.einsum("bnk,bnl->kl", x, slope)),
-    ):
-        assert actual.dtype == jnp.float32
-        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("remat", ["none", "layers"])
