@@ -109,8 +109,8 @@ def compared(variant: str) -> ConfigDict:
 
 def compared_size(config: ConfigDict, variant: str) -> ConfigDict:
     """A compared system as it is for the variant "", or for two cores, all cut alike: a third of the layers, a quarter
-    of the width, an eighth of the latent (of series a 32nd, in as many places), frequencies that grow from layer to
-    layer as before, and rates for the hundredth part of the updates."""
+    of the width and of the batch's signals a third, an eighth of the latent (of series a 32nd, in as many places),
+    frequencies that grow from layer to layer as before, and rates for the hundredth part of the updates."""
     if variant == "":
         return config
     model, train = config.model, config.train
@@ -123,8 +123,9 @@ def compared_size(config: ConfigDict, variant: str) -> ConfigDict:
         )
     config.inner.update(step_size=10 * config.inner.step_size, remat="none")
     train.update(
-        steps=2500, learning_rate=100 * train.learning_rate, warmup_steps=100, eval_every=500, eval_signals=128
-    )
+        steps=2500, batch_size=train.batch_size // 3, learning_rate=100 * train.learning_rate, warmup_steps=100,
+        eval_every=500, eval_signals=128,
+    )  # fmt: skip
     config.fit.batch_size = 48
     return config
 

@@ -48,11 +48,13 @@ _VALIDATIONS = 10
 METHODS = (
     "functa", "coinpp", "spatial_functa", "coinpp_patched", "first_order_maml", "autodecoder", "medfuncta",
 )  # fmt: skip
+# Without the reduced context; by the preset's size, as an override may be.
+_HALF_BATCH = {"paper": 12, "cpu": 4}
 # What each part of the recipe brings back, of those that the baseline of the paper's table 5 has off.
 _OFF: dict[str, dict[str, Any]] = {
     "omega_schedule": {"model.omega_last": 20.0},  # = omega_first
     "cosine": {"train.schedule": "constant"},
-    "reduced_context": {"inner.selection_ratio": 1.0, "train.batch_size": 12},
+    "reduced_context": {"inner.selection_ratio": 1.0, "train.batch_size": _HALF_BATCH},
 }
 COMPONENTS = ("baseline", *_OFF, "all")
 # Test set, table 5 and table 4 (MedFuncta, MIDL 2026): mean PSNR in dB.
@@ -82,7 +84,7 @@ class Table:
 
     Attributes:
       axes: name to the values of the presets, those of "cpu" for every "cpu_..."; every combination is a cell.
-      cell: values along the axes to a config and overrides of it.
+      cell: values along the axes to a config and overrides of it, a value for all presets or one for each size.
       steps: meta-updates in the paper, where they are not those of the config.
       fit_steps: numbers of test-time steps that every cell is also evaluated at.
     """
@@ -112,7 +114,7 @@ TABLES = {
     "components": Table({"component": _both(*COMPONENTS)}, _component),
     "selection_ratio": Table(
         {"selection_ratio": _both(0.1, 0.25, 0.5, 0.75, 1.0)},
-        lambda values: (_OURS, {"inner.selection_ratio": values["selection_ratio"], "train.batch_size": 12}),
+        lambda values: (_OURS, {"inner.selection_ratio": values["selection_ratio"], "train.batch_size": _HALF_BATCH}),
         steps=100_000,
     ),
     "omega": Table(
@@ -189,7 +191,9 @@ def make_cell(table: Table, values: Values, preset: str, common: Sequence[str], 
     """
     config, changes = table.cell(values)
     config = config if preset == "paper" else f"{config}:{preset}"
-    overrides = (*(f"{field}={value}" for field, value in changes.items()), *common)
+    size = preset.partition("_")[0]
+    chosen = {field: value[size] if isinstance(value, dict) else value for field, value in changes.items()}
+    overrides = (*(f"{field}={value}" for field, value in chosen.items()), *common)
     settings = benchmark.settings_of(benchmark.Case(config, ()), list(overrides), None)
     grid, channels = _shape(settings.data, data_dir)
     return Cell(values, benchmark.Case(config, grid, channels), overrides, settings)
