@@ -266,7 +266,7 @@ def _run(
         ]
     words = [f"--config={config}", f"--workdir={run}", f"--config.seed={seed}"]
     words += [f"--data_dir={Path(data_dir).absolute()}"] if data_dir else []
-    own = (*extra, *curves, "extract.splits=('val','test')")
+    own = (*extra, *curves, "extract.splits=('test',)")
     words += [f"--config.{override}" for override in (*cell.overrides, *own)]
     for stage in stages:
         stop.check(f"what was finished is in {place}")
