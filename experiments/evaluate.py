@@ -27,12 +27,13 @@ _PICTURED = 6
 def evaluate(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRequest) -> dict:
     """Write `evaluation.json`, `evaluation.csv` and `figures/`; returns the first.
 
-    `evaluation.json` holds for each split the number of signals, the mean of each figure (PSNR in dB; LPIPS of images
-    only, where its weights are at hand), standard deviations and 95 % intervals; `evaluation.csv` a row a signal.
+    Of test and validation those count that `extract.splits` names. `evaluation.json` holds for each the number of
+    signals, the mean of each figure (PSNR in dB; LPIPS of images only, where its weights are at hand), standard
+    deviations and 95 % intervals; `evaluation.csv` a row a signal.
 
     Raises:
       CheckpointError, LatentStoreError: nothing to evaluate yet.
-      RunError: latents that belong to another data set, or a file that holds no weights of LPIPS.
+      RunError: neither split, latents that belong to another data set, or a file that holds no weights of LPIPS.
     """
     began = time.monotonic()
     field, params = load_field(run.path)
@@ -40,8 +41,11 @@ def evaluate(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
     coords = grid(dataset.grid)
     results: dict = {}
     rows: list[list] = []
-    latents = load_latents(run.latents, splits=("test", "val"), field=run.path)
-    for name in ("test", "val"):
+    names = [name for name in ("test", "val") if name in settings.extract.splits]
+    if not names:
+        raise RunError("extract.splits names neither test nor val, so there is nothing to evaluate; add one of them")
+    latents = load_latents(run.latents, splits=tuple(names), field=run.path)
+    for name in names:
         split, stored = dataset.splits[name], latents[name]
         examples = split.annotations()
         if stored.ids != examples.ids:

@@ -198,7 +198,7 @@ def _figure(path: Path, caption: str) -> str:
 
 def _metrics_table(evaluation: Mapping[str, Any]) -> str:
     rows = []
-    for split in ("test", "val"):
+    for split in (name for name in ("test", "val") if name in evaluation):
         values = evaluation[split]
         for name, title, form in _METRICS:
             if name in values:
