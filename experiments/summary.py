@@ -25,7 +25,7 @@ def summary(settings: Settings, dataset: Dataset, run: RunDirectory) -> str:
     if run.evaluation_file.exists():
         results = json.loads(run.evaluation_file.read_text())
         lines.append(f"{'split':<8}{'signals':>8}{'PSNR dB':>10}{'MSE':>12}{'SSIM':>8}{'LPIPS':>8}")
-        for name in ("test", "val"):
+        for name in (name for name in ("test", "val") if name in results):
             row = results[name]
             perceptual = f"{row['lpips']:.4f}" if "lpips" in row else "-"
             lines.append(
