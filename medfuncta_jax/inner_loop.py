@@ -20,6 +20,7 @@ import numpy as np
 from medfuncta_jax.context import random_context
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.field import Field, Params, params_dtype
+from medfuncta_jax.product import PRODUCT
 from medfuncta_jax.siren import Basis, PointFeatures
 
 Array = jax.Array | np.ndarray
@@ -171,7 +172,7 @@ def _checkpointed(function: Callable, remat: Remat) -> Callable:
     """`function` with what the backward pass keeps of it: all, the matrix products, or its arguments alone."""
     if remat == "none":
         return function
-    policy = jax.checkpoint_policies.dots_saveable if remat == "layers" else None
+    policy = jax.checkpoint_policies.save_only_these_names(PRODUCT) if remat == "layers" else None
     return jax.checkpoint(function, prevent_cse=False, policy=policy)
 
 

@@ -13,23 +13,35 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 Products = Literal["float32", "bfloat16"]
 
+# Of the values that a layer's product gives, for policies of rematerialisation.
+PRODUCT = "product"
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+
 def product(x: jax.Array, kernel: jax.Array, products: Products = "float32") -> jax.Array:
     """x [..., n] times kernel [n, m] -> [..., m], differentiable in reverse, to any order.
 
     With `products` "bfloat16", factors are rounded to it and sums are float32, here and in every derivative; with
     "float32" both keep the precision that they have.
     """
+    return checkpoint_name(_product(x, kernel, products), PRODUCT)
+
+
+def transposed_product(x: jax.Array, kernel: jax.Array, products: Products = "float32") -> jax.Array:
+    """x [..., m] times the transpose of kernel [n, m] -> [..., n]; as `product`."""
+    return checkpoint_name(_transposed_product(x, kernel, products), PRODUCT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x, kernel, products):
     return _times(x, kernel, products, over=0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def transposed_product(x: jax.Array, kernel: jax.Array, products: Products = "float32") -> jax.Array:
-    """x [..., m] times the transpose of kernel [n, m] -> [..., n]; as `product`."""
+def _transposed_product(x, kernel, products):
     return _times(x, kernel, products, over=1)
 
 
@@ -53,7 +65,7 @@ def _outer(x: jax.Array, y: jax.Array, products: Products) -> jax.Array:
 
 
 def _forward(x, kernel, products):
-    return product(x, kernel, products), (x, kernel)
+    return _product(x, kernel, products), (x, kernel)
 
 
 def _backward(products, operands, slope):
@@ -62,7 +74,7 @@ def _backward(products, operands, slope):
 
 
 def _transposed_forward(x, kernel, products):
-    return transposed_product(x, kernel, products), (x, kernel)
+    return _transposed_product(x, kernel, products), (x, kernel)
 
 
 def _transposed_backward(products, operands, slope):
@@ -70,8 +82,8 @@ def _transposed_backward(products, operands, slope):
     return product(slope, kernel, products), _outer(slope, x, products)
 
 
-product.defvjp(_forward, _backward)
-transposed_product.defvjp(_transposed_forward, _transposed_backward)
+_product.defvjp(_forward, _backward)
+_transposed_product.defvjp(_transposed_forward, _transposed_backward)
 
 
 def dot_general_of(products: Products):

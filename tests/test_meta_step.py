@@ -64,6 +64,22 @@ def gradient(problem, context=None, **options):
     )(params)
 
 
+def test_remat_keeps_the_less_the_more_it_computes_again():
+    """Temporaries of the compiled gradient: a policy that finds nothing to keep would be another's equal."""
+    coords, signals = mf.grid((16, 16)), np.zeros((2, 256, 1))
+    field = mf.Field(mf.ModelSettings(layers=8, width=32, latent_dim=8), 2, 1)
+    params = field.init(jax.random.key(0))
+
+    def temporaries(remat):
+        def loss(params):
+            return mf.meta_loss(field, params, coords, signals, 10, step_size=0.1, remat=remat)
+
+        return jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis().temp_size_in_bytes
+
+    none, layers, steps = (temporaries(remat) for remat in ("none", "layers", "steps"))
+    assert steps < 0.7 * layers < 0.5 * none
+
+
 @pytest.mark.parametrize("context", [None, 3])
 @pytest.mark.parametrize("remat", ["layers", "steps"])
 def test_remat_changes_nothing(problem, context, remat):

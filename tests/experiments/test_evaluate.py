@@ -17,13 +17,15 @@ from experiments import import_lpips
 from experiments.evaluate import evaluate
 from experiments.interruption import StopRequest
 from experiments.run_directory import RunDirectory, RunError
+from experiments.summary import summary
 from medfuncta_jax import metrics
 from medfuncta_jax.checkpoint import FIELD_FILE
 from medfuncta_jax.datasets import open_dataset
+from medfuncta_jax.settings import ExtractSettings
 from tests.test_lpips import WEIGHTS
 
 
-def evaluated(finished, workdir, *, cache, batch_size=64, **options):
+def evaluated(finished, workdir, *, cache, batch_size=64, extract=None, **options):
     """`evaluate` on the results of the finished run, with other settings."""
     settings = mf.Settings.from_dict(json.loads((finished / "config.json").read_text()))
     dataset = open_dataset(settings.data, data_dir=None)
@@ -32,11 +34,25 @@ def evaluated(finished, workdir, *, cache, batch_size=64, **options):
         data=dataclasses.replace(settings.data, cache_dir=str(cache)),
         fit=dataclasses.replace(settings.fit, batch_size=batch_size),
         evaluate=dataclasses.replace(settings.evaluate, **options),
+        extract=extract or settings.extract,
     )
     run = RunDirectory(workdir, settings)
     shutil.copy(finished / FIELD_FILE, workdir)
     shutil.copytree(finished / "latents", workdir / "latents", dirs_exist_ok=True)
     return evaluate(settings, dataset, run, StopRequest())
+
+
+def test_only_splits_that_are_extracted_count(finished, tmp_path, no_package):
+    results = evaluated(finished, tmp_path / "run", cache=tmp_path, extract=ExtractSettings(splits=("test",)))
+    assert "test" in results
+    assert "val" not in results
+    settings = mf.Settings.from_dict(json.loads((finished / "config.json").read_text()))
+    run = RunDirectory(tmp_path / "run", settings)
+    dataset = open_dataset(settings.data, data_dir=None)
+    lines = [line.split() for line in summary(settings, dataset, run).splitlines()]
+    assert [line[0] for line in lines if line and line[0] in ("test", "val")] == ["test"]
+    with pytest.raises(RunError, match=r"extract\.splits names neither test nor val"):
+        evaluated(finished, tmp_path / "run", cache=tmp_path, extract=ExtractSettings(splits=("train",)))
 
 
 @pytest.fixture
