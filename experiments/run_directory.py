@@ -16,7 +16,9 @@ _OF_THE_RUN = ("data", "seed", "model", "inner", "train", "fit")
 # Where things lie on one machine or another, which changes no result.
 _PLACES = ("data.cache_dir",)
 # What trades time for memory and changes rounding alone: a run that was too large for its device can go on.
-_TRADES = ("inner.remat", "train.micro_batch", "train.points_per_chunk", "fit.batch_size")
+_TRADES = (
+    "inner.remat", "train.micro_batch", "train.points_per_chunk", "train.modulation_shards", "fit.batch_size"
+)  # fmt: skip
 
 
 class RunError(RuntimeError):

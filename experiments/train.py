@@ -36,13 +36,13 @@ def train(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopReq
     """
     config = settings.train
     field = methods.check(settings, dataset.grid, dataset.channels, task=dataset.task)
-    mesh = sharding.data_mesh()
+    mesh = sharding.data_mesh(modulation_shards=config.modulation_shards)
     sharding.check_batch_size(mesh, config.batch_size, "train.batch_size")
     if config.micro_batch:
         sharding.check_batch_size(mesh, config.micro_batch, "train.micro_batch")
     init_key, update_key = jax.random.split(jax.random.key(settings.seed))
     first = methods.init_state(field, settings, init_key, signals=len(dataset.splits["train"]))
-    state = sharding.replicate(mesh, first)
+    state = sharding.place(mesh, first, meta_step.layout(field, first, mesh))
     progress_so_far: dict[str, Any] = {"seconds": 0.0, "best_psnr": None}
 
     with Checkpoints(run.checkpoints) as checkpoints:
@@ -161,6 +161,7 @@ class _Loop:
     def _validate_and_save(self, step: int, state: meta_step.MetaState) -> None:
         trainable = state.trainable
         params = meta_step.exported_params(self.field, trainable, self.settings.inner)
+        params = sharding.replicate(self.mesh, params)  # for the time of a validation, also where they are split
         fitted = fit_signals(
             self.field, params, self.dataset.splits["val"], self.validation_rows, self.settings, self.mesh,
             step_size=meta_step.EXPORTED_STEP_SIZE,

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
+from medfuncta_jax import sharding
 from medfuncta_jax.context import context_size, random_context
 from medfuncta_jax.field import Field, Params, params_dtype
 from medfuncta_jax.inner_loop import Array, Remat, adapt, point_chunks, signal_losses
@@ -242,6 +243,23 @@ def init_state(
     return MetaState(step=jnp.zeros((), jnp.int32), trainable=trainable, optimizer=optimizer)
 
 
+def layout(field: Field, tree: Any, mesh: Mesh) -> Any:
+    """How a state, or a part of one, lies on the devices of `mesh`: a `PartitionSpec` for every array.
+
+    Split over "model" are the weights [P, ...] of `Field.latent_layers`, in whatever has the form of `Trainable`: the
+    parameters themselves, their slopes, the optimizer's moments.
+    """
+
+    def of(part: Any) -> Any:
+        specs = jax.tree.map(lambda _: sharding.WHOLE, part)
+        if isinstance(part, Trainable) and mesh.shape["model"] > 1:
+            for name in field.latent_layers():  # mapped, as optax masks what one of its parts does not see
+                specs.field[name]["kernel"] = jax.tree.map(lambda _: sharding.SPLIT, part.field[name]["kernel"])
+        return specs
+
+    return jax.tree.map(of, tree, is_leaf=lambda part: isinstance(part, Trainable))
+
+
 def step_size(trainable: Trainable, inner: InnerSettings) -> float | jax.Array:
     """alpha of the inner loop: fixed, or exp of what was learned, in its shape (see `Trainable`)."""
     if trainable.log_step_size is None:
@@ -262,7 +280,8 @@ def make_update(field: Field, settings: Settings, coords: jax.Array, mesh: Mesh 
     (before clipping), `learning_rate`. `labels` [B] are for the contrastive loss.
 
     Signals that lie split over a `mesh` of several devices give one gradient a device, and these one sum. Left to
-    itself, the compiler sums parameters' gradients in every inner step of every micro-batch.
+    itself, the compiler sums parameters' gradients in every inner step of every micro-batch. Where the mesh has a
+    "model" axis, the state comes and goes in its `layout`.
     """
     inner, train = settings.inner, settings.train
 
@@ -325,22 +344,28 @@ def make_update(field: Field, settings: Settings, coords: jax.Array, mesh: Mesh 
         gradient = in_micro_batches if in_parts else jax.value_and_grad(functools.partial(loss_of, labels=labels))
         own_key = jax.random.fold_in(key, 2)
         # What a signal's loss owes to others of the batch, or to a draw for all of it, is for the compiler to split.
-        if mesh is None or mesh.size == 1 or labels is not None or train.latent_noise:
+        if mesh is None or mesh.size == 1:
             loss, slopes = gradient(state.trainable, points, signals, context, own_key)
+        elif labels is not None or train.latent_noise:
+            whole = sharding.constrain(mesh, state.trainable, jax.tree.map(lambda _: sharding.WHOLE, state.trainable))
+            loss, slopes = gradient(whole, points, signals, context, own_key)
         else:
             per_signal = not isinstance(context, int) and context.ndim == 3
             given = None if isinstance(context, int) else context
+            one, many = sharding.WHOLE, sharding.SIGNALS
+            specs = layout(field, state.trainable, mesh)
 
             def on_one_device(trainable, points, signals, given, key):
-                own = gradient(trainable, points, signals, context if given is None else given, key)
-                return jax.lax.pmean(own, "data")
+                whole = sharding.gather(trainable, specs)
+                own = gradient(whole, points, signals, context if given is None else given, key)
+                return sharding.mean_over_devices(own, (one, specs))
 
-            split, whole = PartitionSpec("data"), PartitionSpec()
             loss, slopes = jax.shard_map(
-                on_one_device, mesh=mesh, in_specs=(whole, whole, split, split if per_signal else whole, whole),
-                out_specs=whole, check_vma=False,
+                on_one_device, mesh=mesh, in_specs=(specs, one, many, many if per_signal else one, one),
+                out_specs=(one, specs), check_vma=False,
             )(state.trainable, points, signals, given, own_key)  # fmt: skip
-        return descend(state, loss, slopes, train)
+        state, metrics = descend(state, loss, slopes, train)
+        return state if mesh is None else sharding.constrain(mesh, state, layout(field, state, mesh)), metrics
 
     return update
 

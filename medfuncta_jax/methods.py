@@ -5,6 +5,7 @@ All have one state (`meta_step.MetaState`) and one form of update, so one loop t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -37,8 +38,14 @@ def check(settings: Settings, shape: Sequence[int], channels: int, *, task: str 
         patches.window(shape, model.latent_grid)
     if model.codebook and settings.inner.learned_step_size == "per_latent":
         raise SettingsError("model.codebook needs inner.learned_step_size=none or scalar: one scale for all entries")
+    if model.latent_features % train.modulation_shards:
+        raise SettingsError(
+            f"train.modulation_shards = {train.modulation_shards} does not divide the latent's {model.latent_features} "
+            f"entries (of one place); try {math.gcd(train.modulation_shards, model.latent_features)}"
+        )
     if train.method == "autodecoder":
         given = {
+            "train.modulation_shards=1": train.modulation_shards > 1,
             "model.latent_interpolation=nearest": model.latent_interpolation == "patches",
             "inner.learned_step_size=none": settings.inner.learned_step_size != "none",
             "train.micro_batch=0": train.micro_batch > 0,

@@ -241,6 +241,9 @@ class TrainSettings:
       batch_size: B signals a meta-update, over all devices.
       micro_batch: signals in memory at once, a divisor of `batch_size`; the gradient is their sum. 0: all.
       points_per_chunk: points of a signal in memory at once, in each inner step and in the outer loss. 0: all.
+      modulation_shards: devices that together hold one copy of the modulation weights and of their moments, a divisor of
+        all devices and of the latent's entries (of one place): of use where these weights, P times the width in each
+        layer, fill a device. The update is the same to rounding.
       selection_ratio: in (0, 1], part of the points that a meta-update sees, drawn afresh for each; the context is a
         part of those. 1 (the paper): the outer loss is on every point.
       learning_rate: beta, the peak rate of AdamW.
@@ -268,6 +271,7 @@ class TrainSettings:
     batch_size: int = 24
     micro_batch: int = 0
     points_per_chunk: int = 0
+    modulation_shards: int = 1
     selection_ratio: float = 1.0
     learning_rate: float = 3e-6
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -288,7 +292,7 @@ class TrainSettings:
     collapse_db: float = 6.0
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "eval_every", "eval_signals", "log_every"):
+        for name in ("steps", "batch_size", "modulation_shards", "eval_every", "eval_signals", "log_every"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("micro_batch", "points_per_chunk"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")

@@ -1,4 +1,9 @@
-"""The one place that makes meshes and shardings: signals split over a data axis, parameters everywhere.
+"""The one place that makes meshes and shardings: signals split over all devices, parameters on each of them.
+
+At large latents the modulation weights [P, L], and Adam's moments of them, are most of what a device holds. They can
+be split along P over a second axis of the mesh, "model": devices that follow each other, best of one node, then hold a
+part each. An update gathers the whole of them, works on each device's own signals as before, and leaves each device the
+mean gradient of its part (ZeRO, Rajbhandari et al. 2020), so no product is computed twice.
 
 With several processes (`jax.distributed`) the mesh has the devices of all; each process holds the same whole batch on
 the host and puts the part of its own devices there.
@@ -6,6 +11,7 @@ the host and puts the part of its own devices there.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -15,25 +21,78 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from medfuncta_jax.settings import SettingsError
 
 
-def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh with one axis, "data", over `devices` (all of all processes by default)."""
+# Of an array that is on every device as a whole, and of one [P, ...] that is split over "model".
+WHOLE, SPLIT = PartitionSpec(), PartitionSpec("model")
+# Of signals [B, ...]: split over all devices.
+SIGNALS = PartitionSpec(("data", "model"))
+
+
+def data_mesh(devices: list[jax.Device] | None = None, *, modulation_shards: int = 1) -> Mesh:
+    """A mesh of `devices` (all of all processes by default) with the axes "data" and "model".
+
+    Args:
+      devices: n of them.
+      modulation_shards: the length of "model", a divisor of n.
+    Raises:
+      SettingsError: no divisor.
+    """
     devices = jax.devices() if devices is None else devices
-    return Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
+    if len(devices) % modulation_shards:
+        raise SettingsError(
+            f"train.modulation_shards = {modulation_shards} does not divide the {len(devices)} devices; try "
+            f"{math.gcd(modulation_shards, len(devices))}"
+        )
+    grid = np.asarray(devices).reshape(-1, modulation_shards)
+    return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
     """A copy of every leaf on every device of the mesh."""
-    return _put(tree, NamedSharding(mesh, PartitionSpec()))
+    return place(mesh, tree, jax.tree.map(lambda _: WHOLE, tree))
+
+
+def place(mesh: Mesh, tree: Any, specs: Any) -> Any:
+    """Every leaf on the devices of the mesh as its `PartitionSpec` in `specs` says."""
+    return jax.tree.map(lambda leaf, spec: _put(leaf, NamedSharding(mesh, spec)), tree, specs)
+
+
+def constrain(mesh: Mesh, tree: Any, specs: Any) -> Any:
+    """`place` within a compiled function."""
+    return jax.tree.map(
+        lambda leaf, spec: jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec)), tree, specs
+    )
 
 
 def split_batch(mesh: Mesh, batch: Any) -> Any:
     """Every leaf [B, ...] split along B over the devices; B must be a multiple of their number."""
-    return _put(batch, split_over(mesh))
+    return place(mesh, batch, jax.tree.map(lambda _: SIGNALS, batch))
 
 
 def split_over(mesh: Mesh) -> NamedSharding:
     """The sharding of `split_batch`."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    return NamedSharding(mesh, SIGNALS)
+
+
+def gather(tree: Any, specs: Any) -> Any:
+    """The whole of every leaf, of which a device has the part that `specs` says; within `jax.shard_map`."""
+    return jax.tree.map(
+        lambda leaf, spec: jax.lax.all_gather(leaf, "model", tiled=True) if spec == SPLIT else leaf, tree, specs
+    )
+
+
+def mean_over_devices(tree: Any, specs: Any) -> Any:
+    """The mean over all devices of leaves that each has as a whole, split as `specs` says; within `jax.shard_map`.
+
+    What is split is summed over "model" first, so that each device passes on its own part alone.
+    """
+
+    def mean(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
+        if spec != SPLIT:
+            return jax.lax.pmean(leaf, ("data", "model"))
+        own = jax.lax.psum_scatter(leaf, "model", tiled=True)
+        return jax.lax.pmean(own, "data") / jax.lax.axis_size("model")
+
+    return jax.tree.map(mean, tree, specs)
 
 
 def _put(tree: Any, sharding: NamedSharding) -> Any:
@@ -43,6 +102,8 @@ def _put(tree: Any, sharding: NamedSharding) -> Any:
     def put(leaf):  # jax.device_put does not reach other processes' devices
         if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
             return leaf
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            return jax.jit(lambda array: array, out_shardings=sharding)(leaf)  # parts of it are with others
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(put(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
         host = np.asarray(leaf)

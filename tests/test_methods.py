@@ -60,6 +60,8 @@ def test_every_method_learns_in_every_dimension(kind, shape):
         ({}, {"contrastive_weight": 1.0}, (5,), "one label a signal, these have 'none'"),
         ({}, {"contrastive_weight": 1.0, "micro_batch": 2}, (5,), "compares all signals of a batch"),
         ({}, {"method": "autodecoder", "micro_batch": 2}, (5,), "needs train.micro_batch=0"),
+        ({}, {"modulation_shards": 6}, (5,), "modulation_shards = 6 does not divide the latent's 8 entries .* try 2"),
+        ({}, {"method": "autodecoder", "modulation_shards": 2}, (5,), "needs train.modulation_shards=1"),
         ({}, {"method": "autodecoder", "selection_ratio": 0.5}, (5,), "needs train.selection_ratio=1.0"),
     ],
 )  # fmt: skip
