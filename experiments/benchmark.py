@@ -1,15 +1,21 @@
 """Time and memory of one meta-update or one fit, at the settings of a config, on made-up signals of its shape.
 
     python -m experiments.benchmark --case=2d --mode=train --batch=8 [--set=inner.remat=none,model.width=128]
+    python -m experiments.benchmark --case=1d,2d,3d --mode=fit --batch=1,2,4,8
+    python -m experiments.benchmark --case=1d --mode=input --data_dir=DIR
 
-Prints one JSON line. Several cases (`--case=ecg,chest_xray,brain_mri`, or `--case=all`) run in a process each, one
-after the other, as the peak of resident memory is a process's, and end in a table.
+Prints one JSON line for each. Several cases (`--case=ecg,chest_xray,brain_mri`, or `--case=all`) or batches run in a
+process each, one after the other, as the peak of resident memory is a process's, and end in a table.
+
+`--mode=input` times updates on the signals of the config as training reads them, and on one batch that is there
+already: the difference is what the device waits for.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib
+import itertools
 import json
 import logging
 import math
@@ -18,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -27,11 +34,15 @@ import numpy as np
 from absl import app, flags
 
 from experiments.memory import check_memory
-from medfuncta_jax import fit_latent, grid, methods
+from medfuncta_jax import fit_latent, grid, meta_step, methods, sharding
 from medfuncta_jax.context import context_size
+from medfuncta_jax.datasets import batches, open_dataset
 from medfuncta_jax.field import parameter_count
 from medfuncta_jax.settings import Settings
 from medfuncta_jax.sine import cosine, sine
+
+# Of `--mode=input`: about how long a round of updates is, and batches that are read by themselves, more than are ahead.
+_ROUND_SECONDS, _BATCHES = 5.0, 64
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,9 @@ CASES = {
     "colon_histopathology": Case("colon_histopathology", (64, 64), 3),
     "cell_microscopy": Case("cell_microscopy", (64, 64)),
     "brain_mri": Case("brain_mri", (32, 32, 32)),
+    "ecg_cpu": Case("ecg:cpu", (187,)),
+    "chest_xray_cpu": Case("chest_xray:cpu", (64, 64)),
+    "brain_mri_cpu": Case("brain_mri:cpu", (32, 32, 32)),
     "lung_ct": Case("lung_ct", (32, 32, 32)),
     "functa": Case("baselines.functa", (64, 64)),
     "coinpp": Case("baselines.coinpp", (64, 64)),
@@ -199,6 +213,7 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
         "parameters": parameter_count(state.trainable.field if mode == "train" else params),
         "best_s": min(seconds[1:]),
         "median_s": statistics.median(seconds[1:]),
+        "signals_per_s": batch / min(seconds[1:]),
         **floor,
         "compile_s": compile_s,
         "temp_bytes": temporaries,
@@ -209,20 +224,85 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
     }
 
 
-def as_markdown(rows: dict[str, dict]) -> str:
+def measure_input(case: Case, settings: Settings, *, data_dir: str | None, repeats: int) -> dict:
+    """What updates wait for their signals: rounds of them on batches as training reads them, and on one that is there.
+
+    The two kinds of rounds take turns, and the least time of each counts, as a machine has other things to do too.
+
+    Args:
+      case, settings: from `CASES` and `settings_of`; of the case the config counts, not its grid.
+      data_dir: where the signals of `settings.data` are.
+      repeats: rounds of each kind.
+    Returns:
+      JSON-able: `updates` a round, seconds of an update by kind, `idle`, the part of the time of a read one that is
+      waiting (below 0 where it is less than what the clock can tell), and `read_s`, the time to make a batch.
+    Raises:
+      DataError: no signals there.
+    """
+    dataset = open_dataset(settings.data, data_dir=data_dir)
+    size, split = settings.train.batch_size, dataset.splits["train"]
+    field = methods.check(settings, dataset.grid, dataset.channels, task=dataset.task)
+    coords, mesh = jnp.asarray(grid(dataset.grid), jnp.float32), sharding.data_mesh()
+    state = methods.init_state(field, settings, jax.random.key(0), signals=len(split))
+    state = sharding.place(mesh, state, meta_step.layout(field, state, mesh))
+    update = jax.jit(methods.make_update(field, settings, coords, dataset.grid, mesh=mesh), donate_argnums=0)
+    key, rows = sharding.replicate(mesh, jax.random.key(1)), np.arange(size, dtype=np.int32)
+
+    def put(signals: np.ndarray):
+        return sharding.split_batch(mesh, (signals.reshape(size, len(coords), dataset.channels), rows))
+
+    def round_of(batches: Iterator) -> float:
+        """As the loop of training does it, which leaves one update under way."""
+        nonlocal state
+        former, began = None, time.perf_counter()
+        for signals, numbers in itertools.islice(batches, updates):
+            state, metrics = update(state, signals, key, numbers)
+            if former is not None:
+                jax.block_until_ready(former)
+            former = metrics["loss"]
+        jax.block_until_ready(former)
+        return (time.perf_counter() - began) / updates
+
+    with batches(split, batch_size=size, seed=0) as stream:
+        resident, updates = itertools.repeat(put(next(stream))), 1
+        round_of(resident)  # compiles
+        updates = max(2, math.ceil(_ROUND_SECONDS / round_of(resident)))
+        read, there = [], []
+        for _ in range(repeats):
+            read.append(round_of(put(signals) for signals in stream))
+            there.append(round_of(resident))
+        began = time.perf_counter()
+        for signals in itertools.islice(stream, _BATCHES):
+            jax.block_until_ready(put(signals))
+        read_s = (time.perf_counter() - began) / _BATCHES
+    return {
+        "config": case.config,
+        "mode": "input",
+        "grid": list(dataset.grid),
+        "batch": size,
+        "updates": updates,
+        "read_update_s": min(read),
+        "resident_update_s": min(there),
+        "idle": 1 - min(there) / min(read),
+        "read_s": read_s,
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def as_markdown(rows: list[dict]) -> str:
     """The rows as a Markdown table."""
     lines = [
-        "| config | grid | B | P | parameters | seconds | peak memory |",
-        "|---|---|---|---|---|---|---|",
+        "| config | grid | B | P | parameters | seconds | signals a second | peak memory |",
+        "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
-    for name, row in rows.items():
+    for row in rows:
         if "error" in row:
-            lines.append(f"| `{name}` | {row['error']} | | | | | |")
+            lines.append(f"| `{row['case']}` | {row['error']} | | | | | | |")
             continue
         shape = "x".join(map(str, row["grid"])) + (" RGB" if row["channels"] == 3 else "")
         lines.append(
             f"| `{row['config']}` | {shape} | {row['batch']} | {row['latent_dim']} | {row['parameters'] / 1e6:.1f}e6 "
-            f"| {row['median_s']:.2f} | {row['peak_rss_gb']:.1f} GB |"
+            f"| {row['median_s']:.2f} | {row['signals_per_s']:.3g} | {row['peak_rss_gb']:.1f} GB |"
         )
     return "\n".join(lines) + "\n"
 
@@ -230,8 +310,12 @@ def as_markdown(rows: dict[str, dict]) -> str:
 def define_flags() -> None:
     """The command's flags; not at import, so that tests may import this beside other commands."""
     flags.DEFINE_list("case", None, f"{', '.join(SHORT)}, all, or some of {', '.join(CASES)}.", required=True)
-    flags.DEFINE_enum("mode", "train", ["train", "fit"], "One meta-update, or one fit of H steps.")
-    flags.DEFINE_integer("batch", None, "Signals; the config's own number by default.", lower_bound=1)
+    flags.DEFINE_enum(
+        "mode", "train", ["train", "fit", "input"],
+        "One meta-update, one fit of H steps, or updates with and without reading their signals.",
+    )  # fmt: skip
+    flags.DEFINE_list("batch", [], "Signals, of several runs if several; the config's own number by default.")
+    flags.DEFINE_string("data_dir", None, "Where the signals are. (input)")
     flags.DEFINE_integer("repeats", 5, "Runs that count.", lower_bound=1)
     flags.DEFINE_list("set", [], "Overrides of the config, GROUP.FIELD=VALUE.")
 
@@ -245,25 +329,34 @@ def main(argv: list[str]) -> None:
     unknown = sorted(set(names) - set(CASES))
     if unknown:
         raise app.UsageError(f"--case: no case {unknown[0]!r}; known: {', '.join([*SHORT, *CASES])}")
-    if len(names) == 1:
+    sizes = options.batch or [None]
+    if any(not (batch is None or (batch.isdecimal() and int(batch))) for batch in sizes):
+        raise app.UsageError(f"--batch={','.join(sizes)} must be numbers of at least 1")
+    if len(names) == len(sizes) == 1:
+        case = CASES[names[0]]
         try:
-            settings = settings_of(CASES[names[0]], options.set, options.batch)
+            settings = settings_of(case, options.set, sizes[0] and int(sizes[0]))
         except ValueError as error:
             raise app.UsageError(f"--set: {error}") from error
-        print(json.dumps(measure(CASES[names[0]], settings, mode=options.mode, repeats=options.repeats)))
+        if options.mode == "input":
+            row = measure_input(case, settings, data_dir=options.data_dir, repeats=options.repeats)
+        else:
+            row = measure(case, settings, mode=options.mode, repeats=options.repeats)
+        print(json.dumps(row))
         return
-    rows = {}
+    rows = []
     shared = [f"--mode={options.mode}", f"--repeats={options.repeats}", f"--set={','.join(options.set)}"]
-    for name in names:
-        words = [f"--case={name}", *shared, *([f"--batch={options.batch}"] if options.batch else [])]
+    shared += [f"--data_dir={options.data_dir}"] if options.data_dir else []
+    for name, batch in itertools.product(names, sizes):
+        words = [f"--case={name}", *shared, *([f"--batch={batch}"] if batch else [])]
         command = [sys.executable, "-m", "experiments.benchmark", *words]
         ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         print(ended.stdout, end="", flush=True)
-        rows[name] = (
-            json.loads(ended.stdout) if ended.returncode == 0 else {"error": f"ended with code {ended.returncode}"}
-        )
-    print(as_markdown(rows))
-    sys.exit(any("error" in row for row in rows.values()))
+        failed = {"case": name, "error": f"ended with code {ended.returncode}"}
+        rows.append(json.loads(ended.stdout) if ended.returncode == 0 else failed)
+    if options.mode != "input":
+        print(as_markdown(rows))
+    sys.exit(any("error" in row for row in rows))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ _SUFFIX = {1: ".csv", 2: ".png", 3: ".nii.gz"}
 _LONGEST_NAME = 120
 # Values decoded at once, beside what `reconstruct` needs: 64 MB.
 _VALUES_AT_ONCE = 2**24
+# Signals decoded at once where the config says no number.
+_SIGNALS_AT_ONCE = 64
 
 
 def decode(settings: Settings, run: RunDirectory, stop: StopRequest) -> None:
@@ -58,7 +60,9 @@ def decode(settings: Settings, run: RunDirectory, stop: StopRequest) -> None:
         paths = [folder / one for one in names]
         left = [row for row, path in enumerate(paths) if not path.exists()]
         coords = grid(shape)
-        size = max(1, min(settings.fit.batch_size, _VALUES_AT_ONCE // (len(coords) * field.channels)))
+        size = max(
+            1, min(settings.fit.batch_size or _SIGNALS_AT_ONCE, _VALUES_AT_ONCE // (len(coords) * field.channels))
+        )
         with Progress(f"decode {name}", total=count, done=count - len(left), unit="files") as progress:
             for start in range(0, len(left), size):
                 rows = left[start : start + size]

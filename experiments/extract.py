@@ -6,6 +6,7 @@ import itertools
 import json
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,12 +83,16 @@ def extract(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopR
         job = f" (job {shard} of {shards})" if shards > 1 else ""
         total, missing = (sum(len(part.rows) for part in some) for some in (own, left))
         psnr = []
-        with Progress(f"extract {name}{job}", total=total, done=total - missing, unit="signals") as progress:
+        with (
+            Progress(f"extract {name}{job}", total=total, done=total - missing, unit="signals") as progress,
+            ThreadPoolExecutor(1) as writer,
+        ):
 
             def after_batch(count: int, psnr: float, progress=progress) -> None:
                 progress.advance(count, note=f"PSNR {psnr:.2f} dB")
                 stop.check(f"finished files are in {run.latents}")
 
+            writes: list[Future[None]] = []
             for part in left:
                 for stale in part.path.parent.glob(f".{part.path.stem}.partial*"):
                     stale.unlink(missing_ok=True)  # of a killed job
@@ -95,8 +100,12 @@ def extract(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopR
                     field, params, split, np.asarray(part.rows), settings, mesh,
                     step_size=EXPORTED_STEP_SIZE, dtype=config.dtype, after_batch=after_batch,
                 )  # fmt: skip
-                _write(part, about, examples, fitted)
                 psnr.append(fitted.psnr)
+                for write in writes:  # one file is written while the next one is fitted
+                    write.result()
+                writes.append(writer.submit(_write, part, about, examples, fitted))
+            for write in writes:
+                write.result()
         log.info(
             "extract %s: %d latents in %d files, mean PSNR %.2f dB, %s",
             name, missing, len(left), np.concatenate(psnr).mean(dtype=np.float64), run.latents,

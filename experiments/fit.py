@@ -1,10 +1,14 @@
-"""Fitting many signals with a fixed field: padded batches over all devices, for validation and extraction."""
+"""Fitting many signals with a fixed field: padded batches over all devices, for validation and extraction.
+
+While the devices fit a batch, the host reads the next one and takes over the one before.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +20,7 @@ from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets import Split
 from medfuncta_jax.field import Field, Params
 from medfuncta_jax.inner_loop import fit_latent, reconstruct
-from medfuncta_jax.settings import Settings
+from medfuncta_jax.settings import FitSettings, Settings
 
 
 @dataclass(frozen=True)
@@ -48,27 +52,66 @@ def fit_signals(
       weights: None, or [len(indices), N]: one a point, 0 hides it from the fit (PSNR is of all points).
       after_batch: called with the signals fitted and their mean PSNR after every batch.
     """
-    fit = settings.fit
-    size = min(fit.batch_size, -(-len(indices) // mesh.size) * mesh.size)
+    size = min(settings.fit.batch_size, -(-len(indices) // mesh.size) * mesh.size)
     sharding.check_batch_size(mesh, size, "fit.batch_size")
     params = sharding.replicate(mesh, params)
+
+    def under_way() -> Iterator[tuple[int, jax.Array, jax.Array]]:
+        for start in range(0, len(indices), size):
+            places = np.minimum(np.arange(start, start + size), len(indices) - 1)
+            batch = sharding.split_batch(mesh, split.signals(indices[places]))
+            shown = None if weights is None else sharding.split_batch(mesh, weights[places])
+            yield (
+                min(size, len(indices) - start),
+                *fit_batch(field, params, batch, shown, step_size, dtype=dtype, **rules_of(settings)),
+            )
+
     latents, psnr = [], []
-    for start in range(0, len(indices), size):
-        rows = indices[start : start + size]
-        padded = np.concatenate([rows, np.full(size - len(rows), rows[-1])])
-        signals = split.signals(padded)
-        batch = sharding.split_batch(mesh, signals)
-        shown = None if weights is None else weights[np.minimum(np.arange(start, start + size), len(indices) - 1)]
-        fitted = fit_latent(
-            field, params, batch, weights=sharding.split_batch(mesh, shown),
-            steps=fit.steps, step_size=step_size, channel_loss=settings.train.channel_loss, safeguard=fit.safeguard,
-            rescale_ratio=settings.inner.selection_ratio if fit.context == "rescaled" else None,
-            key=jax.random.key(settings.seed),
-        )  # fmt: skip
-        rounded = fitted.latents.astype(dtype)
-        values = reconstruct(field, params, rounded, grid(signals.shape[1:-1]))
-        batch_psnr = metrics.psnr(jnp.clip(values, 0, 1), batch.reshape(values.shape))
-        latents.append(sharding.to_host(rounded)[: len(rows)])
-        psnr.append(sharding.to_host(batch_psnr).astype(np.float32)[: len(rows)])
-        after_batch(len(rows), float(psnr[-1].mean()))
+    for count, some, their_psnr in _one_ahead(under_way()):
+        latents.append(sharding.to_host(some)[:count])
+        psnr.append(sharding.to_host(their_psnr).astype(np.float32)[:count])
+        after_batch(count, float(psnr[-1].mean()))
     return FittedSignals(np.concatenate(latents), np.concatenate(psnr))
+
+
+def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
+    """The same items, each only once the next one is made."""
+    former = next(items)
+    for item in items:
+        yield former
+        former = item
+    yield former
+
+
+def rules_of(settings: Settings) -> dict[str, Any]:
+    """The keywords of `fit_batch` that a run's settings say."""
+    return {
+        "fit": settings.fit,
+        "channel_loss": settings.train.channel_loss,
+        "selection_ratio": settings.inner.selection_ratio,
+        "key": jax.random.key(settings.seed),
+    }
+
+
+@functools.partial(jax.jit, static_argnames=("field", "dtype", "fit", "channel_loss", "selection_ratio"))
+def fit_batch(
+    field: Field,
+    params: Params,
+    signals: jax.Array,
+    weights: jax.Array | None,
+    step_size: float | jax.Array,
+    *,
+    dtype: Literal["float32", "float16"],
+    fit: FitSettings,
+    channel_loss: Literal["mean", "sum"],
+    selection_ratio: float,
+    key: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Latents [B, P] of signals [B, *grid, D], and the PSNR [B] in dB of what they decode to, in one program."""
+    fitted = fit_latent(
+        field, params, signals, weights=weights, steps=fit.steps, step_size=step_size, channel_loss=channel_loss,
+        safeguard=fit.safeguard, rescale_ratio=selection_ratio if fit.context == "rescaled" else None, key=key,
+    )  # fmt: skip
+    rounded = fitted.latents.astype(dtype)
+    values = reconstruct(field, params, rounded, grid(signals.shape[1:-1]))
+    return rounded, metrics.psnr(jnp.clip(values, 0, 1), signals.reshape(values.shape))

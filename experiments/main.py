@@ -82,6 +82,7 @@ def _run(stop: StopRequest) -> int:
     import jax
 
     from experiments import memory, processes
+    from experiments.batch_size import settled
     from experiments.classify import classify
     from experiments.compilation import keep_compiled
     from experiments.compress import compress
@@ -126,6 +127,7 @@ def _run(stop: StopRequest) -> int:
         check(settings, dataset.grid, dataset.channels, task=dataset.task)
         run = RunDirectory(str(_WORKDIR.value), settings, writes=processes.first())
         processes.wait_for_all("workdir")
+        settings = run.settings = settled(settings, dataset, run)
         log.info(
             "%s: %s signals of %s x %d on %d %s device(s), run in %s",
             dataset.name, " / ".join(f"{len(split)} {name}" for name, split in dataset.splits.items()),

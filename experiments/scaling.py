@@ -1,5 +1,7 @@
 """Weak scaling on paper: what an update computes and what it sends, at stated rates. Nothing is timed.
 
+    python -m experiments.scaling --case=chest_xray_224 --batch=24 --devices=8,64 [--set=train.modulation_shards=8]
+
 The update of n B signals is compiled for n devices (made up, so a laptop will do), and the collective operations in
 that program are counted. One on V bytes (all-reduce: of the sum; all-gather: of what is gathered; reduce-scatter: of
 what is summed) takes a ring of g devices
@@ -17,11 +19,22 @@ takes however short it is, sines, and devices that wait for the slowest are left
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import logging
 import math
 import re
 from dataclasses import dataclass
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from absl import app, flags
+from jax.sharding import NamedSharding
+
+from experiments.benchmark import CASES, SHORT, Case, settings_of, work
+from medfuncta_jax import grid, meta_step, methods, sharding
+from medfuncta_jax.settings import Settings, SettingsError
 
 _BYTES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "s32": 4, "u32": 4, "u8": 1, "s8": 1, "pred": 1}
 _ARRAY = re.compile(rf"\b({'|'.join(_BYTES)})\[([\d,]*)\]")
@@ -125,3 +138,117 @@ def prediction(operations: list[Collective], flops: float, rates: Rates) -> dict
         "communication_s": communication,
         "efficiency_on_paper": compute / (compute + communication),
     }
+
+
+def predicted(case: Case, settings: Settings, *, devices: int, batch: int, rates: Rates) -> dict:
+    """What `devices` devices of these rates would come to in an update of `batch` signals each, without one of them.
+
+    Args:
+      case, settings: from `CASES` and `settings_of`; `train.modulation_shards` counts.
+      devices: as many must be there, real or made up; only compiled for.
+      batch: signals a device.
+      rates: see `Rates`.
+    Returns:
+      JSON-able: that of `prediction`, and the bytes that a device holds between updates.
+    """
+    train = dataclasses.replace(settings.train, batch_size=batch * devices, micro_batch=0)
+    settings = dataclasses.replace(settings, train=train)
+    field = methods.check(settings, case.grid, case.channels)
+    mesh = sharding.data_mesh(jax.devices()[:devices], modulation_shards=train.modulation_shards)
+    state = jax.eval_shape(
+        lambda key: methods.init_state(field, settings, key, signals=batch * devices), jax.random.key(0)
+    )
+
+    def placed(tree, specs):
+        return jax.tree.map(
+            lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec)),
+            tree,
+            specs,
+        )
+
+    state = placed(state, meta_step.layout(field, state, mesh))
+    points = math.prod(case.grid)
+    signals, rows, key = (
+        placed(jax.ShapeDtypeStruct(shape, kind), spec)
+        for shape, kind, spec in (
+            ((train.batch_size, points, case.channels), jnp.float32, sharding.SIGNALS),
+            ((train.batch_size,), jnp.int32, sharding.SIGNALS),
+            ((), jax.random.key(0).dtype, sharding.WHOLE),
+        )
+    )
+    coords = sharding.replicate(mesh, jnp.asarray(grid(case.grid), jnp.float32))
+    update = methods.make_update(field, settings, coords, case.grid, mesh=mesh)
+    program = jax.jit(update, donate_argnums=0).lower(state, signals, key, rows).compile()
+    operations = collectives(program.as_text() or "", devices)
+    flops = work(case, settings, mode="train", batch=batch)["flops"]
+    return {
+        "config": case.config,
+        "devices": devices,
+        "batch_a_device": batch,
+        "latent_dim": settings.model.latent_dim,
+        "modulation_shards": train.modulation_shards,
+        "state_bytes_a_device": sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)
+        ),
+        **prediction(operations, flops, rates),
+        "rates": dataclasses.asdict(rates),
+    }
+
+
+def as_markdown(rows: list[dict]) -> str:
+    """The rows of `predicted` as a Markdown table."""
+    lines = [
+        "| devices | `modulation_shards` | state a device | sent an update | communication | compute | efficiency |",
+        "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    lines += [
+        f"| {row['devices']} | {row['modulation_shards']} | {row['state_bytes_a_device'] / 1e6:.3g} MB "
+        f"| {row['sent_bytes'] / 1e6:.3g} MB | {1e3 * row['communication_s']:.3g} ms | {1e3 * row['compute_s']:.3g} ms "
+        f"| {100 * row['efficiency_on_paper']:.1f} % |"
+        for row in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def define_flags() -> None:
+    """The command's flags; not at import, so that tests may import this beside other commands."""
+    flags.DEFINE_enum("case", "chest_xray_224", [*SHORT, *CASES], "Config and shape of the signals.")
+    flags.DEFINE_integer("batch", 24, "Signals a device.", lower_bound=1)
+    flags.DEFINE_list("devices", ["8", "64"], "Numbers of devices, in all.")
+    flags.DEFINE_float("flops_per_s", 1.56e14, "Operations of a device: an A100's, TF32.", lower_bound=1.0)
+    flags.DEFINE_float("node_bytes_per_s", 3e11, "From device to device: NVLink.", lower_bound=1.0)
+    flags.DEFINE_float("network_bytes_per_s", 2.5e10, "The same between nodes: 200 Gbit/s.", lower_bound=1.0)
+    flags.DEFINE_integer("node_devices", 8, "Devices of a node.", lower_bound=1)
+    flags.DEFINE_list("set", [], "Overrides of the config, GROUP.FIELD=VALUE.")
+
+
+def main(argv: list[str]) -> None:
+    """Flags in; a JSON line for each number of devices, and a table."""
+    del argv
+    logging.getLogger().setLevel(logging.WARNING)  # app.run lets every library's INFO through
+    options = flags.FLAGS
+    case = CASES[SHORT.get(options.case, options.case)]
+    rates = Rates(
+        options.flops_per_s, options.node_bytes_per_s, options.network_bytes_per_s, options.node_devices
+    )  # fmt: skip
+    jax.config.update("jax_platforms", "cpu")
+    numbers = [int(number) for number in options.devices if number.isdecimal() and int(number)]
+    if len(numbers) < max(1, len(options.devices)):
+        raise app.UsageError(f"--devices={','.join(options.devices)} must be numbers of at least 1, e.g. 8,64")
+    jax.config.update("jax_num_cpu_devices", max(numbers))
+    jax.config.update("jax_disable_most_optimizations", True)  # the program is read, not run
+    rows = []
+    for devices in numbers:
+        try:
+            settings = settings_of(case, options.set, None)
+            row = predicted(case, settings, devices=devices, batch=options.batch, rates=rates)
+        except (SettingsError, ValueError) as error:
+            raise app.UsageError(str(error)) from error
+        print(json.dumps(row), flush=True)
+        rows.append(row)
+    print(as_markdown(rows))
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

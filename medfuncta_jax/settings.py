@@ -241,7 +241,7 @@ class TrainSettings:
       batch_size: B signals a meta-update, over all devices.
       micro_batch: signals in memory at once, a divisor of `batch_size`; the gradient is their sum. 0: all.
       points_per_chunk: points of a signal in memory at once, in each inner step and in the outer loss. 0: all.
-      modulation_shards: devices that together hold one copy of the modulation weights and of their moments, a divisor of
+      modulation_shards: devices that together hold one copy of the modulation weights and their moments, a divisor of
         all devices and of the latent's entries (of one place): of use where these weights, P times the width in each
         layer, fill a device. The update is the same to rounding.
       selection_ratio: in (0, 1], part of the points that a meta-update sees, drawn afresh for each; the context is a
@@ -312,7 +312,8 @@ class FitSettings:
 
     Attributes:
       steps: H >= 1 first-order steps.
-      batch_size: signals fitted at once, over all devices.
+      batch_size: signals fitted at once, over all devices; 0 takes the number that fits most signals a second on the
+        machine that the run is begun on (see `experiments.batch_size`).
       context: "full" steps along the gradient on every point (the paper); "rescaled" gives that gradient the norm
         of the gradient on a random subset of gamma (`inner.selection_ratio`) of the points (the release).
       safeguard: take back a step that raised a signal's loss and halve its step size, so that a signal unlike the
@@ -326,7 +327,7 @@ class FitSettings:
 
     def __post_init__(self):
         _require(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
-        _require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
+        _require(self.batch_size >= 0, f"batch_size must be at least 1, or 0 (automatic), got {self.batch_size}")
 
 
 @dataclass(frozen=True)

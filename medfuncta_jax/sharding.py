@@ -20,7 +20,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from medfuncta_jax.settings import SettingsError
 
-
 # Of an array that is on every device as a whole, and of one [P, ...] that is split over "model".
 WHOLE, SPLIT = PartitionSpec(), PartitionSpec("model")
 # Of signals [B, ...]: split over all devices.

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,8 @@ import medfuncta_jax as mf
 from experiments import benchmark
 from medfuncta_jax import meta_step
 from medfuncta_jax.settings import SettingsError
+from tests.datasets.made_up import beat_line
+from tests.experiments.conftest import ROOT
 
 SMALL = ["model.layers=3", "model.width=8", "model.latent_dim=4", "inner.steps=2", "fit.steps=2"]
 
@@ -26,7 +30,7 @@ def test_a_row_is_json_and_states_what_ran(mode):
     # 1 -> 8 -> 8 -> 1 and a modulation of 4 -> 8.
     assert row["parameters"] == (8 + 8) + (64 + 8) + (8 + 1) + (32 + 8)
     assert 0 < row["best_s"] <= row["median_s"]
-    table = benchmark.as_markdown({"ecg": row, "fundus": {"error": "ended with code 1"}})
+    table = benchmark.as_markdown([row, {"case": "fundus", "error": "ended with code 1"}])
     assert "| `ecg` | 187 | 2 | 4 |" in table
     assert "| `fundus` | ended with code 1 |" in table
 
@@ -82,3 +86,29 @@ def test_every_dataset_of_the_paper_has_a_case():
 def test_a_wrong_override_is_named(override, message):
     with pytest.raises((ValueError, SettingsError), match=message):
         benchmark.settings_of(benchmark.CASES["ecg"], [override], None)
+
+
+def test_waiting_for_input_is_measured_on_the_signals_of_the_config(tmp_path, monkeypatch):
+    for name, count in (("train", 40), ("test", 5)):
+        lines = [beat_line(i % 5, i) for i in range(count)]
+        (tmp_path / f"mitbih_{name}.csv").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(benchmark, "_ROUND_SECONDS", 0.01)
+    case = benchmark.CASES["ecg"]
+    settings = benchmark.settings_of(case, [*SMALL, f"data.cache_dir={tmp_path / 'cache'}"], 4)
+    row = benchmark.measure_input(case, settings, data_dir=str(tmp_path), repeats=1)
+    assert json.loads(json.dumps(row)) == row
+    assert (row["batch"], row["grid"], row["updates"] >= 2) == (4, [187], True)
+    assert row["idle"] == pytest.approx(1 - row["resident_update_s"] / row["read_update_s"])
+    assert row["read_s"] > 0
+
+
+def test_several_batches_are_several_rows():
+    words = ["--case=ecg", "--mode=fit", "--batch=1,2", "--repeats=1", f"--set={','.join(SMALL)}"]
+    command = [sys.executable, "-m", "experiments.benchmark", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [row["batch"] for row in rows] == [1, 2]
+    for row in rows:
+        assert row["signals_per_s"] == pytest.approx(row["batch"] / row["best_s"])
+        assert f"| `ecg` | 187 | {row['batch']} | 4 |" in done.stdout
