@@ -234,8 +234,9 @@ def measure_input(case: Case, settings: Settings, *, data_dir: str | None, repea
       data_dir: where the signals of `settings.data` are.
       repeats: rounds of each kind.
     Returns:
-      JSON-able: `updates` a round, seconds of an update by kind, `idle`, the part of the time of a read one that is
-      waiting (below 0 where it is less than what the clock can tell), and `read_s`, the time to make a batch.
+      JSON-able: `updates` a round; seconds of an update by kind; `idle`, the part of the time of a read one that is
+      waiting (below 0 where that is less than other things on the machine change); `read_s`, the time to make a batch;
+      and `idle_if_none_were_ahead`, the part if training waited for all of that.
     Raises:
       DataError: no signals there.
     """
@@ -285,6 +286,7 @@ def measure_input(case: Case, settings: Settings, *, data_dir: str | None, repea
         "resident_update_s": min(there),
         "idle": 1 - min(there) / min(read),
         "read_s": read_s,
+        "idle_if_none_were_ahead": read_s / (read_s + min(there)),
         "device": jax.devices()[0].device_kind,
     }
 

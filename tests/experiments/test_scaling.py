@@ -110,7 +110,7 @@ def test_the_command_counts_the_gradient_once():
     ("flag", "message"),
     [
         ("--devices=8,x", "--devices=8,x must be numbers of at least 1"),
-        ("--set=train.modulation_shards=3", "train.modulation_shards = 3 does not divide the 8 devices; try 1"),
+        ("--set=train.modulation_shards=16", "train.modulation_shards = 16 does not divide the 8 devices; try 8"),
     ],
 )
 def test_wrong_flags_are_named(flag, message):
