@@ -157,9 +157,10 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
       mode: "train", one meta-update; or "fit", H steps on every point.
       repeats: runs that count.
     Returns:
-      JSON-able; seconds, bytes of temporaries in the compiled program, GB of resident memory; `floor_s` is the least
-      time that the machine's own rates of products and sines allow, and `floor_part` that divided by `best_s`; both
-      are absent for an auto-decoder, a latent grid, hidden modulation layers and a pyramid.
+      JSON-able; seconds, and those of processors, which others on a shared machine change less; bytes of temporaries in
+      the compiled program, GB of resident memory; `floor_s` is the least time that the machine's own rates of products
+      and sines allow, and `floor_part` that divided by `best_s`; both are absent for an auto-decoder, a latent grid,
+      hidden modulation layers and a pyramid.
     Raises:
       RunError: the compiled update needs more memory than is free; it is not run.
     """
@@ -190,11 +191,12 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
         began = time.perf_counter()
         jax.block_until_ready(run())
         compile_s, temporaries = time.perf_counter() - began, None  # with the first run
-    seconds = []
+    seconds, processor = [], []
     for _ in range(repeats + 1):  # the first warms up
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         value = jax.block_until_ready(run())
         seconds.append(time.perf_counter() - began)
+        processor.append(time.process_time() - used)
     floor: dict[str, float] = {}
     model = settings.model
     if settings.train.method == "meta" and not (
@@ -214,6 +216,7 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
         "best_s": min(seconds[1:]),
         "median_s": statistics.median(seconds[1:]),
         "signals_per_s": batch / min(seconds[1:]),
+        "best_cpu_s": min(processor[1:]),
         **floor,
         "compile_s": compile_s,
         "temp_bytes": temporaries,

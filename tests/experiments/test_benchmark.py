@@ -2,8 +2,7 @@
 
 import json
 import math
-import subprocess
-import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,6 @@ from experiments import benchmark
 from medfuncta_jax import meta_step
 from medfuncta_jax.settings import SettingsError
 from tests.datasets.made_up import beat_line
-from tests.experiments.conftest import ROOT
 
 SMALL = ["model.layers=3", "model.width=8", "model.latent_dim=4", "inner.steps=2", "fit.steps=2"]
 
@@ -30,6 +28,8 @@ def test_a_row_is_json_and_states_what_ran(mode):
     # 1 -> 8 -> 8 -> 1 and a modulation of 4 -> 8.
     assert row["parameters"] == (8 + 8) + (64 + 8) + (8 + 1) + (32 + 8)
     assert 0 < row["best_s"] <= row["median_s"]
+    assert row["signals_per_s"] == pytest.approx(2 / row["best_s"])
+    assert row["best_cpu_s"] > 0
     table = benchmark.as_markdown([row, {"case": "fundus", "error": "ended with code 1"}])
     assert "| `ecg` | 187 | 2 | 4 |" in table
     assert "| `fundus` | ended with code 1 |" in table
@@ -103,13 +103,25 @@ def test_waiting_for_input_is_measured_on_the_signals_of_the_config(tmp_path, mo
     assert row["read_s"] * (1 - part) == pytest.approx(row["resident_update_s"] * part)
 
 
-def test_several_batches_are_several_rows():
-    words = ["--case=ecg", "--mode=fit", "--batch=1,2", "--repeats=1", f"--set={','.join(SMALL)}"]
-    command = [sys.executable, "-m", "experiments.benchmark", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert [row["batch"] for row in rows] == [1, 2]
-    for row in rows:
-        assert row["signals_per_s"] == pytest.approx(row["batch"] / row["best_s"])
-        assert f"| `ecg` | 187 | {row['batch']} | 4 |" in done.stdout
+def test_several_batches_are_several_rows(monkeypatch, capsys):
+    def run(command, **_):
+        batch = int(next(word for word in command if word.startswith("--batch=")).removeprefix("--batch="))
+        assert {"--case=ecg", "--mode=fit", "--repeats=1", "--set=fit.steps=2"} <= set(command)
+        row = {"config": "ecg", "grid": [187], "channels": 1, "batch": batch, "latent_dim": 64, "parameters": 1000,
+               "median_s": 0.5, "signals_per_s": 2.0 * batch, "peak_rss_gb": 1.0}  # fmt: skip
+        return SimpleNamespace(stdout=json.dumps(row) + "\n", returncode=0 if batch < 4 else 1)
+
+    options = SimpleNamespace(
+        case=["1d"], batch=["1", "2", "4"], mode="fit", repeats=1, set=["fit.steps=2"], data_dir=None
+    )  # fmt: skip
+    monkeypatch.setattr(benchmark, "flags", SimpleNamespace(FLAGS=options))
+    monkeypatch.setattr(benchmark.subprocess, "run", run)
+    with pytest.raises(SystemExit) as ended:
+        benchmark.main([])
+    assert ended.value.code == 1  # of the last one
+    table = capsys.readouterr().out.splitlines()
+    assert "| `ecg` | 187 | 2 | 64 | 0.0e6 | 0.50 | 4 | 1.0 GB |" in table
+    assert "| `ecg` | ended with code 1 | | | | | | |" in table
+    options.batch = ["1", "none"]
+    with pytest.raises(benchmark.app.UsageError, match="--batch=1,none must be numbers of at least 1"):
+        benchmark.main([])
