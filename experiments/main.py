@@ -10,7 +10,7 @@ SIGTERM with everything saved: the same command goes on from there.
 from __future__ import annotations
 
 import errno
-import functools
+import importlib
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +20,9 @@ from ml_collections import config_flags
 
 from experiments.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
 
-MODES = ("train", "extract", "evaluate", "curves", "compress", "classify", "report", "decode", "all")
+STAGES = ("train", "extract", "evaluate")  # of --mode=all, in this order
+MODES = (*STAGES, "curves", "compress", "classify", "report", "decode", "all")
+_TOGETHER = ("train", "extract")  # by all processes; the rest by the first alone
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; an interrupted run in it goes on.")
@@ -83,17 +85,9 @@ def _run(stop: StopRequest) -> int:
 
     from experiments import memory, processes
     from experiments.batch_size import settled
-    from experiments.classify import classify
     from experiments.compilation import keep_compiled
-    from experiments.compress import compress
-    from experiments.curves import curves
-    from experiments.decode import decode
-    from experiments.evaluate import evaluate
-    from experiments.extract import extract
-    from experiments.report import report
     from experiments.run_directory import RunDirectory, RunError
     from experiments.summary import summary
-    from experiments.train import train
     from medfuncta_jax.checkpoint import CheckpointError
     from medfuncta_jax.datasets import DataError, open_dataset
     from medfuncta_jax.datasets.dataset import cache_root
@@ -101,23 +95,16 @@ def _run(stop: StopRequest) -> int:
     from medfuncta_jax.methods import check
     from medfuncta_jax.settings import Settings, SettingsError
 
-    stages: dict[str, Callable[..., object]] = {"train": train, "extract": extract, "evaluate": evaluate}
-    on_demand: dict[str, Callable[..., object]] = {
-        "curves": functools.partial(curves, data_dir=_DATA_DIR.value), "compress": compress, "classify": classify,
-        "report": report,
-    }  # fmt: skip
-    stages_without_data = {"decode": decode}  # all they need is in the run directory
-    together = ("train", "extract")  # by all processes; the rest by the first alone
     try:
         settings = Settings.from_dict(_CONFIG.value.to_dict())
         keep_compiled(cache_root(settings.data.cache_dir))
         processes.join(_DISTRIBUTED.value != "off", _COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         if not processes.first():
             log.setLevel(logging.ERROR)
-        if _MODE.value in stages_without_data:
+        if _MODE.value == "decode":  # all it needs is in the run directory
             if processes.first():
-                stages_without_data[_MODE.value](settings, RunDirectory(str(_WORKDIR.value), settings), stop)
-            processes.wait_for_all(_MODE.value)
+                _stage("decode")(settings, RunDirectory(str(_WORKDIR.value), settings), stop)
+            processes.wait_for_all("decode")
             return 0
         if processes.first():  # it prepares what the others then read
             dataset = open_dataset(settings.data, data_dir=_DATA_DIR.value)
@@ -134,9 +121,10 @@ def _run(stop: StopRequest) -> int:
             "x".join(map(str, dataset.grid)), dataset.channels, jax.device_count(), jax.default_backend(),
             run.path,
         )  # fmt: skip
-        for name in stages if _MODE.value == "all" else [_MODE.value]:
-            if name in together or processes.first():
-                (stages | on_demand)[name](settings, dataset, run, stop)
+        for name in STAGES if _MODE.value == "all" else [_MODE.value]:
+            more = {"data_dir": _DATA_DIR.value} if name == "curves" else {}
+            if name in _TOGETHER or processes.first():
+                _stage(name)(settings, dataset, run, stop, **more)
             processes.wait_for_all(name)
         if processes.first():
             print(summary(settings, dataset, run))
@@ -161,6 +149,11 @@ def _run(stop: StopRequest) -> int:
             "newest checkpoint",
             code=1,
         )
+
+
+def _stage(name: str) -> Callable[..., object]:
+    """The function of a stage, in the module of its name; imported by now, as plots and splines take a second."""
+    return getattr(importlib.import_module(f"experiments.{name}"), name)
 
 
 def _os_error(error: OSError) -> str:

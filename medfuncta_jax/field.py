@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -53,10 +54,7 @@ class Field:
 
     def init(self, key: jax.Array, dtype: Any = jnp.float32) -> Params:
         """Random shared parameters, `{"layer_1": {"kernel": [C, L], "bias": [L]}, ...}`."""
-        latents = jnp.zeros((1, self.model.latent_dim), dtype)
-        coords = jnp.zeros((1, 1, self.coord_dims), dtype)
-        params = self.module.init(key, latents, coords)["params"]
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        return _init(self, key, dtype)
 
     def apply(self, params: Params, latents: jax.Array, coords: jax.Array) -> jax.Array:
         """f(x; phi): latents [B, P] and coords [N, C] or [B, N, C] in [-1, 1] -> [B, N, D]."""
@@ -98,6 +96,14 @@ class Field:
         """Name and shape of every parameter array, `{"layer_1/kernel": (C, L), ...}`."""
         shapes = jax.eval_shape(self.init, jax.random.key(0))
         return {name: leaf.shape for name, leaf in traverse_util.flatten_dict(shapes, sep="/").items()}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))  # step by step it compiles a hundred programs
+def _init(field: Field, key: jax.Array, dtype: Any) -> Params:
+    latents = jnp.zeros((1, field.model.latent_dim), dtype)
+    coords = jnp.zeros((1, 1, field.coord_dims), dtype)
+    params = field.module.init(key, latents, coords)["params"]
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
 def field_from_layers(settings: Mapping[str, Any], arrays: Mapping[str, Any]) -> tuple[Field, Params]:

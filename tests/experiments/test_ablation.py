@@ -14,7 +14,7 @@ import pytest
 from experiments import ablation, benchmark, memory
 from experiments.interruption import StopRequest
 from tests.datasets.made_up import medmnist_arrays, write_npz
-from tests.experiments.conftest import ROOT
+from tests.experiments.command_line import ROOT, run_module
 
 
 @pytest.fixture(scope="module")
@@ -145,15 +145,20 @@ def test_every_table_is_drawn_with_whatever_is_there(name, tmp_path):
     assert "31.00 |" in ablation.as_markdown(rows, name, {}) or "30.50 ±" in ablation.as_markdown(rows, name, {})
 
 
-def command(workdir, data_dir, *more):
+def words_of(workdir, data_dir, *more):
     small = "model.width=8,model.latent_dim=8,inner.steps=1,fit.steps=1,train.batch_size=4"
     words = ["--table=depth", "--axis=layers=2,3", "--seeds=1", "--steps=4", f"--set={small}", *more]
-    return [sys.executable, "-m", "experiments.ablation", f"--workdir={workdir}", f"--data_dir={data_dir}", *words]
+    return [f"--workdir={workdir}", f"--data_dir={data_dir}", *words]
+
+
+def run(*words):
+    return run_module("experiments.ablation", *words_of(*words))
 
 
 def test_the_command_goes_on_after_a_stop_and_a_failed_cell_ends_nothing(tmp_path, data_dir):
     workdir = tmp_path / "table"
-    stopped = subprocess.Popen(command(workdir, data_dir), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "experiments.ablation", *words_of(workdir, data_dir)]
+    stopped = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not (workdir / "layers=3" / "seed-0.log").exists():
         assert stopped.poll() is None, stopped.communicate()
         time.sleep(0.1)
@@ -163,7 +168,7 @@ def test_the_command_goes_on_after_a_stop_and_a_failed_cell_ends_nothing(tmp_pat
     assert "Traceback" not in stderr
     measured = (workdir / "layers=3" / "measured.json").read_text()
 
-    whole = subprocess.run(command(workdir, data_dir), cwd=ROOT, capture_output=True, text=True, timeout=900)
+    whole = run(workdir, data_dir)
     assert whole.returncode == 1, whole.stderr  # one cell failed
     assert (workdir / "layers=3" / "measured.json").read_text() == measured
     failed, made = json.loads((workdir / "table.json").read_text())["rows"]
@@ -174,9 +179,7 @@ def test_the_command_goes_on_after_a_stop_and_a_failed_cell_ends_nothing(tmp_pat
     assert not (workdir / "layers=3" / "seed-0" / "latents" / "train-00000-of-00001.safetensors").exists()
 
     written = (workdir / "layers=3" / "seed-0.json").stat().st_mtime_ns
-    other = subprocess.run(
-        command(workdir, data_dir, "--steps=5"), cwd=ROOT, capture_output=True, text=True, timeout=900
-    )
+    other = run(workdir, data_dir, "--steps=5")
     assert other.returncode == 1
     assert other.stderr.splitlines()[-1].endswith("was made with 4 steps, not 5; name another --workdir")
     assert (workdir / "layers=3" / "seed-0.json").stat().st_mtime_ns == written
@@ -201,9 +204,7 @@ def test_a_collapse_is_a_result_and_is_not_tried_again(tmp_path, data_dir):
     ],
 )
 def test_faults_are_one_line(tmp_path, data_dir, words, message):
-    refused = subprocess.run(
-        [*command(tmp_path / "table", data_dir), *words], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    refused = run(tmp_path / "table", data_dir, *words)
     assert refused.returncode == 1
     assert message in refused.stderr.splitlines()[-1]
     assert not (tmp_path / "table").exists()
