@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from experiments import figures
 from experiments.interruption import StopRequest
 from experiments.progress import Progress, log
 from experiments.run_directory import RunDirectory, RunError, write_json
@@ -54,7 +55,7 @@ def classify(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
       Interrupted: a stop was asked for; nothing is written.
     """
     try:
-        from experiments import classifiers, confusion
+        from experiments import classifiers
         from experiments.classification_scores import scores
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "sklearn":
@@ -151,7 +152,7 @@ def classify(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
     markdown = as_markdown(result)
     with atomic_path(run.path / TABLE_FILE) as partial:
         partial.write_text(markdown)
-    confusion.draw_confusion(run.figures / FIGURE_FILE, result)
+    figures.draw_confusion(run.figures / FIGURE_FILE, result)
     run.set_seconds("classify", time.monotonic() - began)
     log.info("classification in %s:\n%s", run.path / TABLE_FILE, markdown)
     return result

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.confusion import MOST_CLASSES, draw_confusion
+from experiments.figures.confusion import MOST_CLASSES, draw_confusion
 
 
 def result(classes, panels=3, **changes):

@@ -8,16 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from medfuncta_jax.atomic import atomic_path
+from experiments.figures.page import axes_at, new_page, write
+from experiments.figures.style import GREY, INK, MARGIN, NORMAL, SMALL, WIDTH
 
 MOST_CLASSES = 12
-
-_WIDTH, _DPI = 8.0, 200  # inches, dots per inch; as in `figures`
-_SMALL, _NORMAL = 7.5, 8.5  # points
-_INK, _GREY = "#222222", "#666666"
 
 
 def draw_confusion(path: str | os.PathLike[str], result: Mapping[str, Any]) -> Path | None:
@@ -41,38 +36,32 @@ def draw_confusion(path: str | os.PathLike[str], result: Mapping[str, Any]) -> P
     left, top, between, below = 0.85, 0.35, 0.18, 0.45
     if len(classes) > 3:
         below += 0.07 * min(12, max(map(len, classes)))  # names that stand on end
-    side = (_WIDTH - left - 0.1 - (across - 1) * between) / max(across, 2)
+    side = (WIDTH - left - MARGIN - (across - 1) * between) / max(across, 2)
     block = top + side + below
-    figure = Figure(
-        figsize=(left + across * side + (across - 1) * between + 0.1, down * block), dpi=_DPI, facecolor="white"
-    )
-    FigureCanvasAgg(figure)
-    width, height = figure.get_size_inches()
+    figure = new_page(down * block, left + across * side + (across - 1) * between + MARGIN)
     for i, row in enumerate(rows):
         line, column = divmod(i, across)
         x, y = left + column * (side + between), line * block + top
-        axes = figure.add_axes((x / width, 1 - (y + side) / height, side / width, side / height))
+        axes = axes_at(figure, x, y, side, side)
         counts = np.asarray(row["confusion"], float)
         totals = counts.sum(1, keepdims=True)
         part = np.divide(counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
         axes.imshow(part, cmap="Blues", vmin=0, vmax=1)
         for (true, predicted), value in np.ndenumerate(part):
             if np.isfinite(value) and (value >= 0.01 or true == predicted):
-                axes.text(predicted, true, f"{100 * value:.0f}", ha="center", va="center", fontsize=_SMALL,
-                          color="white" if value > 0.6 else _INK)  # fmt: skip
+                axes.text(predicted, true, f"{100 * value:.0f}", ha="center", va="center", fontsize=SMALL,
+                          color="white" if value > 0.6 else INK)  # fmt: skip
         names = [name if len(name) <= 12 else name[:11] + "…" for name in classes]
         # Long names stand on end below, and at the left where two or three have the room.
         short = max(map(len, names)) <= 3
         axes.set_xticks(range(len(names)), names, rotation=0 if short or len(names) <= 3 else 90)
         axes.set_yticks(range(len(names)), names if column == 0 else [""] * len(names),
                         rotation=90 if not short and len(names) <= 3 else 0, va="center")  # fmt: skip
-        axes.tick_params(labelsize=_SMALL, labelcolor=_INK, length=0, pad=3)
+        axes.tick_params(labelsize=SMALL, labelcolor=INK, length=0, pad=3)
         axes.spines[:].set_visible(False)
         axes.set_title(f"{row['classifier']} on {row['features']}: {100 * row['accuracy']['mean']:.1f} %",
-                       fontsize=_NORMAL, color=_INK, loc="left", parse_math=False)  # fmt: skip
-        axes.set_xlabel("taken for (% of the true class)", fontsize=_SMALL, color=_GREY)
+                       fontsize=NORMAL, color=INK, loc="left", parse_math=False)  # fmt: skip
+        axes.set_xlabel("taken for (% of the true class)", fontsize=SMALL, color=GREY)
         if column == 0:
-            axes.set_ylabel("true class", fontsize=_SMALL, color=_GREY)
-    with atomic_path(Path(path)) as unfinished:
-        figure.savefig(unfinished, format="png", metadata={"Software": None})
-    return Path(path)
+            axes.set_ylabel("true class", fontsize=SMALL, color=GREY)
+    return write(figure, path)

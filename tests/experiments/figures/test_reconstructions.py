@@ -1,14 +1,11 @@
-"""Pictures are written whole or not at all, for every rank; not what they look like, but how they are laid out."""
+"""Pictures of signals of every rank; not what they look like, but how they are laid out."""
 
-import matplotlib.image
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from experiments import figures
-
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
-WIDTH = 1600
+from tests.experiments.figures.conftest import assert_picture
 
 
 def pair(*shape, seed=0):
@@ -22,41 +19,9 @@ def draw(path, signals, reconstructions, **options):
     return figures.draw_reconstructions(path, signals, reconstructions, **names | options)
 
 
-def training_records(count):
-    return [
-        {"step": 10 * k, "loss": 0.1, "psnr": 10 + 5 * np.log1p(k), "learning_rate": 1e-3 * (1 - k / count),
-         "gradient_norm": 1 / (1 + k), "seconds": 0.1 * k}
-        for k in range(1, count + 1)
-    ]  # fmt: skip
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that are saved during a test."""
-    saved = []
-    save = Figure.savefig
-
-    def remember(figure, *args, **options):
-        saved.append(figure)
-        save(figure, *args, **options)
-
-    monkeypatch.setattr(Figure, "savefig", remember)
-    return saved
-
-
 def pictures(figure):
     """Displayed arrays in the order of drawing, without the colour bar."""
     return [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
-
-
-def assert_picture(path, width=WIDTH):
-    assert path.read_bytes().startswith(SIGNATURE)
-    pixels = matplotlib.image.imread(path)
-    assert pixels.shape[1] == width
-    assert np.ptp(pixels[..., :3]) > 0.5
-    # Nothing is cut off: the outermost pixels of the page are white.
-    for edge in (pixels[:3], pixels[-3:], pixels[:, :3], pixels[:, -3:]):
-        assert (edge[..., :3] == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -182,66 +147,3 @@ def test_a_failure_while_writing_leaves_the_old_picture(tmp_path, monkeypatch):
 def test_the_same_data_give_the_same_file(tmp_path):
     files = [draw(tmp_path / name, *pair(1, 12, 12, 1)).read_bytes() for name in ("a.png", "b.png")]
     assert files[0] == files[1]
-
-
-@pytest.mark.parametrize("count", [1, 3, 19, 20, 5000])
-@pytest.mark.parametrize("validated", [False, True])
-def test_learning_curve(tmp_path, count, validated):
-    records = training_records(count)
-    if validated:
-        records += [{"step": 10 * k, "val_psnr": 9 + 4 * np.log1p(k)} for k in range(1, count + 1, 1 + count // 10)]
-    assert_picture(figures.draw_learning_curve(tmp_path / "curve.png", records))
-
-
-def test_learning_curve_of_validation_only_and_of_constants(tmp_path):
-    assert_picture(figures.draw_learning_curve(tmp_path / "curve.png", [{"step": 5, "val_psnr": 20.0}]))
-    still = [{"step": k, "psnr": 20.0, "gradient_norm": 1.0, "learning_rate": 0.0} for k in range(30)]
-    assert_picture(figures.draw_learning_curve(tmp_path / "curve.png", still))
-
-
-def test_learning_curve_marks_the_best_validation_and_takes_the_last_record_of_a_step(tmp_path, drawn):
-    records = training_records(4) + [
-        {"step": s, "val_psnr": v} for s, v in ((10, 20.0), (20, 99.0), (20, 25.0), (30, 24.0))
-    ]
-    records += [{"step": 40, "val_psnr": float("nan")}, {"step": 40, "gradient_norm": 0.0, "psnr": float("inf")}]
-    figures.draw_learning_curve(tmp_path / "curve.png", records)
-    labels = {line.get_label(): line.get_xydata().tolist() for line in drawn[0].axes[0].lines}
-    assert labels["validation"] == [[10, 20], [20, 25], [30, 24]]
-    assert labels["best validation: 25.00 dB at 20"] == [[20, 25]]
-    assert [step for step, _ in labels["training"]] == [10, 20, 30]
-
-
-@pytest.mark.parametrize("records", [[], [{"step": 1, "loss": 0.1}], [{"step": 1, "psnr": float("nan")}]])
-def test_nothing_to_draw(tmp_path, records):
-    with pytest.raises(ValueError, match="nothing to draw"):
-        figures.draw_learning_curve(tmp_path / "curve.png", records)
-    assert not list(tmp_path.iterdir())
-
-
-def quality(mean, spread=0.5):
-    interval = {"psnr": [mean - spread, mean + spread], "ssim": [mean / 50 - 0.01, mean / 50 + 0.01]}
-    return {"psnr": mean, "ssim": mean / 50, "interval": interval}
-
-
-def test_quality_is_drawn_with_a_line_a_method_in_both_panels(tmp_path, drawn):
-    points = [{"fraction": part, "field": quality(30 + part), "linear": quality(20 + part)} for part in (0.01, 0.1)]
-    points.append({"fraction": 1.0, "field": quality(33)})
-    ticks = {0.01: "1%", 0.1: "10%", 0.11: "no room", 1: "all"}
-    path = figures.draw_quality(tmp_path / "q.png", points, along="fraction", label="part", ticks=ticks)
-    assert_picture(path, width=700)
-    for axes in drawn[0].axes:
-        field, linear = axes.lines
-        assert field.get_xdata().tolist() == [0.01, 0.1, 1.0]
-        assert linear.get_xdata().tolist() == [0.01, 0.1]
-    assert [text.get_text() for text in drawn[0].axes[1].get_xticklabels()] == ["1%", "10%", "all"]
-    assert drawn[0].axes[0].lines[0].get_ydata().tolist() == [30.01, 30.1, 33]
-    assert drawn[0].axes[0].get_legend().get_texts()[1].get_text() == "linear interpolation"
-
-
-@pytest.mark.parametrize("marked", [2, 100])
-def test_quality_at_a_single_place(tmp_path, marked):
-    points = [{"scale": 2, "field": quality(30), "linear": quality(31), "cubic": quality(32)}]
-    path = figures.draw_quality(
-        tmp_path / "q.png", points, along="scale", label="resolution", ticks={2: "2x\n64x64x64"}, marked=marked
-    )
-    assert_picture(path, width=700)

@@ -1,0 +1,13 @@
+"""Pictures of a run, as PNG: each is drawn whole in memory and then moved into place, so a file there is finished."""
+
+from experiments.figures.confusion import draw_confusion
+from experiments.figures.latent_map import draw_latent_map
+from experiments.figures.learning_curve import draw_learning_curve
+from experiments.figures.quality import draw_quality, draw_rate_distortion
+from experiments.figures.reconstructions import draw_reconstructions
+from experiments.figures.seeds import draw_heat_map, draw_ranking, draw_sweep
+
+__all__ = [
+    "draw_confusion", "draw_heat_map", "draw_latent_map", "draw_learning_curve", "draw_quality", "draw_ranking",
+    "draw_rate_distortion", "draw_reconstructions", "draw_sweep",
+]  # fmt: skip
