@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -14,10 +13,10 @@ import numpy as np
 
 from experiments import figures
 from experiments.interruption import StopRequest
+from experiments.principal_axes import principal_axes
 from experiments.progress import Progress, log
 from experiments.run_directory import RunDirectory, RunError, write_json
 from medfuncta_jax.atomic import atomic_path
-from medfuncta_jax.checkpoint import FIELD_FILE
 from medfuncta_jax.datasets import Dataset
 from medfuncta_jax.datasets.dataset import SPLITS, Task
 from medfuncta_jax.latent_store import LatentSplit, load_latents
@@ -49,9 +48,9 @@ def classify(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
     are left out, except that PCA, as the field, has seen all training signals.
 
     Raises:
-      RunError: no labels, latents that are incomplete or of another field or other data, or an extra not installed.
+      RunError: no labels, latents of other data, or an extra not installed.
       SettingsError: a classifier that cannot see these signals.
-      LatentStoreError: no latents yet.
+      CheckpointError, LatentStoreError: no field, no latents, latents that are incomplete or of another field.
       Interrupted: a stop was asked for; nothing is written.
     """
     try:
@@ -162,24 +161,18 @@ def matching_latents(dataset: Dataset, run: RunDirectory) -> dict[str, LatentSpl
     """The latents of all splits, after checking that they are this field's and this data set's.
 
     Raises:
-      LatentStoreError: no latents yet.
-      RunError: no labels, a split is missing, or latents of another field or other data.
+      CheckpointError, LatentStoreError: no field, no latents, a split is missing, or latents of another field.
+      RunError: no labels, or latents of other data.
     """
     if dataset.task == "none" or not dataset.classes:
         raise RunError(
             f"{dataset.name} has no labels to classify by; choose a source that has some, or name a table of them with "
             "data.labels where the source reads one"
         )
-    latents = load_latents(run.path)
-    field = run.path / FIELD_FILE
-    checksum = hashlib.sha256(field.read_bytes()).hexdigest() if field.exists() else None
+    latents = load_latents(run.latents, splits=SPLITS, field=run.path)
     for name in SPLITS:
         place, remedy = run.latents / name, "remove the latents and extract again (--mode=extract)"
-        if name not in latents:
-            raise RunError(f"{place}: the latents of this split are missing; run --mode=extract")
         stored, known = latents[name], dataset.splits[name].annotations()
-        if checksum is not None and stored.about.get("field_sha256") != checksum:
-            raise RunError(f"{place}: latents of another field than {field}; {remedy}")
         about = json.loads(json.dumps(dataset.about))
         described = stored.about.get("data", {})  # a part of what the data set says of itself
         same = bool(described) and all(about.get(key) == value for key, value in described.items())
@@ -188,7 +181,7 @@ def matching_latents(dataset: Dataset, run: RunDirectory) -> dict[str, LatentSpl
             raise RunError(f"{place}: latents of other data than {dataset.name} as it is now; {remedy}")
         if not np.isfinite(np.asarray(stored.latents)).all():
             raise RunError(f"{place}: some latents are not finite; {remedy}")
-    return {name: latents[name] for name in SPLITS}
+    return latents
 
 
 def presence_notes(
@@ -234,18 +227,14 @@ def vectors(
 
 def principal_components(signals: Mapping[str, np.ndarray], components: int, notes: list[str]) -> dict[str, np.ndarray]:
     """Scores [n, components] on the principal axes of the training signals [n, F], all or as many as there are."""
-    from sklearn.decomposition import PCA
-
-    train = signals["train"].astype(np.float64)
-    possible = min(components, len(train) - 1, train.shape[1])
-    if possible < components:
+    pca = principal_axes(signals["train"], components)
+    if len(pca.axes) < components:
         notes.append(
-            f"PCA has {possible} components, the most that {len(train)} training signals give, not {components}."
+            f"PCA has {len(pca.axes)} components, the most that {len(signals['train'])} training signals give, not "
+            f"{components}."
         )
         log.warning("classify: %s", notes[-1])
-    solver = "covariance_eigh" if len(train) > train.shape[1] else "full"
-    pca = PCA(possible, svd_solver=solver).fit(train)
-    return {name: pca.transform(values) for name, values in signals.items()}
+    return {name: pca.scores(values) for name, values in signals.items()}
 
 
 def summary_of(

@@ -26,7 +26,8 @@ from typing import Any, get_args
 import numpy as np
 from absl import app, flags
 
-from experiments.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
+from experiments import command
+from experiments.interruption import StopRequest
 from experiments.latent_card import Form, latent_card
 from experiments.progress import Progress
 from medfuncta_jax.latent_store import LatentSplit, LatentStoreError, load_latents
@@ -151,35 +152,23 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     try:
-        rest = flags.FLAGS(list(argv))
-        for flag in (_STORE, _OUT):
-            if not flag.value:
-                raise flags.Error(f"--{flag.name} is missing; e.g. --store=runs/quickstart --out=exported")
-        if len(rest) > 1:
-            raise flags.Error(f"{rest[1]!r} is not a flag")
+        command.parse(argv, required=("store", "out"), example="--store=runs/quickstart --out=exported")
     except flags.Error as error:
-        return _refuse(error, code=2)
+        return command.refuse(error, code=2)
     out = Path(str(_OUT.value)).expanduser().absolute()
-    try:
+
+    def export() -> None:
         with StopRequest() as stop:
             store = load_latents(Path(str(_STORE.value)).expanduser())
             export_latents(store, _FORMAT.value, out, stop=stop)  # type: ignore[arg-type]  # an enum of FORMATS
         log.info("%s: %s", out, ", ".join(f"{len(split)} {name}" for name, split in store.items()))
-        return 0
-    except Interrupted as interrupted:
-        log.warning("%s", interrupted)
-        return EXIT_INTERRUPTED
-    except KeyboardInterrupt:
-        return _refuse("stopped at once; nothing was exported", code=130)
-    except (ExportError, LatentStoreError) as error:
-        return _refuse(error, code=1)
-    except OSError as error:
-        return _refuse(f"{error.filename or out}: {error.strerror or error}", code=1)
 
-
-def _refuse(error: object, *, code: int) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return code
+    return command.carry_out(
+        export,
+        refusals=(ExportError, LatentStoreError),
+        place=out,
+        when_stopped="stopped at once; nothing was exported",
+    )
 
 
 if __name__ == "__main__":

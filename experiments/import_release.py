@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
+from experiments import command
 from experiments.progress import Progress
 from medfuncta_jax.checkpoint import FIELD_FILE, CheckpointError, load_field, save_field
 from medfuncta_jax.coordinates import grid
@@ -376,9 +377,7 @@ def main(argv: Sequence[str], options: flags.FlagValues = flags.FLAGS) -> int:
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     logging.getLogger("medfuncta").setLevel(logging.INFO)
     try:
-        rest = options(list(argv))
-        if len(rest) > 1:
-            raise flags.Error(f"{rest[1]!r} is not a flag")
+        command.parse(argv, options=options)
         if not options.out or not (options.weights or options.latents):
             raise flags.Error(
                 "--out and --weights or --latents are missing; e.g. --weights=best.model --out=runs/chest"
@@ -388,10 +387,11 @@ def main(argv: Sequence[str], options: flags.FlagValues = flags.FLAGS) -> int:
         if options.grid and not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", options.grid):
             raise flags.Error(f"--grid={options.grid} is not of the form 64x64")
     except flags.Error as error:
-        return _refuse(error, code=2)
+        return command.refuse(error, code=2)
     out = Path(options.out).expanduser()
     shape = tuple(map(int, options.grid.split("x"))) if options.grid else None
-    try:
+
+    def import_all() -> None:
         if (out / "config.json").exists():
             raise ReleaseError(f"{out} holds a run of its own, whose field would be overwritten; name another --out")
         lines = []
@@ -406,18 +406,13 @@ def main(argv: Sequence[str], options: flags.FlagValues = flags.FLAGS) -> int:
             folder = Path(options.latents).expanduser()
             lines += import_latents(folder, out, shape=shape, step_size=options.step_size)
         print("\n".join(lines))
-        return 0
-    except (ReleaseError, CheckpointError) as error:
-        return _refuse(error, code=1)
-    except OSError as error:
-        return _refuse(f"{error.filename or out}: {error.strerror or error}", code=1)
-    except KeyboardInterrupt:
-        return _refuse("stopped; run the same command again", code=130)
 
-
-def _refuse(error: object, *, code: int) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return code
+    return command.carry_out(
+        import_all,
+        refusals=(ReleaseError, CheckpointError),
+        place=out,
+        when_stopped="stopped; run the same command again",
+    )
 
 
 if __name__ == "__main__":

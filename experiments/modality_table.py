@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
+from experiments.principal_axes import principal_axes
 from experiments.run_directory import write_json
 from medfuncta_jax import metrics
 from medfuncta_jax.datasets import Dataset, Split, open_dataset
@@ -46,25 +47,6 @@ ROWS = {
 }
 
 
-def principal_components(split: Split, components: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [F] and the first principal axes [components, F] of a split, through the smaller of the two Gram matrices.
-
-    Raises:
-      ValueError: there are not more signals than components.
-    """
-    signals = split.signals(slice(None)).reshape(len(split), -1).astype(np.float64)
-    if components >= len(signals):
-        raise ValueError(f"{len(signals)} signals have no {components} principal components")
-    mean = signals.mean(0)
-    centred = signals - mean
-    if len(signals) <= signals.shape[1]:
-        values, vectors = np.linalg.eigh(centred @ centred.T)
-        axes = vectors[:, ::-1][:, :components].T @ centred
-        return mean, axes / np.sqrt(values[::-1][:components, None])
-    _, vectors = np.linalg.eigh(centred.T @ centred)
-    return mean, vectors[:, ::-1][:, :components].T
-
-
 def linear_metrics(split: Split, mean: np.ndarray, axes: np.ndarray) -> dict[str, float]:
     """Mean metrics of the test signals projected on `axes` [k, F] about `mean`; no axes leave the mean signal."""
     signals = split.signals(slice(None))
@@ -82,7 +64,8 @@ def baselines(dataset: Dataset, components: int) -> dict[str, dict[str, float] |
         "pca": None,
     }
     if components < len(train):
-        results["pca"] = linear_metrics(test, *principal_components(train, components))
+        pca = principal_axes(train.signals(slice(None)).reshape(len(train), -1), components)
+        results["pca"] = linear_metrics(test, pca.mean, pca.axes)
     return results
 
 

@@ -34,7 +34,8 @@ from typing import Any, Literal
 
 from absl import app, flags
 
-from experiments.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
+from experiments import command
+from experiments.interruption import StopRequest
 from experiments.progress import Progress
 from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.datasets.dataset import DataError
@@ -338,34 +339,20 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of any bytes are shown
     try:
-        rest = flags.FLAGS(list(argv))
-        for flag in (_INPUT, _OUTPUT):
-            if not flag.value:
-                raise flags.Error(f"--{flag.name} is missing; e.g. --input=LIDC-IDRI --output=lidc_1mm")
-        if len(rest) > 1:
-            raise flags.Error(f"{rest[1]!r} is not a flag")
+        command.parse(argv, required=("input", "output"), example="--input=LIDC-IDRI --output=lidc_1mm")
     except flags.Error as error:
-        return _refuse(error, code=2)
+        return command.refuse(error, code=2)
     source, output = (Path(str(flag.value)).expanduser().absolute() for flag in (_INPUT, _OUTPUT))
-    try:
+
+    def convert_all() -> None:
         with StopRequest() as stop:
             report = preprocess(source, output, processes=_PROCESSES.value, keep_originals=_KEEP.value, stop=stop)
         print(summary(report, output))
-        return 0
-    except Interrupted as interrupted:
-        log.warning("%s", interrupted)
-        return EXIT_INTERRUPTED
-    except KeyboardInterrupt:
-        return _refuse("stopped at once; finished patients are kept, run the same command again", code=130)
-    except PreprocessError as error:
-        return _refuse(error, code=1)
-    except OSError as error:
-        return _refuse(f"{error.filename or output}: {error.strerror or error}", code=1)
 
-
-def _refuse(error: object, *, code: int) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return code
+    return command.carry_out(
+        convert_all, refusals=(PreprocessError,), place=output,
+        when_stopped="stopped at once; finished patients are kept, run the same command again",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

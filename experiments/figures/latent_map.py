@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments.figures.page import axes_at, new_page, plain, write
 from experiments.figures.style import BLUE, GREEN, GREY, INK, MARGIN, NORMAL, ORANGE, RULE, SMALL, WIDTH
+from experiments.principal_axes import principal_axes
 
 # Classes beyond these are drawn in one grey: more colours cannot be told apart.
 _CLASS_COLOURS = (BLUE, ORANGE, GREEN, "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#222222", "#a65628")
@@ -37,13 +38,10 @@ def draw_latent_map(
     Returns:
       `path`.
     """
-    train, latents = np.asarray(train, np.float64), np.asarray(latents, np.float64)
-    mean = train.mean(0)
-    _, values, axes = np.linalg.svd(train - mean, full_matrices=False)
-    share = values**2 / max(float((values**2).sum()), np.finfo(float).tiny)
-    places = (latents - mean) @ axes[:2].T  # [m, 2]
-    if places.shape[1] < 2:  # a latent of one number
-        places, share = np.pad(places, ((0, 0), (0, 1))), np.pad(share, (0, 1))
+    plane = principal_axes(train, 2)
+    places, shares = plane.scores(latents), plane.shares  # [m, 2], [2]
+    if len(shares) < 2:  # a latent of one number
+        places, shares = np.pad(places, ((0, 0), (0, 1))), np.pad(shares, (0, 1))
     left, head, height, foot = 0.62, 0.5, 4.4, 0.5
     figure = new_page(head + height + foot)
     room = 0.0 if labels is not None else 0.9
@@ -66,7 +64,7 @@ def draw_latent_map(
                      labelcolor=INK, borderaxespad=0.2, borderpad=0, handletextpad=0.2, columnspacing=1.4,
                      markerscale=1.6)  # fmt: skip
     plain(panel)
-    across, upwards = (f"principal axis {i + 1} ({100 * share[i]:.0f} % of variance)" for i in (0, 1))
+    across, upwards = (f"principal axis {i + 1} ({100 * shares[i]:.0f} % of variance)" for i in (0, 1))
     panel.set_xlabel(across, fontsize=NORMAL, color=INK)
     panel.set_ylabel(upwards, fontsize=NORMAL, color=INK)
     return write(figure, path)

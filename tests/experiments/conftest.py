@@ -11,7 +11,7 @@ __all__ = ["ROOT", "command", "run"]
 
 # Fits of all splits and of validation have one batch size, so that one program serves all.
 SMALL = {
-    "model.width": 64, "model.latent_dim": 16, "inner.steps": 3, "train.steps": 60, "train.batch_size": 8,
+    "model.width": 32, "model.latent_dim": 16, "inner.steps": 3, "train.steps": 60, "train.batch_size": 8,
     "train.eval_every": 20, "train.eval_signals": 32, "train.log_every": 5, "train.learning_rate": 1e-3,
     "fit.batch_size": 32,
 }  # fmt: skip

@@ -58,7 +58,7 @@ class Case:
         self.dataset = Dataset("made up", grid, 1, names, splits, task, about)
         self.settings = mf.Settings(DataSettings("any"), model=ModelSettings(latent_dim=4), classify=options)
         self.run = RunDirectory(folder, self.settings)
-        monkeypatch.setattr(stage, "load_latents", lambda path: self.latents)
+        monkeypatch.setattr(stage, "load_latents", lambda path, **asked: self.latents)
 
     def classify(self, stop=None):
         return stage.classify(self.settings, self.dataset, self.run, StopRequest() if stop is None else stop)
@@ -166,13 +166,11 @@ def test_pca_of_few_signals_has_as_many_components_as_there_are():
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda c: c.latents.pop("test"), "the latents of this split are missing; run --mode=extract"),
         (lambda c: c.change("val", ids=("x",) * 20), "latents of other data"),
         (lambda c: c.change("val", labels=1 - c.latents["val"].labels), "latents of other data"),
         (lambda c: c.change("val", about={"data": {"source": "b"}, "field_sha256": "of the field"}), "of other data"),
         (lambda c: c.change("val", about={"data": {}, "field_sha256": "of the field"}), "latents of other data"),
         (lambda c: c.change("val", latents=np.full((20, 4), np.nan, np.float32)), "are not finite"),
-        (lambda c: (c.run.path / FIELD_FILE).write_bytes(b"another"), "latents of another field"),
     ],
 )
 def test_a_store_that_does_not_fit_is_refused(case, break_it, message):
@@ -267,7 +265,12 @@ def test_the_launcher_classifies_a_finished_run_whatever_was_asked_before(finish
     result = json.loads((workdir / "classification.json").read_text())
     assert [row["classifier"] for row in result["rows"]] == ["k-NN, k = 1", "k-NN, k = 3", "MLP"]
     assert result["settings"]["epochs"] == 2
-    (workdir / FIELD_FILE).write_bytes((finished / FIELD_FILE).read_bytes() + b"another")
-    done = launch(workdir, mode="classify")
-    assert done.returncode == 1
-    assert "latents of another field" in done.stderr.strip().splitlines()[-1]
+    field, (split,) = workdir / FIELD_FILE, workdir.rglob("test-*.safetensors")
+    for break_it, message in (
+        (lambda: field.write_bytes(field.read_bytes() + b"another"), "latents of another field"),
+        (split.unlink, "no latents of a split 'test' in"),
+    ):
+        break_it()
+        done = launch(workdir, mode="classify")
+        assert done.returncode == 1
+        assert message in done.stderr.strip().splitlines()[-1]

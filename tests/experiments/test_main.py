@@ -140,7 +140,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(finished, tmp_path):
 
 def test_a_full_disk_while_a_checkpoint_is_saved(finished, tmp_path):
     workdir = tmp_path / "run"
-    done = run(workdir, mode="train", train__checkpoint_every=5, largest_file_kb=40)
+    done = run(workdir, mode="train", train__checkpoint_every=5, largest_file_kb=16)
     assert "no space left on the device" in one_line_error(done, noise=True)  # of Orbax's threads, before it
     done = run(workdir, mode="train", train__checkpoint_every=5)
     assert done.returncode == 0, done.stderr
