@@ -92,6 +92,7 @@ def image_network(
     seed: int,
     settings: ClassifySettings,
     after_epoch: Callable[[float], None],
+    after_batch: Callable[[], None],
 ) -> Outcome:
     """One of Keras's networks (a key of IMAGE_NETWORKS) from random weights, on JAX, trained as the MLP is.
 
@@ -104,7 +105,9 @@ def image_network(
     keras.backend.clear_session()
     splits = [Labelled(_as_keras_expects(split.features), split.labels) for split in (train, val, test)]
     model = image_model(keras, name, splits[0].features.shape[1:], classes)
-    probabilities, accuracy = fit_keras(keras, model, *splits, settings=settings, after_epoch=after_epoch)
+    probabilities, accuracy = fit_keras(
+        keras, model, *splits, settings=settings, after_epoch=after_epoch, after_batch=after_batch
+    )
     return Outcome(probabilities, time.monotonic() - began, model.count_params(), accuracy)
 
 
@@ -123,14 +126,24 @@ def fit_keras(
     *,
     settings: ClassifySettings,
     after_epoch: Callable[[float], None],
+    after_batch: Callable[[], None],
 ) -> tuple[np.ndarray, float]:
-    """Train a Keras model that gives logits and keep its best epoch: probabilities of test, accuracy of val."""
+    """Train a Keras model that gives logits and keep its best epoch: probabilities of test, accuracy of val.
+
+    `after_epoch` is called with the validation accuracy of every epoch, `after_batch` after every batch of training and
+    validation; either may raise, which ends the training.
+    """
     several = train.labels.ndim == 2
 
     class Best(keras.callbacks.Callback):
-        """The weights of the first epoch with the best validation accuracy."""
+        """Holds the weights of the first epoch with the best validation accuracy."""
 
         accuracy, weights = -1.0, None
+
+        def on_train_batch_end(self, batch, logs=None):
+            after_batch()
+
+        on_test_batch_end = on_train_batch_end
 
         def on_epoch_end(self, epoch, logs=None):
             if logs["val_accuracy"] > self.accuracy:

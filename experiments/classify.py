@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -87,12 +88,23 @@ def classify(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
     def labelled(features: Mapping[str, np.ndarray]) -> list[classifiers.Labelled]:
         return [classifiers.Labelled(features[name][rows[name]], labels[name]) for name in SPLITS]
 
-    def after_epoch(accuracy: float = np.nan) -> None:
+    def may_stop() -> None:
         stop.check("no table is written before all is trained, the classification starts over")
+
+    def watched(name: str) -> Callable[[float], None]:
+        """What the training of a classifier calls after every epoch."""
+        epochs = itertools.count(1)
+
+        def after_epoch(accuracy: float) -> None:
+            shown = f"{name}, epoch {next(epochs)} of {ours.epochs}: validation accuracy {100 * accuracy:.1f} %"
+            progress.advance(0, note=shown)
+            may_stop()
+
+        return after_epoch
 
     def done(outcome: classifiers.Outcome) -> classifiers.Outcome:
         progress.advance()
-        after_epoch()
+        may_stop()
         return outcome
 
     def row(classifier: str, features: str, outcomes: list[classifiers.Outcome]) -> dict[str, Any]:
@@ -116,7 +128,7 @@ def classify(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
                 | row("MLP", _FEATURES[kind], [
                     done(classifiers.mlp(
                         train, val, test,
-                        classes=classes, seed=seed, normalise=normalise, settings=ours, after_epoch=after_epoch,
+                        classes=classes, seed=seed, normalise=normalise, settings=ours, after_epoch=watched("MLP"),
                     ))
                     for seed in seeds
                 ])
@@ -130,7 +142,8 @@ def classify(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
         for name in networks:
             table.append(row(_NETWORKS[name], "images", [
                 done(classifiers.image_network(
-                    name, *images, classes=classes, seed=seed, settings=ours, after_epoch=after_epoch
+                    name, *images, classes=classes, seed=seed, settings=ours,
+                    after_epoch=watched(_NETWORKS[name]), after_batch=may_stop,
                 ))
                 for seed in seeds
             ]))  # fmt: skip

@@ -24,11 +24,11 @@ class Progress:
         self._bar = None
         if sys.stderr.isatty():
             self._bar = tqdm(
-                total=total, initial=done, desc=title, unit=f" {unit}", dynamic_ncols=True, mininterval=0.2
+                total=total, initial=done, desc=title, unit=f" {unit}", dynamic_ncols=True, mininterval=0.2, miniters=0
             )
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
-        """`count` more are done; `note` replaces the text shown behind the figures (current PSNR)."""
+        """`count` more are done, 0 for a sign of life; `note` replaces the text behind the figures (current PSNR)."""
         self._done += count
         if note is not None:
             self._note = note

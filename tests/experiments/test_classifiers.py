@@ -11,6 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from experiments import classifiers
 from experiments.classifiers import Labelled
+from experiments.interruption import Interrupted
 from medfuncta_jax.settings import ClassifySettings
 
 
@@ -65,17 +66,38 @@ def test_a_keras_model_learns_and_keeps_its_best_epoch(keras, several):
     labels = np.stack([left, 1 - left], 1) if several else left
     train, val, test = (Labelled(images[rows], labels[rows]) for rows in np.split(np.arange(96), [64, 80]))
     options = dataclasses.replace(ClassifySettings(), epochs=6, batch_size=16, learning_rate=3e-2)
-    seen, results = [], []
+    seen, batches, results = [], [], []
     for _ in range(1 if several else 2):
         keras.utils.set_random_seed(1)
         model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
-        results.append(classifiers.fit_keras(keras, model, train, val, test, settings=options, after_epoch=seen.append))
+        results.append(
+            classifiers.fit_keras(
+                keras, model, train, val, test,
+                settings=options, after_epoch=seen.append, after_batch=lambda: batches.append(len(seen)),
+            )
+        )  # fmt: skip
     probabilities, accuracy = results[0]
     assert len(seen) == 6 * len(results)
+    assert batches[:10] == [0] * 5 + [1] * 5  # four of training and one of validation before each epoch's end
     assert accuracy == max(seen[:6])
     predicted = probabilities > 0.5 if several else probabilities.argmax(1)
     assert np.mean(predicted == test.labels) > 0.9
     np.testing.assert_array_equal(probabilities, results[-1][0])
+
+
+def test_a_keras_model_can_be_stopped_after_a_batch(keras):
+    some = Labelled(np.zeros((8, 4, 4, 1), np.float32), np.zeros(8, int))
+    model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
+    epochs, options = [], dataclasses.replace(ClassifySettings(), epochs=2, batch_size=2)
+
+    def stop():
+        raise Interrupted("asked to")
+
+    with pytest.raises(Interrupted, match="asked to"):
+        classifiers.fit_keras(
+            keras, model, some, some, some, settings=options, after_epoch=epochs.append, after_batch=stop
+        )
+    assert epochs == []
 
 
 def test_small_images_are_padded_and_scaled_as_keras_expects():
