@@ -8,7 +8,7 @@ import numpy as np
 import medfuncta_jax as mf
 from medfuncta_jax.checkpoint import save_field
 from medfuncta_jax.datasets import Dataset, Split
-from medfuncta_jax.latent_store import file_name, file_rows, write_file
+from medfuncta_jax.latent_store import field_checksum, file_name, file_rows, write_file
 
 LENGTHS = {"train": 10, "val": 3, "test": 4}
 
@@ -81,3 +81,20 @@ def write_field(run_path, settings, dataset, *, seed=0):
             params[name]["kernel"] *= 30
     save_field(run_path / "field.safetensors", field, params, {})
     return field, params
+
+
+def write_latents(run_path, settings, dataset):
+    """A store of the field of a run for a data set, with latents that were not fitted, which takes no compiler."""
+    rng = np.random.default_rng(1)
+    for name, split in dataset.splits.items():
+        known = split.annotations()
+        described = about(
+            name, splits={name: len(split) for name, split in dataset.splits.items()}, grid=list(dataset.grid),
+            channels=dataset.channels, classes=list(dataset.classes), task=dataset.task,
+            field_sha256=field_checksum(run_path), settings=json.loads(json.dumps(settings.to_dict())),
+        )  # fmt: skip
+        write_file(
+            run_path / "latents" / file_name(name, 0, 1), described, range(len(split)),
+            latents=rng.normal(size=(len(split), settings.model.latent_dim), scale=0.01).astype(np.float32),
+            labels=known.labels, ids=known.ids, psnr=np.full(len(split), 20.0), affines=known.affines,
+        )  # fmt: skip

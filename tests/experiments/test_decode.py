@@ -12,13 +12,12 @@ from PIL import Image
 
 import medfuncta_jax as mf
 from experiments.decode import decode, decoded_shape, file_name
-from experiments.extract import extract
 from experiments.interruption import Interrupted, StopRequest
 from experiments.run_directory import RunDirectory, RunError
 from medfuncta_jax.latent_store import LatentStoreError
 from medfuncta_jax.settings import DecodeSettings, SettingsError
 from tests.experiments.conftest import run as launch
-from tests.latent_stores import made_up_dataset, write_field
+from tests.latent_stores import made_up_dataset, write_field, write_latents
 
 
 def settings_of(**decoding):
@@ -40,8 +39,7 @@ class Run:
         dataset = made_up_dataset(grid, **options)
         self.directory = RunDirectory(path, settings_of())
         self.field, self.params = write_field(path, settings_of(), dataset)
-        with StopRequest() as stop:
-            extract(settings_of(), dataset, self.directory, stop)
+        write_latents(path, settings_of(), dataset)
         self.store = mf.load_latents(path)
 
     def decode(self, **options):
