@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +11,9 @@ from pathlib import Path
 from absl import flags
 
 from experiments.interruption import EXIT_INTERRUPTED, Interrupted
+
+# Numbers of an OSError: full, over the quota, or a file larger than allowed.
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 log = logging.getLogger("medfuncta")
 

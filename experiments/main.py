@@ -9,7 +9,6 @@ SIGTERM with everything saved: the same command goes on from there.
 
 from __future__ import annotations
 
-import errno
 import importlib
 import logging
 import sys
@@ -18,6 +17,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags
 from ml_collections import config_flags
 
+from experiments.command import FULL_DISK
 from experiments.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
 
 STAGES = ("train", "extract", "evaluate")  # of --mode=all, in this order
@@ -158,7 +158,7 @@ def _stage(name: str) -> Callable[..., object]:
 
 def _os_error(error: OSError) -> str:
     place = f": {error.filename}" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in FULL_DISK:
         return f"no space left on the device{place}; free some and run the same command again, which goes on"
     return f"{error.strerror or error}{place}"
 

@@ -15,7 +15,6 @@ says why; 2 a flag is wrong; 75 stopped by Ctrl-C or SIGTERM: the same command g
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -37,7 +36,7 @@ from absl import app, flags
 from experiments import command
 from experiments.interruption import StopRequest
 from experiments.progress import Progress
-from medfuncta_jax.atomic import atomic_path
+from experiments.run_directory import write_json
 from medfuncta_jax.datasets.dataset import DataError
 from medfuncta_jax.datasets.dicom import AIR, read_ct
 from medfuncta_jax.datasets.lung_ct import SPACING
@@ -54,8 +53,6 @@ _KEEP = flags.DEFINE_bool("keep_originals", True, "Whether the DICOM slices of a
 
 # What determines an output beside its source; a change converts anew.
 SETTINGS = {"version": 1, "spacing_mm": SPACING, "interpolation": "cubic spline", "dtype": "int16"}
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 log = logging.getLogger("medfuncta")
 
@@ -120,7 +117,7 @@ def convert(patient: Patient) -> Outcome:
         return Outcome(patient.name, "skipped", str(error))
     except OSError as error:
         reason = f"{error.filename or patient.folder}: {error.strerror or error}"
-        return Outcome(patient.name, "full disk" if error.errno in _FULL else "skipped", reason)
+        return Outcome(patient.name, "full disk" if error.errno in command.FULL_DISK else "skipped", reason)
     except Exception as error:  # whatever else is wrong with it, the others go on
         reason = " ".join(f"{patient.folder}: {type(error).__name__} {error}".split())
         return Outcome(patient.name, "skipped", reason)
@@ -143,7 +140,7 @@ def _converted(patient: Patient, source: str) -> dict[str, Any]:
         "originals_removed": False,
         "files": sorted(path.relative_to(patient.folder).as_posix() for path in scan.files),
     }
-    _write_json(patient.record, record)
+    write_json(patient.record, record)
     return record
 
 
@@ -164,7 +161,7 @@ def _is_whole(patient: Patient, record: dict[str, Any]) -> bool:
 def _remove_originals(patient: Patient, record: dict[str, Any]) -> None:
     # Said before it is done: a job killed here must not take the remaining slices for the whole scan.
     if not record["originals_removed"]:
-        _write_json(patient.record, record | {"originals_removed": True})
+        write_json(patient.record, record | {"originals_removed": True})
     for name in record["files"]:
         (patient.folder / name).unlink(missing_ok=True)
 
@@ -177,11 +174,6 @@ def _listing_checksum(folder: Path) -> str:
         line = [path.relative_to(folder).as_posix(), state.st_size, state.st_mtime_ns]
         digest.update(json.dumps(line).encode())
     return digest.hexdigest()
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with atomic_path(path) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def find_patients(source: Path, output: Path, *, keep_originals: bool) -> list[Patient]:
@@ -239,7 +231,7 @@ def preprocess(
             raise
         finally:
             report = _report(source, patients, outcomes)
-            _write_json(output / "report.json", report)
+            write_json(output / "report.json", report)
     if not report["patients"]:
         name, reason = next(iter(report["skipped"].items()))
         raise PreprocessError(f"none of {len(patients)} patients could be converted; {name}: {reason}")

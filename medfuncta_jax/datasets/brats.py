@@ -12,10 +12,8 @@ padded evenly, so the result is the published one, voxel for voxel, up to these 
 
 from __future__ import annotations
 
-import functools
 import logging
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +24,8 @@ from medfuncta_jax.datasets.dataset import (
     DataError,
     Example,
     Plan,
-    PlannedSplit,
-    Skipped,
-    example_or_skipped,
     required_folder,
+    splits_by_name,
 )
 from medfuncta_jax.datasets.folder_files import about_files, name_below
 from medfuncta_jax.datasets.splits import require_split_options, split_names
@@ -115,16 +111,12 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
         volume = preprocess(read_volume(files[case]), options, name=str(files[case]))
         return Example(volume.values[..., None], case, affine=volume.affine)
 
-    def examples(split: str) -> Iterator[Example | Skipped]:
-        for case in cases[split]:
-            yield example_or_skipped(case, functools.partial(example, case))
-
     return Plan(
         name="brats",
         grid=(options.size,) * 3,
         channels=1,
         dtype="float32",
-        splits={split: PlannedSplit(len(cases[split]), functools.partial(examples, split)) for split in SPLITS},
+        splits=splits_by_name(cases, example),
         affines=True,
         about=about_files(
             "brats", folder, options, {path.relative_to(folder).as_posix(): path for path in files.values()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -83,6 +84,21 @@ class PlannedSplit:
 
     length: int
     examples: Callable[[], Iterator[Example | Skipped]]
+
+
+def splits_by_name(names: Mapping[str, Sequence[str]], example: Callable[[str], Example]) -> dict[str, PlannedSplit]:
+    """Splits of signals that are made from their names alone; those that cannot be made are skipped.
+
+    Args:
+      names: those of each split, in order.
+      example: makes one, or raises DataError.
+    """
+
+    def examples(split: str) -> Iterator[Example | Skipped]:
+        for name in names[split]:
+            yield example_or_skipped(name, functools.partial(example, name))
+
+    return {split: PlannedSplit(len(names[split]), functools.partial(examples, split)) for split in SPLITS}
 
 
 @dataclass(frozen=True)

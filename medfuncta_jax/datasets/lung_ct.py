@@ -8,10 +8,8 @@ quantile of these voxels, scaled to [0, 1] and averaged over blocks. Axes are RA
 from __future__ import annotations
 
 import fnmatch
-import functools
 import logging
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +20,8 @@ from medfuncta_jax.datasets.dataset import (
     DataError,
     Example,
     Plan,
-    PlannedSplit,
-    Skipped,
-    example_or_skipped,
     required_folder,
+    splits_by_name,
 )
 from medfuncta_jax.datasets.dicom import AIR
 from medfuncta_jax.datasets.folder_files import about_files, name_below
@@ -115,16 +111,12 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
         volume = preprocess(read_volume(files[name]), options, name=str(files[name]))
         return Example(volume.values[..., None], name, affine=volume.affine)
 
-    def examples(split: str) -> Iterator[Example | Skipped]:
-        for name in names[split]:
-            yield example_or_skipped(name, functools.partial(example, name))
-
     return Plan(
         name="lung_ct",
         grid=(options.size,) * 3,
         channels=1,
         dtype="float32",
-        splits={split: PlannedSplit(len(names[split]), functools.partial(examples, split)) for split in SPLITS},
+        splits=splits_by_name(names, example),
         affines=True,
         about=about_files("lung_ct", folder, options, files)
         | {

@@ -8,22 +8,17 @@ directory.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from medfuncta_jax.datasets.dataset import (
-    SPLITS,
     Example,
     Plan,
-    PlannedSplit,
-    Skipped,
-    example_or_skipped,
     required_folder,
+    splits_by_name,
 )
 from medfuncta_jax.datasets.folder_files import FolderOptions, about_files, arranged, matching_files
 from medfuncta_jax.datasets.volumes import Volume, read_volume, resample_volume, scale_to_unit
@@ -69,28 +64,20 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     files = matching_files(folder, options)
     arrangement = arranged(list(files), folder, options, by_folders=False)
 
-    def examples(split: str) -> Iterator[Example | Skipped]:
-        for name in arrangement.splits[split]:
-            make = functools.partial(_example, name, files[name], options, arrangement.label(name))
-            yield example_or_skipped(name, make)
+    def example(name: str) -> Example:
+        volume = read_volume(files[name])
+        unit = scale_to_unit(volume.values, options.quantile_low, options.quantile_high, str(files[name]))
+        resampled = resample_volume(Volume(unit, volume.affine), options.grid, options.spacing or None)
+        return Example(np.clip(resampled.values, 0, 1)[..., None], name, arrangement.label(name), resampled.affine)
 
     return Plan(
         name="nifti_folder",
         grid=options.grid,
         channels=1,
         dtype="float32",
-        splits={
-            split: PlannedSplit(len(arrangement.splits[split]), functools.partial(examples, split)) for split in SPLITS
-        },
+        splits=splits_by_name(arrangement.splits, example),
         classes=arrangement.classes,
         task=arrangement.task,
         affines=True,
         about=about_files("nifti_folder", folder, options, files) | arrangement.about,
     )
-
-
-def _example(name: str, path: Path, options: Options, label: int) -> Example:
-    volume = read_volume(path)
-    unit = scale_to_unit(volume.values, options.quantile_low, options.quantile_high, str(path))
-    resampled = resample_volume(Volume(unit, volume.affine), options.grid, options.spacing or None)
-    return Example(np.clip(resampled.values, 0, 1)[..., None], name, label, affine=resampled.affine)
