@@ -8,7 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Each module may import those before it.
 ORDER = (
-    "atomic", "settings", "coordinates", "sine", "product", "latent_grid", "siren", "field", "context", "inner_loop", "meta_step",
+    "atomic", "settings", "coordinates", "sine", "product", "latent_grid", "siren", "field", "context", "inner_loop",
+    "meta_step",
     "baselines", "methods", "sharding", "checkpoint", "latent_store", "codec", "metrics", "lpips", "classify",
     "datasets",
 )  # fmt: skip
