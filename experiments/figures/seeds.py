@@ -133,7 +133,10 @@ def draw_sweep(
     Returns:
       `path`.
     """
-    left, head, height, between, foot = 0.6, 0.32, 1.25, 0.1, 0.38
+    names = list(dict.fromkeys(name for series in panels.values() for name in series if name))
+    columns = 4 if sum(map(len, names)) < 40 else 3 if max(map(len, names)) < 12 else 2
+    left, height, between, foot = 0.6, 1.25, 0.1, 0.38
+    head = 0.16 + 0.16 * max(1, -(-len(names) // columns))
     figure = new_page(head + len(panels) * (height + between) + foot, COLUMN)
     for i, (unit, series) in enumerate(panels.items()):
         axes = axes_at(figure, left, head + i * (height + between), COLUMN - left - MARGIN, height)
@@ -153,7 +156,7 @@ def draw_sweep(
         plain(axes)
         axes.yaxis.set_label_coords(0.17 / COLUMN, 0.5, blended_transform_factory(figure.transFigure, axes.transAxes))
         if i == 0 and "" not in series:
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, frameon=False, fontsize=SMALL,
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, frameon=False, fontsize=SMALL,
                         labelcolor=INK, borderaxespad=0.2, borderpad=0, columnspacing=1.0,
                         handlelength=1.8)  # fmt: skip
     axes.set_xlabel(label, fontsize=SMALL, color=INK)
