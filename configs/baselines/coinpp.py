@@ -6,6 +6,7 @@ Command:   python -m experiments.main --config=configs/baselines/coinpp.py --wor
            [--data_dir=DIR]; for two cores `:cpu` (PneumoniaMNIST 28x28) and `:cpu_1d` (ECG).
 Hardware:  published: one A100 of 40 GB, 15.7 GB used, 250,000 iterations.
 Result:    published, test set: PSNR 34.566 dB, MSE 0.379e-3, SSIM 0.940, LPIPS 0.056. Not trained to the end here.
+           cpu: test PSNR 26.1 dB after 688 updates, 50 s on one core (measured, mean of 3 seeds).
 """
 
 from configs import base

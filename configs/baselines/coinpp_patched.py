@@ -6,7 +6,7 @@ Command:   python -m experiments.main --config=configs/baselines/coinpp_patched.
            [--data_dir=DIR]; for two cores `:cpu` (PneumoniaMNIST 28x28) and `:cpu_1d` (ECG).
 Hardware:  published: one A100 of 40 GB, 4.3 GB used, 250,000 iterations.
 Result:    published, test set: PSNR 38.477 dB, MSE 0.153e-3, SSIM 0.976, LPIPS 0.014. Not trained to the end here.
-           cpu: 23.5 dB in validation after 150 of its 2500 updates (measured).
+           cpu: test PSNR 29.5 dB after 4895 updates, 50 s on one core (measured, mean of 3 seeds).
 """
 
 from configs import base

@@ -7,7 +7,7 @@ Command:   python -m experiments.main --config=configs/baselines/functa.py --wor
            [--data_dir=DIR]; for two cores `:cpu` (PneumoniaMNIST 28x28) and `:cpu_1d` (ECG).
 Hardware:  published: one A100 of 40 GB, 25.1 GB used, 250,000 iterations.
 Result:    published, test set: PSNR 34.304 dB, MSE 0.403e-3, SSIM 0.940, LPIPS 0.059. Not trained to the end here.
-           cpu: 22.9 dB in validation after 150 of its 2500 updates (measured).
+           cpu: test PSNR 22.0 dB after 403 updates, 50 s on one core (measured, mean of 3 seeds).
 """
 
 from configs import base

@@ -4,7 +4,7 @@ Command:   python -m experiments.main --config=configs/baselines/medfuncta.py --
            [--data_dir=DIR]; for two cores `:cpu` (PneumoniaMNIST 28x28) and `:cpu_1d` (ECG).
 Hardware:  published: one A100 of 40 GB, 21.5 GB used at B = 24, 250,000 iterations.
 Result:    published, test set: PSNR 40.719 dB, MSE 0.097e-3, SSIM 0.985, LPIPS 0.013. Not trained to the end here.
-           cpu: 28.6 dB in validation after 150 updates of 12 signals on a quarter of the points (measured).
+           cpu: test PSNR 30.1 dB after 484 updates, 50 s on one core (measured, mean of 3 seeds).
 """
 
 from configs import base

@@ -6,7 +6,7 @@ Command:   python -m experiments.main --config=configs/baselines/spatial_functa.
            [--data_dir=DIR]; for two cores `:cpu` (PneumoniaMNIST 28x28) and `:cpu_1d` (ECG).
 Hardware:  published: one A100 of 40 GB, 10.7 GB used, 250,000 iterations.
 Result:    published, test set: PSNR 32.782 dB, MSE 0.587e-3, SSIM 0.915, LPIPS 0.149. Not trained to the end here.
-           cpu: 25.9 dB in validation after 150 of its 2500 updates (measured).
+           cpu: test PSNR 27.0 dB after 735 updates, 50 s on one core (measured, mean of 3 seeds).
 """
 
 from configs import base
