@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import jax
@@ -155,7 +155,7 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
     Args:
       case, settings: from `CASES` and `settings_of`.
       mode: "train", one meta-update; or "fit", H steps on every point.
-      repeats: runs that count.
+      repeats: runs that count; 0 counts the first, which also warms up, of what takes minutes.
     Returns:
       JSON-able; seconds, and those of processors, which others on a shared machine change less; bytes of temporaries in
       the compiled program, GB of resident memory; `floor_s` is the least time that the machine's own rates of products
@@ -192,11 +192,12 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
         jax.block_until_ready(run())
         compile_s, temporaries = time.perf_counter() - began, None  # with the first run
     seconds, processor = [], []
-    for _ in range(repeats + 1):  # the first warms up
+    for _ in range(repeats + 1):
         began, used = time.perf_counter(), time.process_time()
         value = jax.block_until_ready(run())
         seconds.append(time.perf_counter() - began)
         processor.append(time.process_time() - used)
+    seconds, processor = seconds[1:] or seconds, processor[1:] or processor  # the first warms up
     floor: dict[str, float] = {}
     model = settings.model
     if settings.train.method == "meta" and not (
@@ -204,7 +205,7 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
     ):  # else not counted
         needed, rates = work(case, settings, mode=mode, batch=batch), machine_rates(model.width)
         floor_s = needed["flops"] / rates["flops_per_s"] + needed["sines"] / rates["sines_per_s"]
-        floor = {**needed, **rates, "floor_s": floor_s, "floor_part": floor_s / min(seconds[1:])}
+        floor = {**needed, **rates, "floor_s": floor_s, "floor_part": floor_s / min(seconds)}
     return {
         "config": case.config,
         "mode": mode,
@@ -213,10 +214,10 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
         "batch": batch,
         "latent_dim": settings.model.latent_dim,
         "parameters": parameter_count(state.trainable.field if mode == "train" else params),
-        "best_s": min(seconds[1:]),
-        "median_s": statistics.median(seconds[1:]),
-        "signals_per_s": batch / min(seconds[1:]),
-        "best_cpu_s": min(processor[1:]),
+        "best_s": min(seconds),
+        "median_s": statistics.median(seconds),
+        "signals_per_s": batch / min(seconds),
+        "best_cpu_s": min(processor),
         **floor,
         "compile_s": compile_s,
         "temp_bytes": temporaries,
@@ -320,8 +321,9 @@ def define_flags() -> None:
         "One meta-update, one fit of H steps, or updates with and without reading their signals.",
     )  # fmt: skip
     flags.DEFINE_list("batch", [], "Signals, of several runs if several; the config's own number by default.")
+    flags.DEFINE_list("grid", [], "Other sizes of the signals than the case's, as many as it has axes.")
     flags.DEFINE_string("data_dir", None, "Where the signals are. (input)")
-    flags.DEFINE_integer("repeats", 5, "Runs that count.", lower_bound=1)
+    flags.DEFINE_integer("repeats", 5, "Runs that count; 0: the first, which also warms up.", lower_bound=0)
     flags.DEFINE_list("set", [], "Overrides of the config, GROUP.FIELD=VALUE.")
 
 
@@ -337,8 +339,14 @@ def main(argv: list[str]) -> None:
     sizes = options.batch or [None]
     if any(not (batch is None or (batch.isdecimal() and int(batch))) for batch in sizes):
         raise app.UsageError(f"--batch={','.join(sizes)} must be numbers of at least 1")
+    if options.mode == "input" and (options.grid or not options.repeats):
+        raise app.UsageError("--mode=input reads signals as they are, and needs --repeats of at least 1")
     if len(names) == len(sizes) == 1:
         case = CASES[names[0]]
+        if options.grid:
+            if len(options.grid) != len(case.grid) or not all(size.isdecimal() and int(size) for size in options.grid):
+                raise app.UsageError(f"--grid={','.join(options.grid)} must be {len(case.grid)} numbers of at least 1")
+            case = replace(case, grid=tuple(map(int, options.grid)))
         try:
             settings = settings_of(case, options.set, sizes[0] and int(sizes[0]))
         except ValueError as error:
@@ -352,6 +360,7 @@ def main(argv: list[str]) -> None:
     rows = []
     shared = [f"--mode={options.mode}", f"--repeats={options.repeats}", f"--set={','.join(options.set)}"]
     shared += [f"--data_dir={options.data_dir}"] if options.data_dir else []
+    shared += [f"--grid={','.join(options.grid)}"] if options.grid else []
     for name, batch in itertools.product(names, sizes):
         words = [f"--case={name}", *shared, *([f"--batch={batch}"] if batch else [])]
         command = [sys.executable, "-m", "experiments.benchmark", *words]

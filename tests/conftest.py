@@ -14,6 +14,18 @@ GOLDEN = Path(__file__).parent / "golden"
 GOLDEN_CASES = ("ecg_1d", "image_2d", "image_2d_plain", "volume_3d")
 
 
+# Files of few but long tests: they start first, so that no worker waits at the end for another one's file.
+LONG = (
+    "test_processes.py", "test_ablation.py", "test_main.py", "test_configs.py", "test_baselines.py", "test_sharding.py",
+    "test_scaling.py", "test_classify.py", "test_golden.py", "test_meta_step.py", "test_methods.py", "test_siren.py",
+    "test_slurm.py", "test_modality_table.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 class Golden:
     """One golden file: the case's settings, its arrays, and the parameters by layer name."""
 
