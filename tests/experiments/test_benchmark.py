@@ -19,10 +19,10 @@ from tests.datasets.made_up import beat_line
 SMALL = ["model.layers=3", "model.width=8", "model.latent_dim=4", "inner.steps=2", "fit.steps=2"]
 
 
-@pytest.mark.parametrize("mode", ["train", "fit"])
-def test_a_row_is_json_and_states_what_ran(mode):
+@pytest.mark.parametrize(("mode", "repeats"), [("train", 2), ("fit", 0)])
+def test_a_row_is_json_and_states_what_ran(mode, repeats):
     case = benchmark.CASES["ecg"]
-    row = benchmark.measure(case, benchmark.settings_of(case, SMALL, 2), mode=mode, repeats=2)
+    row = benchmark.measure(case, benchmark.settings_of(case, SMALL, 2), mode=mode, repeats=repeats)
     assert json.loads(json.dumps(row)) == row
     assert (row["batch"], row["grid"], row["latent_dim"], row["finite"]) == (2, [187], 4, True)
     # 1 -> 8 -> 8 -> 1 and a modulation of 4 -> 8.
@@ -112,7 +112,7 @@ def test_several_batches_are_several_rows(monkeypatch, capsys):
         return SimpleNamespace(stdout=json.dumps(row) + "\n", returncode=0 if batch < 4 else 1)
 
     options = SimpleNamespace(
-        case=["1d"], batch=["1", "2", "4"], mode="fit", repeats=1, set=["fit.steps=2"], data_dir=None
+        case=["1d"], batch=["1", "2", "4"], mode="fit", repeats=1, set=["fit.steps=2"], data_dir=None, grid=[]
     )  # fmt: skip
     monkeypatch.setattr(benchmark, "flags", SimpleNamespace(FLAGS=options))
     monkeypatch.setattr(benchmark.subprocess, "run", run)
@@ -124,4 +124,10 @@ def test_several_batches_are_several_rows(monkeypatch, capsys):
     assert "| `ecg` | ended with code 1 | | | | | | |" in table
     options.batch = ["1", "none"]
     with pytest.raises(benchmark.app.UsageError, match="--batch=1,none must be numbers of at least 1"):
+        benchmark.main([])
+    options.batch, options.grid = ["1"], ["64", "64"]
+    with pytest.raises(benchmark.app.UsageError, match="--grid=64,64 must be 1 numbers of at least 1"):
+        benchmark.main([])
+    options.mode = "input"
+    with pytest.raises(benchmark.app.UsageError, match="--mode=input reads signals as they are"):
         benchmark.main([])
