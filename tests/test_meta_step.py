@@ -67,7 +67,7 @@ def gradient(problem, context=None, **options):
 def test_remat_keeps_the_less_the_more_it_computes_again():
     """Temporaries of the compiled gradient: a policy that finds nothing to keep would be another's equal."""
     coords, signals = mf.grid((16, 16)), np.zeros((2, 256, 1))
-    field = mf.Field(mf.ModelSettings(layers=8, width=32, latent_dim=8), 2, 1)
+    field = mf.Field(mf.ModelSettings(layers=6, width=32, latent_dim=8), 2, 1)
     params = field.init(jax.random.key(0))
 
     def temporaries(remat):

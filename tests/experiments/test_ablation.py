@@ -155,6 +155,7 @@ def run(*words):
     return run_module("experiments.ablation", *words_of(*words))
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_after_a_stop_and_a_failed_cell_ends_nothing(tmp_path, data_dir):
     workdir = tmp_path / "table"
     command = [sys.executable, "-m", "experiments.ablation", *words_of(workdir, data_dir)]

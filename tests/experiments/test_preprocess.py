@@ -201,6 +201,7 @@ def children_of(pid):
     return [int(word) for word in listed.stdout.split()]
 
 
+@pytest.mark.slow
 def test_interrupted_then_killed_it_goes_on_and_loses_nothing(many, tmp_path):
     out = tmp_path / "out"
     process = subprocess.Popen(

@@ -57,6 +57,7 @@ def test_two_processes_make_the_field_and_the_store_of_one(finished, tmp_path):
             np.testing.assert_allclose(two[name] / largest, one[name] / largest, atol=2e-3, err_msg=f"{file} {name}")
 
 
+@pytest.mark.slow
 def test_the_loss_of_one_ends_the_other_and_one_alone_goes_on(tmp_path):
     long = {"train__steps": 100_000, "train__checkpoint_every": 5, "train__eval_every": 100_000}
     both = start(tmp_path / "two", mode="train", **long)

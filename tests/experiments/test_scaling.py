@@ -88,6 +88,7 @@ def rows_of(*flags):
     return done, [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
+@pytest.mark.slow
 def test_the_command_counts_the_gradient_once():
     # 1 -> 8 -> 8 -> 8 -> 1, and two modulations of 64 -> 8.
     whole, split = 16 + 2 * 72 + 9 + 2 * 8, 2 * 64 * 8
