@@ -40,6 +40,18 @@ def write_json(path: Path, values: Any) -> None:
         partial.write_text(json.dumps(values, indent=2) + "\n")
 
 
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, none where there is no file; a last line cut off by a crash is left out."""
+    records = []
+    if file.exists():
+        for line in file.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                continue
+    return records
+
+
 class RunDirectory:
     """Paths and small files of one run.
 
@@ -115,15 +127,8 @@ class RunDirectory:
             file.writelines(json.dumps(record) + "\n" for record in records)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a last line cut off by a crash is left out."""
-        records = []
-        if self.metrics_file.exists():
-            for line in self.metrics_file.read_text().splitlines():
-                try:
-                    records.append(json.loads(line))
-                except ValueError:
-                    continue
-        return records
+        """The lines of metrics.jsonl."""
+        return read_metrics(self.metrics_file)
 
     def rewind_metrics(self, step: int) -> None:
         """Drop lines after `step`: a resumed run writes them again."""

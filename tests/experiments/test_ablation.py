@@ -11,7 +11,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from experiments import ablation, benchmark, memory
+from experiments import benchmark, memory
+from experiments.ablation import grid as grids
+from experiments.ablation import results, runs
 from experiments.interruption import StopRequest
 from tests.datasets.made_up import medmnist_arrays, write_npz
 from tests.experiments.command_line import ROOT, run_module
@@ -21,17 +23,18 @@ from tests.experiments.command_line import ROOT, run_module
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     write_npz(folder, "pneumoniamnist.npz", medmnist_arrays((28, 28)))
+    write_npz(folder, "pneumoniamnist_64.npz", medmnist_arrays((64, 64)))
     write_npz(folder, "chestmnist_64.npz", medmnist_arrays((64, 64), width=14))
     return str(folder)
 
 
 @pytest.mark.parametrize("preset", ["paper", "cpu"])
-@pytest.mark.parametrize("name", list(ablation.TABLES))
+@pytest.mark.parametrize("name", list(grids.TABLES))
 def test_every_cell_of_every_table_has_settings(name, preset, data_dir):
-    table = ablation.TABLES[name]
-    grid = ablation.grid_of(table, preset, {})
-    cells = [ablation.make_cell(table, values, preset, (), data_dir) for values in grid]
-    assert len({ablation.folder_name(cell.values) for cell in cells}) == len(cells) >= 4
+    table = grids.TABLES[name]
+    grid = grids.grid_of(table, preset, {})
+    cells = [grids.make_cell(table, values, preset, (), data_dir) for values in grid]
+    assert len({grids.folder_name(cell.values) for cell in cells}) == len(cells) >= 4
     assert len({cell.settings for cell in cells}) == len(cells)
     assert {cell.case.grid for cell in cells} == {(64, 64) if preset == "paper" else (28, 28)}
     for cell in cells:
@@ -39,10 +42,10 @@ def test_every_cell_of_every_table_has_settings(name, preset, data_dir):
 
 
 def test_components_are_those_of_table_5(data_dir):
-    table = ablation.TABLES["components"]
+    table = grids.TABLES["components"]
     rows = {}
-    for values in ablation.grid_of(table, "paper", {}):
-        settings = ablation.make_cell(table, values, "paper", (), data_dir).settings
+    for values in grids.grid_of(table, "paper", {}):
+        settings = grids.make_cell(table, values, "paper", (), data_dir).settings
         model, inner, train = settings.model, settings.inner, settings.train
         rows[values["component"]] = (model.omega_last, train.schedule, inner.selection_ratio, train.batch_size)
     assert rows == {
@@ -65,25 +68,25 @@ def test_components_are_those_of_table_5(data_dir):
 )
 def test_bad_grids_are_named(axes, message):
     with pytest.raises(ValueError, match=message):
-        ablation.grid_of(ablation.TABLES["omega"], "cpu", axes)
+        grids.grid_of(grids.TABLES["omega"], "cpu", axes)
 
 
 def test_an_unknown_method_is_named():
     with pytest.raises(ValueError, match=r"axis 'method' has no value 'funkta'; e.g. functa, coinpp"):
-        ablation.grid_of(ablation.TABLES["methods"], "cpu", {"method": ["functa", "funkta"]})
+        grids.grid_of(grids.TABLES["methods"], "cpu", {"method": ["functa", "funkta"]})
 
 
 def test_a_budget_keeps_the_parts_of_a_run(data_dir):
-    cell = ablation.make_cell(ablation.TABLES["methods"], {"method": "functa"}, "cpu", (), data_dir)
-    assert ablation.budget(cell, cell.settings.train.steps) == ()
-    assert ablation.budget(cell, 250) == ("train.steps=250", "train.warmup_steps=10", "train.eval_every=25")
+    cell = grids.make_cell(grids.TABLES["methods"], {"method": "functa"}, "cpu", (), data_dir)
+    assert grids.budget(cell, cell.settings.train.steps) == ()
+    assert grids.budget(cell, 250) == ("train.steps=250", "train.warmup_steps=10", "train.eval_every=25")
 
 
 def test_what_does_not_fit_in_memory_is_skipped_and_said(data_dir, tmp_path, monkeypatch):
-    cell = ablation.make_cell(ablation.TABLES["methods"], {"method": "functa"}, "cpu", ("model.width=8",), data_dir)
-    monkeypatch.setattr(ablation, "ProcessPoolExecutor", lambda *args, **options: ThreadPoolExecutor(1))
+    cell = grids.make_cell(grids.TABLES["methods"], {"method": "functa"}, "cpu", ("model.width=8",), data_dir)
+    monkeypatch.setattr(runs, "ProcessPoolExecutor", lambda *args, **options: ThreadPoolExecutor(1))
     monkeypatch.setattr(memory, "free_bytes", lambda: 1000)
-    measured = ablation._measured(cell, tmp_path, None)
+    measured = runs.measure(cell, tmp_path, None)
     assert measured["status"] == "skipped"
     assert "and 1e-06 GB are free" in measured["error"]
     assert list(tmp_path.iterdir()) == []
@@ -91,7 +94,7 @@ def test_what_does_not_fit_in_memory_is_skipped_and_said(data_dir, tmp_path, mon
 
 def kept(workdir, values, outcomes, *, measured=True):
     """The folder of a cell, as runs leave it."""
-    place = workdir / ablation.folder_name(values)
+    place = workdir / grids.folder_name(values)
     place.mkdir(parents=True)
     if measured:
         row = {"parameters": 1_500_000, "best_s": 0.25, "temp_bytes": 2_000_000_000, "steps": 40}
@@ -108,16 +111,16 @@ COLLAPSED = {"status": "collapsed", "reason": "step 20: training collapsed to 3.
 
 
 def test_a_table_has_means_spread_and_what_went_wrong(tmp_path):
-    grid = ablation.grid_of(ablation.TABLES["components"], "cpu", {})
+    grid = grids.grid_of(grids.TABLES["components"], "cpu", {})
     kept(tmp_path, grid[0], [done(30.0), done(31.0), done(33.0)])
     kept(tmp_path, grid[1], [done(30.0), COLLAPSED, COLLAPSED])
     kept(tmp_path, grid[2], [], measured=False)
     (tmp_path / "component=cosine" / "refused.json").write_text('{"status": "skipped", "reason": "needs 9 GB"}')
-    rows = ablation.read_rows(grid, 3, tmp_path)
+    rows = results.read_rows(grid, 3, tmp_path)
     assert rows[0]["psnr"]["mean"] == pytest.approx(31.333, abs=1e-3)
     assert rows[0]["psnr"]["std"] == pytest.approx(np.std([30, 31, 33], ddof=1))
     assert (rows[1]["psnr"]["std"], rows[1]["done"], rows[3]["done"]) == (None, 1, 0)
-    text = ablation.as_markdown(rows, "title", {"baseline": 37.836})
+    text = results.as_markdown(rows, "title", {"baseline": 37.836})
     lines = text.splitlines()
     assert len({line.count("|") for line in lines[2:]}) == 1
     assert "| baseline | 1.50e6 | 2.00 GB | 25.0 | 40 | 9 ± 0 |" in lines[4]
@@ -128,21 +131,21 @@ def test_a_table_has_means_spread_and_what_went_wrong(tmp_path):
     assert "0, 1, 2 missing: not run" in lines[7]
 
 
-@pytest.mark.parametrize("name", list(ablation.TABLES))
+@pytest.mark.parametrize("name", list(grids.TABLES))
 def test_every_table_is_drawn_with_whatever_is_there(name, tmp_path):
-    table = ablation.TABLES[name]
-    grid = ablation.grid_of(table, "cpu", {})
-    assert not ablation.draw(tmp_path / "none.png", name, ablation.read_rows(grid, 2, tmp_path))
+    table = grids.TABLES[name]
+    grid = grids.grid_of(table, "cpu", {})
+    assert not results.draw(tmp_path / "none.png", name, results.read_rows(grid, 2, tmp_path))
     fits = (
         {"by_fit_steps": {str(h): {"psnr": 20.0 + h, "ssim": 0.5} for h in table.fit_steps}} if table.fit_steps else {}
     )
     kept(tmp_path, grid[0], [done(30.0, **fits), done(31.0, **fits)])
     kept(tmp_path, grid[1], [COLLAPSED, COLLAPSED])
     kept(tmp_path, grid[2], [done(32.0, **fits)], measured=False)
-    rows = ablation.read_rows(grid, 2, tmp_path)
-    assert ablation.draw(tmp_path / "table.png", name, rows)
+    rows = results.read_rows(grid, 2, tmp_path)
+    assert results.draw(tmp_path / "table.png", name, rows)
     assert matplotlib.image.imread(tmp_path / "table.png").shape[1] >= 650
-    assert "31.00 |" in ablation.as_markdown(rows, name, {}) or "30.50 ±" in ablation.as_markdown(rows, name, {})
+    assert "31.00 |" in results.as_markdown(rows, name, {}) or "30.50 ±" in results.as_markdown(rows, name, {})
 
 
 def words_of(workdir, data_dir, *more):
@@ -187,14 +190,14 @@ def test_the_command_goes_on_after_a_stop_and_a_failed_cell_ends_nothing(tmp_pat
 
 
 def test_a_collapse_is_a_result_and_is_not_tried_again(tmp_path, data_dir):
-    table = ablation.TABLES["depth"]
+    table = grids.TABLES["depth"]
     wild = ("model.width=8", "model.latent_dim=8", "inner.steps=2", "inner.step_size=1e30", "train.batch_size=4")
-    cell = ablation.make_cell(table, {"layers": 3}, "cpu", wild, data_dir)
+    cell = grids.make_cell(table, {"layers": 3}, "cpu", wild, data_dir)
     with StopRequest() as stop:
-        outcome = ablation._run(cell, tmp_path, 0, ablation.budget(cell, 3), table, data_dir, None, stop)
+        outcome = runs.run_seed(cell, tmp_path, 0, grids.budget(cell, 3), table, data_dir, None, stop)
     assert outcome["status"] == "collapsed"
     assert "not finite" in outcome["reason"]
-    assert ablation._is_over(tmp_path / "seed-0.json")
+    assert runs.is_over(tmp_path / "seed-0.json")
 
 
 @pytest.mark.parametrize(
