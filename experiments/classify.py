@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from experiments import figures
@@ -18,10 +19,13 @@ from experiments.principal_axes import principal_axes
 from experiments.progress import Progress, log
 from experiments.run_directory import RunDirectory, RunError, write_json
 from medfuncta_jax.atomic import atomic_path
+from medfuncta_jax.checkpoint import load_field
+from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets import Dataset
 from medfuncta_jax.datasets.dataset import SPLITS, Task
 from medfuncta_jax.latent_store import LatentSplit, load_latents
 from medfuncta_jax.settings import Settings, SettingsError
+from medfuncta_jax.signal_metric import signal_metric
 
 if TYPE_CHECKING:
     from experiments.classifiers import Outcome
@@ -29,7 +33,7 @@ if TYPE_CHECKING:
 JSON_FILE, TABLE_FILE, FIGURE_FILE = "classification.json", "classification.md", "confusion.png"
 
 _NETWORKS = {"resnet50": "ResNet50", "efficientnet_b0": "EfficientNet-B0"}
-_FEATURES = {"latents": "latents", "pca": "PCA", "values": "values"}
+_FEATURES = {"latents": "latents", "metric": "latents, signal metric", "pca": "PCA", "values": "values"}
 
 # Heading, name in the row, and format; a column without any value is left out of the table.
 _COLUMNS = (
@@ -119,7 +123,7 @@ def classify(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
     fits = len(features) * (len(neighbours) + len(seeds) * len(normalisations)) + len(seeds) * len(networks)
     with Progress("classify", total=fits, unit="classifiers") as progress:
         for kind in features:
-            train, val, test = labelled(vectors(kind, dataset, latents, settings.model.latent_dim, notes))
+            train, val, test = labelled(vectors(kind, settings, dataset, latents, run, notes))
             for k in neighbours:
                 outcome = classifiers.nearest_neighbours(train, test, neighbours=k, classes=classes)
                 table.append(row(f"k-NN, k = {k}", _FEATURES[kind], [done(outcome)]))
@@ -229,13 +233,24 @@ def presence_notes(
 
 
 def vectors(
-    kind: str, dataset: Dataset, latents: Mapping[str, LatentSplit], latent_dim: int, notes: list[str]
+    kind: str,
+    settings: Settings,
+    dataset: Dataset,
+    latents: Mapping[str, LatentSplit],
+    run: RunDirectory,
+    notes: list[str],
 ) -> dict[str, np.ndarray]:
     """One kind of features, [n, F] of all signals of a split; `notes` gets what is to be said about them."""
-    if kind == "latents":
-        return {name: np.asarray(split.latents) for name, split in latents.items()}
+    if kind in ("latents", "metric"):
+        found = {name: np.asarray(split.latents) for name, split in latents.items()}
+        if kind == "metric":
+            field, params = load_field(run.path)
+            key = jax.random.key(settings.seed)
+            metric = signal_metric(field, params, found["train"], grid(dataset.grid), key=key).astype(np.float32)
+            found = {name: values @ metric for name, values in found.items()}
+        return found
     signals = {name: split.signals(slice(None)).reshape(len(split), -1) for name, split in dataset.splits.items()}
-    return signals if kind == "values" else principal_components(signals, latent_dim, notes)
+    return signals if kind == "values" else principal_components(signals, settings.model.latent_dim, notes)
 
 
 def principal_components(signals: Mapping[str, np.ndarray], components: int, notes: list[str]) -> dict[str, np.ndarray]:

@@ -8,9 +8,10 @@ from medfuncta_jax.inner_loop import FitResult, fit_latent, reconstruct
 from medfuncta_jax.latent_store import LatentSplit, load_latents
 from medfuncta_jax.meta_step import meta_loss
 from medfuncta_jax.settings import ModelSettings, Settings, SettingsError
+from medfuncta_jax.signal_metric import signal_metric
 
 __all__ = [
     "Field", "FitResult", "LatentSplit", "MlpFit", "ModelSettings", "Settings", "SettingsError",
     "field_from_layers", "fit_latent", "fit_mlp", "grid", "load_field", "load_latents", "meta_loss", "named_layers",
-    "parameter_count", "reconstruct", "save_field",
+    "parameter_count", "reconstruct", "save_field", "signal_metric",
 ]  # fmt: skip

@@ -455,8 +455,8 @@ class ClassifySettings:
     Attributes:
       classifiers: of "knn", "mlp", "resnet50" and "efficientnet_b0"; the last two see images and need the extra
         `classify-images`.
-      features: what k-NN and the MLP see: "latents", "pca" (as many components as the latent has entries) and "values"
-        (the signal itself, flattened).
+      features: what k-NN and the MLP see: "latents", "metric" (latents whose distances are those of their signals, see
+        `signal_metric`), "pca" (as many components as the latent has entries) and "values" (the signal, flattened).
       normalise: what the MLP's features go through first: "none", "scale" (all divided by one number, their standard
         deviation in training) or "standardise" (each by its own, its mean taken off). Of several the one with the best
         validation accuracy is kept for each kind of features; k-NN sees features as they are.
@@ -471,7 +471,7 @@ class ClassifySettings:
     """
 
     classifiers: tuple[Literal["knn", "mlp", "resnet50", "efficientnet_b0"], ...] = ("knn", "mlp")
-    features: tuple[Literal["latents", "pca", "values"], ...] = ("latents", "pca", "values")
+    features: tuple[Literal["latents", "metric", "pca", "values"], ...] = ("latents", "metric", "pca", "values")
     normalise: tuple[Literal["none", "scale", "standardise"], ...] = ("standardise", "scale")
     neighbours: tuple[int, ...] = (1, 3)
     seeds: int = 3

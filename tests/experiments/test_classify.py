@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -58,6 +59,8 @@ class Case:
         self.dataset = Dataset("made up", grid, 1, names, splits, task, about)
         self.settings = mf.Settings(DataSettings("any"), model=ModelSettings(latent_dim=4), classify=options)
         self.run = RunDirectory(folder, self.settings)
+        field = mf.Field(mf.ModelSettings(layers=3, width=8, latent_dim=4), len(grid), channels=1)
+        mf.save_field(self.run.path / FIELD_FILE, field, field.init(jax.random.key(0)), {})
         monkeypatch.setattr(stage, "load_latents", lambda path, **asked: self.latents)
 
     def classify(self, stop=None):
@@ -79,7 +82,7 @@ def test_every_row_is_written_and_the_same_run_gives_the_same_scores(case, tmp_p
     names = [(row["classifier"], row["features"], row["seeds"]) for row in result["rows"]]
     assert names == [
         (name, features, 2 if name == "MLP" else 1)
-        for features in ("latents", "PCA", "values")
+        for features in ("latents", "latents, signal metric", "PCA", "values")
         for name in ("k-NN, k = 1", "k-NN, k = 3", "MLP")
     ]
     for row in result["rows"]:
@@ -95,7 +98,7 @@ def test_every_row_is_written_and_the_same_run_gives_the_same_scores(case, tmp_p
     without_time = [[{**row, "seconds": 0} for row in each["rows"]] for each in (result, again)]
     assert without_time[0] == without_time[1]
     table = (made.run.path / "classification.md").read_text()
-    assert table.count("\n| ") == 1 + 9
+    assert table.count("\n| ") == 1 + 12
     assert "undefined" not in table
     assert (made.run.path / "figures" / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
