@@ -496,6 +496,9 @@ def _evaluate(field, params, latents, coords, *, chunk):
 def reconstruct(field: Field, params: Params, latents: Array, coords: Array, *, chunk: int | None = None) -> jax.Array:
     """Values of the fields of B latents at any coordinates, so at any resolution; not clipped.
 
+    Differentiable in reverse mode, to any order (`jax.grad`, `jax.jacrev`); not in forward mode (`jax.jvp`), for the
+    sake of products whose second derivatives copy nothing (see `product`).
+
     Args:
       field, params: the shared network.
       latents: [B, P].
