@@ -4,8 +4,9 @@
     python -m experiments.benchmark --case=1d,2d,3d --mode=fit --batch=1,2,4,8
     python -m experiments.benchmark --case=1d --mode=input --data_dir=DIR
 
-Prints one JSON line for each. Several cases (`--case=ecg,chest_xray,brain_mri`, or `--case=all`) or batches run in a
-process each, one after the other, as the peak of resident memory is a process's, and end in a table.
+Prints one JSON line for each. An update is split over all devices; on a processor JAX_NUM_CPU_DEVICES=2 makes two.
+Several cases (`--case=ecg,chest_xray,brain_mri`, or `--case=all`) or batches run in a process each, one after the
+other, as the peak of resident memory is a process's, and end in a table.
 
 `--mode=input` times updates on the signals of the config as training reads them, and on one batch that is there
 already: the difference is what the device waits for.
@@ -33,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from experiments.memory import check_memory
+from experiments.memory import check_memory, return_freed
 from medfuncta_jax import fit_latent, grid, meta_step, methods, sharding
 from medfuncta_jax.context import context_size
 from medfuncta_jax.datasets import batches, open_dataset
@@ -118,7 +119,9 @@ def work(case: Case, settings: Settings, *, mode: str, batch: int) -> dict[str, 
     if mode == "train":
         seen = context_size(points, settings.train.selection_ratio)
         context = context_size(seen, inner.selection_ratio)
-        shared = 0 if context == seen else 1 if inner.shared_context else batch  # of all points: the outer loss's
+        at_once = settings.train.micro_batch or batch
+        # Those of all points, of the outer loss, serve contexts that the signals at hand share.
+        shared = 0 if context == seen or inner.shared_context or at_once == 1 else batch
         runs = [(inner.steps * context, 6, shared, inner.steps), (seen, 3, 1, 1)]
     else:
         runs = [(settings.fit.steps * points, 2, 0, settings.fit.steps)]
@@ -169,14 +172,18 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
     batch = settings.train.batch_size if mode == "train" else settings.fit.batch_size
     signals = np.random.default_rng(0).uniform(size=(batch, len(coords), case.channels)).astype(np.float32)
     if mode == "train":
+        mesh = sharding.data_mesh(jax.devices()[: math.gcd(batch, jax.device_count())])
         state = methods.init_state(field, settings, jax.random.key(0), signals=batch)
-        update = jax.jit(methods.make_update(field, settings, coords, case.grid), donate_argnums=0)
-        key, rows = jax.random.key(1), np.arange(batch)
+        state = sharding.place(mesh, state, meta_step.layout(field, state, mesh))
+        update = jax.jit(methods.make_update(field, settings, coords, case.grid, mesh=mesh), donate_argnums=0)
+        key = sharding.replicate(mesh, jax.random.key(1))
+        signals, rows = sharding.split_batch(mesh, (signals, np.arange(batch, dtype=np.int32)))
         began = time.perf_counter()
         program = update.lower(state, signals, key, rows).compile()
         compile_s = time.perf_counter() - began
         temporaries = getattr(program.memory_analysis(), "temp_size_in_bytes", None)
         check_memory(program, "a meta-update")
+        return_freed()
 
         def run():
             nonlocal state
@@ -224,6 +231,7 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
         "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "finite": bool(math.isfinite(float(jnp.sum(value)))),
         "device": jax.devices()[0].device_kind,
+        "devices": mesh.size if mode == "train" else 1,
         "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax")},
     }
 

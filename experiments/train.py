@@ -14,7 +14,7 @@ from tensorboardX import SummaryWriter
 from experiments import processes
 from experiments.fit import fit_signals
 from experiments.interruption import StopRequest
-from experiments.memory import check_memory
+from experiments.memory import check_memory, return_freed
 from experiments.progress import Progress, log
 from experiments.run_directory import RunDirectory, RunError
 from medfuncta_jax import meta_step, methods, sharding
@@ -92,6 +92,7 @@ class _Loop:
         one = methods.make_update(self.field, settings, coords, self.dataset.grid, labels=labels, mesh=self.mesh)
         update = jax.jit(one, donate_argnums=0).lower(state, like, key, rows).compile()
         log.info("train: %s", check_memory(update, "a meta-update"))
+        return_freed()
         with (
             batches(
                 self.dataset.splits["train"], batch_size=config.batch_size, seed=settings.seed, start_step=start

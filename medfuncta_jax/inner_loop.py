@@ -207,7 +207,8 @@ def adapt(
       points_per_chunk: points of a signal in memory at once, in each step; 0 for all. `remat` then acts on chunks.
       pruned_to: with a number of steps for `context`: each step takes the points, this many, whose squared errors have
         the largest slopes in the last layer (Tack et al. 2023); 0 takes all.
-      features: of all points, where the caller has them: a derivative then goes through them once.
+      features: of all points, where the caller has them: a derivative then goes through them once, and contexts shared
+        by the batch take theirs from there.
     Returns:
       FitResult with losses [B, G] on each step's context.
     """
@@ -224,6 +225,11 @@ def adapt(
         if context.ndim == 3:
             rows_of_steps = jnp.moveaxis(rows_of_steps, 1, 0)  # [G, B, n]
 
+    def features_at(rows: jax.Array) -> PointFeatures | Basis:
+        if features is None or rows.size > rows.shape[-1]:
+            return field.point_features(params, coords[rows])
+        return jax.tree.map(lambda leaf: leaf.at[:, rows.ravel()].get(mode="clip"), features)
+
     def at(latents: jax.Array, rows: jax.Array | None, weights: jax.Array | None = None):
         # rows: None for all points, [n] or [B, n]; weights [n]
         if rows is None:
@@ -231,7 +237,7 @@ def adapt(
         chosen = jnp.take_along_axis(signals, rows[:, :, None], axis=1) if rows.ndim == 2 else signals[:, rows]
         weights = None if weights is None else jnp.broadcast_to(weights, chosen.shape[:2])
         losses_of = _losses_on(
-            field, params, field.point_features(params, coords[rows]), chosen,
+            field, params, features_at(rows), chosen,
             weights=weights, channel_loss=channel_loss, steps=1,
         )  # fmt: skip
         return slopes_and_losses(losses_of, latents)

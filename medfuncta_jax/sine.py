@@ -42,7 +42,6 @@ def _with_sign(value: jax.Array, sign_bit: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
-@jax.custom_jvp
 def sine(x: jax.Array) -> jax.Array:
     """sin(x) elementwise, differentiable to any order.
 
@@ -52,28 +51,33 @@ def sine(x: jax.Array) -> jax.Array:
     Returns:
       The same shape and dtype, in [-1, 1].
     """
+    return _sine_and_cosine(x)[0]
+
+
+def cosine(x: jax.Array) -> jax.Array:
+    """cos(x) elementwise, with the same accuracy as `sine`, whose derivative it is."""
+    return _sine_and_cosine(x)[1]
+
+
+def _sine_and_cosine(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both, each the derivative of the other: no order of differentiation evaluates, or keeps, any but these two."""
+    fixed = jax.lax.stop_gradient(x)
     if x.dtype != jnp.float32:
-        return jnp.sin(x)
-    r, sign = _reduce(x)
-    return _with_sign(r * _polynomial(_SINE, r * r), sign)
+        return _with_derivatives(x, jnp.sin(fixed), jnp.cos(fixed))
+    r, sign = _reduce(fixed)
+    return _with_derivatives(
+        x, _with_sign(r * _polynomial(_SINE, r * r), sign), _with_sign(_polynomial(_COSINE, r * r), sign)
+    )
 
 
 @jax.custom_jvp
-def cosine(x: jax.Array) -> jax.Array:
-    """cos(x) elementwise, with the same accuracy as `sine`, whose derivative it is."""
-    if x.dtype != jnp.float32:
-        return jnp.cos(x)
-    r, sign = _reduce(x)
-    return _with_sign(_polynomial(_COSINE, r * r), sign)
+def _with_derivatives(x: jax.Array, sine: jax.Array, cosine: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The given values, which have no derivatives of their own, with those of sin(x) and cos(x)."""
+    del x
+    return sine, cosine
 
 
-@sine.defjvp
-def _sine_jvp(primals, tangents):
-    (x,), (dx,) = primals, tangents
-    return sine(x), cosine(x) * dx
-
-
-@cosine.defjvp
-def _cosine_jvp(primals, tangents):
-    (x,), (dx,) = primals, tangents
-    return cosine(x), -sine(x) * dx
+@_with_derivatives.defjvp
+def _jvp(primals, tangents):
+    sine, cosine = _with_derivatives(*primals)
+    return (sine, cosine), (cosine * tangents[0], -sine * tangents[0])

@@ -31,6 +31,13 @@ def test_derivatives_of_any_order(dtype):
         derivative = jax.grad(derivative)
 
 
+def test_one_range_reduction_serves_every_order():
+    derivative = sine
+    for _ in range(4):
+        assert str(jax.make_jaxpr(derivative)(jnp.float32(1))).count("= round") == 1
+        derivative = jax.grad(derivative)
+
+
 def test_reverse_over_forward():
     x = jnp.linspace(-3.0, 3.0, 7)
     hessian = jax.hessian(lambda x: sine(x).sum())(x)
