@@ -4,7 +4,7 @@
     python -m experiments.benchmark --case=1d,2d,3d --mode=fit --batch=1,2,4,8
     python -m experiments.benchmark --case=1d --mode=input --data_dir=DIR
 
-Prints one JSON line for each. An update is split over all devices; on a processor JAX_NUM_CPU_DEVICES=2 makes two.
+Prints one JSON line for each. Signals are split over all devices; on a processor JAX_NUM_CPU_DEVICES=2 makes two.
 Several cases (`--case=ecg,chest_xray,brain_mri`, or `--case=all`) or batches run in a process each, one after the
 other, as the peak of resident memory is a process's, and end in a table.
 
@@ -171,8 +171,8 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
     coords = jnp.asarray(grid(case.grid), jnp.float32)
     batch = settings.train.batch_size if mode == "train" else settings.fit.batch_size
     signals = np.random.default_rng(0).uniform(size=(batch, len(coords), case.channels)).astype(np.float32)
+    mesh = sharding.data_mesh(jax.devices()[: math.gcd(batch, jax.device_count())])
     if mode == "train":
-        mesh = sharding.data_mesh(jax.devices()[: math.gcd(batch, jax.device_count())])
         state = methods.init_state(field, settings, jax.random.key(0), signals=batch)
         state = sharding.place(mesh, state, meta_step.layout(field, state, mesh))
         update = jax.jit(methods.make_update(field, settings, coords, case.grid, mesh=mesh), donate_argnums=0)
@@ -190,7 +190,8 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
             state, metrics = program(state, signals, key, rows)
             return metrics["loss"]
     else:
-        params = field.init(jax.random.key(0))
+        params, coords = sharding.replicate(mesh, (field.init(jax.random.key(0)), coords))
+        signals = sharding.split_batch(mesh, signals)
 
         def run():
             return fit_latent(field, params, signals, coords=coords, steps=settings.fit.steps).losses
@@ -231,7 +232,7 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
         "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "finite": bool(math.isfinite(float(jnp.sum(value)))),
         "device": jax.devices()[0].device_kind,
-        "devices": mesh.size if mode == "train" else 1,
+        "devices": mesh.size,
         "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax")},
     }
 
