@@ -29,6 +29,10 @@ Array = jax.Array | np.ndarray
 # 256.
 _POINTS_AT_ONCE = 65_536
 
+# A context that is a smaller part of all points has its features computed again: taken from those of all points, their
+# slope would be as large as these, in every step (measured in 3D: a quarter 15 % faster so, a tenth 7 % slower).
+_TAKEN_PART = 1 / 6
+
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["latents", "losses"], meta_fields=[])
 @dataclass(frozen=True)
@@ -207,8 +211,8 @@ def adapt(
       points_per_chunk: points of a signal in memory at once, in each step; 0 for all. `remat` then acts on chunks.
       pruned_to: with a number of steps for `context`: each step takes the points, this many, whose squared errors have
         the largest slopes in the last layer (Tack et al. 2023); 0 takes all.
-      features: of all points, where the caller has them: a derivative then goes through them once, and contexts shared
-        by the batch take theirs from there.
+      features: of all points, where the caller has them: a derivative then goes through them once, and large
+        contexts shared by the batch take theirs from there.
     Returns:
       FitResult with losses [B, G] on each step's context.
     """
@@ -226,7 +230,8 @@ def adapt(
             rows_of_steps = jnp.moveaxis(rows_of_steps, 1, 0)  # [G, B, n]
 
     def features_at(rows: jax.Array) -> PointFeatures | Basis:
-        if features is None or rows.size > rows.shape[-1]:
+        few = rows.shape[-1] < _TAKEN_PART * len(coords)
+        if features is None or few or rows.size > rows.shape[-1]:
             return field.point_features(params, coords[rows])
         return jax.tree.map(lambda leaf: leaf.at[:, rows.ravel()].get(mode="clip"), features)
 
