@@ -9,6 +9,7 @@ every observed point; `reconstruct` reads a latent out at any coordinates.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -180,6 +181,12 @@ def _checkpointed(function: Callable, remat: Remat) -> Callable:
     return jax.checkpoint(function, prevent_cse=False, policy=policy)
 
 
+def takes_features(rows: tuple[int, ...], points: int) -> bool:
+    """Whether contexts of this shape, [n] or [B, n], take their features from those of all `points`: large ones that
+    the signals at hand share."""
+    return rows[-1] >= _TAKEN_PART * points and math.prod(rows) == rows[-1]
+
+
 def adapt(
     field: Field,
     params: Params,
@@ -230,8 +237,7 @@ def adapt(
             rows_of_steps = jnp.moveaxis(rows_of_steps, 1, 0)  # [G, B, n]
 
     def features_at(rows: jax.Array) -> PointFeatures | Basis:
-        few = rows.shape[-1] < _TAKEN_PART * len(coords)
-        if features is None or few or rows.size > rows.shape[-1]:
+        if features is None or not takes_features(rows.shape, len(coords)):
             return field.point_features(params, coords[rows])
         return jax.tree.map(lambda leaf: leaf.at[:, rows.ravel()].get(mode="clip"), features)
 

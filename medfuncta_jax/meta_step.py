@@ -20,8 +20,9 @@ from jax.sharding import Mesh
 from medfuncta_jax import sharding
 from medfuncta_jax.context import context_size, random_context
 from medfuncta_jax.field import Field, Params, params_dtype
-from medfuncta_jax.inner_loop import Array, Remat, adapt, point_chunks, signal_losses
+from medfuncta_jax.inner_loop import Array, Remat, adapt, point_chunks, signal_losses, takes_features
 from medfuncta_jax.settings import InnerSettings, Settings, TrainSettings
+from medfuncta_jax.siren import Basis, PointFeatures
 
 # The step size that every exported field is scaled to; `fit_latent`'s default.
 EXPORTED_STEP_SIZE = 1e-2
@@ -70,28 +71,38 @@ def meta_loss(
     if signals.ndim != 3 or signals.shape[1] != coords.shape[0] or signals.shape[2] != field.channels:
         raise ValueError(f"signals {signals.shape} must be [B, {coords.shape[0]}, {field.channels}]")
     coords, signals = (jnp.asarray(array, params_dtype(params)) for array in (coords, signals))
-    in_chunks = 0 < points_per_chunk < signals.shape[1]
-    features = None if in_chunks else field.point_features(params, coords)
+    count = signals.shape[1]
+    in_chunks = 0 < points_per_chunk < count
+    if isinstance(context, int):
+        rows_of_step: tuple[int, ...] = (batch, pruned_to or count)
+    else:
+        rows_of_step = (*context.shape[:-2], context.shape[-1])
+    for_steps = rows_of_step[-1] <= points_per_chunk and takes_features(rows_of_step, count)
+    features = field.point_features(params, coords) if for_steps or not in_chunks else None
     latents = adapt(
         field, params, coords, signals, context, step_size=step_size, first_order=first_order, remat=remat,
         channel_loss=channel_loss, points_per_chunk=points_per_chunk, pruned_to=pruned_to, features=features,
     ).latents  # fmt: skip
     latents, penalty = (latents, 0.0) if of_latents is None else of_latents(latents)
-    if features is not None:
+    if features is not None and not in_chunks:
         return signal_losses(field, params, latents, features, signals, channel_loss=channel_loss).mean() + penalty
 
-    def part(shared: tuple[Params, jax.Array], chunk: tuple[jax.Array, ...]) -> jax.Array:
+    def part(shared: tuple[Params, jax.Array], features: PointFeatures | Basis | None, chunk: tuple[jax.Array, ...]):
         (params, latents), (coords, signals, real) = shared, chunk
         losses = signal_losses(
-            field, params, latents, field.point_features(params, coords), signals,
+            field, params, latents, field.point_features(params, coords) if features is None else features, signals,
             weights=jnp.broadcast_to(real, signals.shape[:2]), channel_loss=channel_loss,
         )  # fmt: skip
         return losses.mean() * real.sum() / count
 
-    count = signals.shape[1]
     rows, real = point_chunks(jnp.arange(count), points_per_chunk)
-    chunks = coords[rows], jnp.moveaxis(signals[:, rows], 1, 0), real.astype(signals.dtype)
-    return _total(part, (params, latents), chunks) + penalty
+
+    def pieces(array: jax.Array) -> jax.Array:  # [B or 1, N, ...] -> [m, B or 1, c, ...]
+        padded = jnp.pad(array, [(0, 0), (0, rows.size - count), *[(0, 0)] * (array.ndim - 2)])
+        return jnp.moveaxis(padded.reshape(len(array), *rows.shape, *array.shape[2:]), 1, 0)
+
+    chunks = coords[rows], pieces(signals), real.astype(signals.dtype)
+    return _total(part, (params, latents), jax.tree.map(pieces, features), chunks) + penalty
 
 
 def regularised(
@@ -136,27 +147,30 @@ def contrastive_loss(latents: jax.Array, labels: jax.Array, temperature: float) 
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _total(part: Callable[[Any, Any], jax.Array], shared: Any, chunks: Any) -> jax.Array:
-    """Sum of `part(shared, chunk)` over the leading axis of `chunks`, differentiable in `shared`, once.
+def _total(part: Callable[[Any, Any, Any], jax.Array], shared: Any, own: Any, given: Any) -> jax.Array:
+    """Sum of `part(shared, own, given)` over the leading axis of `own` and `given`; differentiable in the first two,
+    once.
 
     The gradient of a chunk is taken while its intermediates are there, so that no chunk is computed twice and only one
     is in memory.
     """
     nothing = jnp.zeros((), jax.tree.leaves(shared)[0].dtype)
-    return jax.lax.scan(lambda so_far, chunk: (so_far + part(shared, chunk), None), nothing, chunks)[0]
+    return jax.lax.scan(lambda so_far, chunk: (so_far + part(shared, *chunk), None), nothing, (own, given))[0]
 
 
-def _total_forward(part, shared, chunks):
+def _total_forward(part, shared, own, given):
     def add(so_far, chunk):
-        return jax.tree.map(jnp.add, so_far, jax.value_and_grad(part)(shared, chunk)), None
+        loss, (slopes, own_slopes) = jax.value_and_grad(part, argnums=(0, 1))(shared, *chunk)
+        return jax.tree.map(jnp.add, so_far, (loss, slopes)), own_slopes
 
     nothing = jnp.zeros((), jax.tree.leaves(shared)[0].dtype), jax.tree.map(jnp.zeros_like, shared)
-    return jax.lax.scan(add, nothing, chunks)[0]
+    (total, slopes), own_slopes = jax.lax.scan(add, nothing, (own, given))
+    return total, (slopes, own_slopes)
 
 
 def _total_backward(part, slopes, cotangent):
     del part
-    return jax.tree.map(lambda slope: cotangent * slope, slopes), None
+    return *jax.tree.map(lambda slope: cotangent * slope, slopes), None
 
 
 _total.defvjp(_total_forward, _total_backward)

@@ -197,16 +197,22 @@ class ModulatedSiren(nn.Module):
             at_places = getattr(self, name)(codes)
             return at_places[:, None, :] if weights is None else weights @ at_places  # [B, 1 or N, L]
 
-        for k in range(self._first_modulated(), model.layers):
-            if k > self._first_modulated():
-                pre = getattr(self, f"layer_{k}")(h)  # [B, N, L]
+        first = self._first_modulated()
+        for k in range(first, model.layers):
+            if k > first:
+                pre = getattr(self, f"layer_{k}")(h).reshape(len(codes), -1, model.widths[k - 1])  # [B, N, L]
             if model.modulate_scale:
                 pre = modulation(f"scale_{k}") * pre
             pre = pre + modulation(f"modulation_{k}")  # [B, N, L]
             s = sine(pre * self._omega(k, pre.dtype))
-            h = h + s if model.residual and h is not None else s
+            if k == first and model.residual and h is not None:
+                s = h + s  # of points that the batch may share, so not yet rows
+            # From here on rows [B N, L]. With a reshape between this sum and the product that reads it, the compiler
+            # would make a sum that the backward pass does not keep from all sines below it, in every layer again.
+            rows = s.reshape(-1, s.shape[-1])
+            h = h + rows if h is not None and k > first and model.residual else rows
         assert h is not None  # K >= 3: there is a modulated layer
-        return h
+        return h.reshape(len(codes), -1, h.shape[-1])
 
     def __call__(self, latents: jax.Array, coords: jax.Array) -> jax.Array:
         """f at coords [1 or B, N, C] for latents [B, P] -> [B, N, D]."""

@@ -80,6 +80,20 @@ def test_remat_keeps_the_less_the_more_it_computes_again():
     assert steps < 0.7 * layers < 0.5 * none
 
 
+def test_a_layer_is_never_made_again_from_all_below():
+    """Range reductions in one fused loop of the compiled gradient, where products alone were kept."""
+    coords, signals = mf.grid((16, 16)), np.zeros((2, 256, 1))
+    field = mf.Field(mf.ModelSettings(layers=12, width=32, latent_dim=8), 2, 1)
+
+    def loss(params):
+        return mf.meta_loss(field, params, coords, signals, 10, step_size=0.1, remat="layers")
+
+    compiled = jax.jit(jax.grad(loss)).lower(field.init(jax.random.key(0))).compile().as_text()
+    sines = [loop.count("round-nearest") for loop in compiled.split("\n}")]
+    assert sum(sines) >= 10
+    assert max(sines) <= 4
+
+
 @pytest.mark.parametrize("context", [None, 3])
 @pytest.mark.parametrize("remat", ["layers", "steps"])
 def test_remat_changes_nothing(problem, context, remat):
@@ -87,9 +101,10 @@ def test_remat_changes_nothing(problem, context, remat):
     chex.assert_trees_all_close(none, other, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("context", [None, 3])
+@pytest.mark.parametrize("context", [None, 3, "shared"])
 @pytest.mark.parametrize("points", [1, 7, 18, 35])
 def test_chunks_of_points_change_nothing(problem, context, points):
+    context = problem[2][0] if context == "shared" else context  # of 18 points, which chunks of as many leave whole
     whole, chunks = (gradient(problem, context, points_per_chunk=count, remat="layers") for count in (0, points))
     chex.assert_trees_all_close(whole, chunks, rtol=1e-9, atol=1e-13)
 
@@ -97,11 +112,13 @@ def test_chunks_of_points_change_nothing(problem, context, points):
 def test_chunks_of_points_change_nothing_for_one_modulated_layer():
     field = mf.Field(mf.ModelSettings(layers=3, width=16, latent_dim=6, omega_first=15.0, omega_last=40.0), 2, 3)
     params, signals = field.init(jax.random.key(0), jnp.float64), np.random.default_rng(0).uniform(size=(2, 36, 3))
-    whole, chunks = (
-        jax.grad(lambda p, n: mf.meta_loss(field, p, COORDS, signals, 3, step_size=0.5, points_per_chunk=n))(params, n)
-        for n in (0, 10)
-    )
-    chex.assert_trees_all_close(whole, chunks, rtol=1e-9, atol=1e-13)
+    for context in (3, np.arange(30).reshape(3, 10)):
+
+        def loss(params, points, context=context):
+            return mf.meta_loss(field, params, COORDS, signals, context, step_size=0.5, points_per_chunk=points)
+
+        whole, chunks = (jax.grad(loss)(params, points) for points in (0, 10))
+        chex.assert_trees_all_close(whole, chunks, rtol=1e-9, atol=1e-13)
 
 
 def test_shared_context_equals_the_same_rows_for_every_signal(problem):
