@@ -21,7 +21,7 @@ from medfuncta_jax.checkpoint import load_field
 from medfuncta_jax.codec import fit_codec
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets import Dataset
-from medfuncta_jax.inner_loop import reconstruct
+from medfuncta_jax.fit import reconstruct
 from medfuncta_jax.latent_store import load_latents
 from medfuncta_jax.settings import Settings
 

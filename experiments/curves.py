@@ -30,7 +30,7 @@ from medfuncta_jax.checkpoint import load_field
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets import Dataset
 from medfuncta_jax.datasets.volumes import resample
-from medfuncta_jax.inner_loop import reconstruct
+from medfuncta_jax.fit import reconstruct
 from medfuncta_jax.meta_step import EXPORTED_STEP_SIZE
 from medfuncta_jax.settings import Settings
 

@@ -19,7 +19,7 @@ from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.checkpoint import load_field
 from medfuncta_jax.coordinates import grid, resampled_affine
 from medfuncta_jax.datasets.volumes import write_volume
-from medfuncta_jax.inner_loop import reconstruct
+from medfuncta_jax.fit import reconstruct
 from medfuncta_jax.latent_store import LatentSplit, load_latents
 from medfuncta_jax.settings import DecodeSettings, Settings, SettingsError
 

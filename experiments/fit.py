@@ -19,7 +19,7 @@ from medfuncta_jax import metrics, sharding
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets import Split
 from medfuncta_jax.field import Field, Params
-from medfuncta_jax.inner_loop import fit_latent, reconstruct
+from medfuncta_jax.fit import fit_latent, reconstruct
 from medfuncta_jax.settings import FitSettings, Settings
 
 

@@ -4,7 +4,8 @@ from medfuncta_jax.checkpoint import load_field, save_field
 from medfuncta_jax.classify import MlpFit, fit_mlp
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.field import Field, field_from_layers, named_layers, parameter_count
-from medfuncta_jax.inner_loop import FitResult, fit_latent, reconstruct
+from medfuncta_jax.fit import fit_latent, reconstruct
+from medfuncta_jax.inner_loop import FitResult
 from medfuncta_jax.latent_store import LatentSplit, load_latents
 from medfuncta_jax.meta_step import meta_loss
 from medfuncta_jax.settings import ModelSettings, Settings, SettingsError

@@ -20,7 +20,8 @@ from jax.sharding import Mesh
 from medfuncta_jax import sharding
 from medfuncta_jax.context import context_size, random_context
 from medfuncta_jax.field import Field, Params, params_dtype
-from medfuncta_jax.inner_loop import Array, Remat, adapt, point_chunks, signal_losses, takes_features
+from medfuncta_jax.inner_loop import Array, Remat, adapt, takes_features
+from medfuncta_jax.loss import point_chunks, regularised, signal_losses
 from medfuncta_jax.settings import InnerSettings, Settings, TrainSettings
 from medfuncta_jax.siren import Basis, PointFeatures
 
@@ -54,7 +55,7 @@ def meta_loss(
       step_size: alpha, a scalar or [P].
       first_order: hold the inner gradients constant.
       remat: see `inner_loop.adapt`.
-      channel_loss: see `inner_loop.signal_losses`.
+      channel_loss: see `loss.signal_losses`.
       points_per_chunk: points of a signal in memory at once, inside each inner step and in the outer loss; 0 for all.
         The gradient is the same to rounding; only its own derivative is not to be had.
       pruned_to: see `inner_loop.adapt`.
@@ -103,47 +104,6 @@ def meta_loss(
 
     chunks = coords[rows], pieces(signals), real.astype(signals.dtype)
     return _total(part, (params, latents), jax.tree.map(pieces, features), chunks) + penalty
-
-
-def regularised(
-    latents: jax.Array, *, train: TrainSettings, key: jax.Array, labels: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array | float]:
-    """What an outer loss asks of latents [B, P] themselves.
-
-    Args:
-      latents: [B, P].
-      train: of which `latent_penalty`, `latent_noise` and those of the contrastive loss count.
-      key: PRNG key of the noise.
-      labels: int [B], for the contrastive loss.
-    Returns:
-      (latents to decode, what to add to the loss).
-    """
-    cost = train.latent_penalty * jnp.square(latents).mean() if train.latent_penalty else 0.0
-    if train.contrastive_weight and labels is not None:
-        cost = cost + train.contrastive_weight * contrastive_loss(latents, labels, train.contrastive_temperature)
-    if train.latent_noise:
-        latents = latents + train.latent_noise * jax.random.normal(key, latents.shape, latents.dtype)
-    return latents, cost
-
-
-def contrastive_loss(latents: jax.Array, labels: jax.Array, temperature: float) -> jax.Array:
-    """Supervised contrastive loss of a batch (Khosla et al. 2020, L_out): near those of one label, far from others.
-
-    Args:
-      latents: [B, P], compared by the cosine between them.
-      labels: int [B].
-      temperature: > 0; cosines are divided by it.
-    Returns:
-      A scalar: the mean over those signals whose label another one of the batch has; 0 where there is none.
-    """
-    lengths = jnp.sqrt(jnp.square(latents).sum(-1, keepdims=True) + jnp.finfo(latents.dtype).tiny)
-    itself = jnp.eye(len(latents), dtype=bool)
-    similar = jnp.where(itself, -jnp.inf, (latents / lengths) @ (latents / lengths).T / temperature)
-    log_parts = jnp.where(itself, 0, similar) - jax.nn.logsumexp(similar, axis=1, keepdims=True)
-    alike = (labels[:, None] == labels) & ~itself
-    partners = alike.sum(1)
-    losses = -(alike * log_parts).sum(1) / jnp.maximum(partners, 1)
-    return losses.sum() / jnp.maximum((partners > 0).sum(), 1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -132,24 +132,6 @@ def test_a_number_of_steps_means_every_point(problem):
     chex.assert_trees_all_close(gradient(problem, 3), gradient(problem, everything), rtol=1e-9, atol=1e-13)
 
 
-def test_contrastive_loss_is_that_of_its_definition():
-    """Khosla et al. 2020, equation 2, signal by signal."""
-    rng = np.random.default_rng(0)
-    latents, labels, tau = rng.normal(size=(7, 5)), np.array([0, 1, 0, 2, 1, 0, 3]), 0.3
-    unit = latents / np.linalg.norm(latents, axis=1, keepdims=True)
-    losses = []
-    for i in range(7):
-        others = [a for a in range(7) if a != i]
-        partners = [p for p in others if labels[p] == labels[i]]
-        total = sum(np.exp(unit[i] @ unit[a] / tau) for a in others)
-        if partners:
-            losses.append(-np.mean([np.log(np.exp(unit[i] @ unit[p] / tau) / total) for p in partners]))
-    loss = jax.jit(jax.value_and_grad(meta_step.contrastive_loss))(latents, labels, tau)
-    np.testing.assert_allclose(loss[0], np.mean(losses), rtol=1e-12)
-    assert np.isfinite(loss[1]).all()
-    assert float(meta_step.contrastive_loss(latents, np.arange(7), tau)) == 0
-
-
 def test_labels_reach_the_outer_loss(problem):
     settings = make_settings(train={"contrastive_weight": 0.1})
     state = meta_step.init_state(FIELD, settings, jax.random.key(0))

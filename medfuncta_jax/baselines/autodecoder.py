@@ -10,8 +10,8 @@ from collections.abc import Callable
 import jax
 
 from medfuncta_jax.field import Field
-from medfuncta_jax.inner_loop import signal_losses
-from medfuncta_jax.meta_step import MetaState, Trainable, descend, regularised
+from medfuncta_jax.loss import regularised, signal_losses
+from medfuncta_jax.meta_step import MetaState, Trainable, descend
 from medfuncta_jax.settings import Settings
 
 

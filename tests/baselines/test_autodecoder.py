@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import medfuncta_jax as mf
-from medfuncta_jax import meta_step
+from medfuncta_jax import loss, meta_step
 from medfuncta_jax.baselines import autodecoder
 from medfuncta_jax.datasets.pipeline import batch_rows
 
@@ -49,10 +49,10 @@ def test_signals_are_learned_with_their_latents():
 def test_penalty_and_noise():
     latents = np.random.default_rng(1).normal(size=(4, 6))
     none, both = (make(**options)[0].train for options in ({}, {"latent_penalty": 0.5, "latent_noise": 0.1}))
-    same, nothing = meta_step.regularised(latents, train=none, key=jax.random.key(2))
+    same, nothing = loss.regularised(latents, train=none, key=jax.random.key(2))
     assert same is latents
     assert nothing == 0
-    noisy, penalty = meta_step.regularised(latents, train=both, key=jax.random.key(2))
+    noisy, penalty = loss.regularised(latents, train=both, key=jax.random.key(2))
     assert float(penalty) == pytest.approx(0.5 * np.square(latents).mean())
     expected = latents + 0.1 * np.asarray(jax.random.normal(jax.random.key(2), (4, 6), jnp.float64))
     np.testing.assert_allclose(noisy, expected)

@@ -1,0 +1,209 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import medfuncta_jax as mf
+from medfuncta_jax import fit
+
+MODEL = mf.ModelSettings(layers=4, width=24, latent_dim=8, omega_first=15.0, omega_last=40.0)
+
+
+@pytest.fixture(scope="module")
+def field():
+    return mf.Field(MODEL, coord_dims=2, channels=1)
+
+
+@pytest.fixture(scope="module")
+def params(field):
+    return field.init(jax.random.key(0), jnp.float64)
+
+
+@pytest.fixture(scope="module")
+def signals():
+    return np.random.default_rng(0).uniform(size=(4, 6, 5, 1))
+
+
+def test_grid_equals_explicit_coords(field, params, signals):
+    on_grid = mf.fit_latent(field, params, signals)
+    coords = mf.grid((6, 5))
+    for given in (coords, np.broadcast_to(coords, (4, 30, 2))):
+        explicit = mf.fit_latent(field, params, signals.reshape(4, 30, 1), coords=given)
+        np.testing.assert_allclose(explicit.latents, on_grid.latents, rtol=1e-10, atol=1e-13)
+    assert on_grid.latents.shape == (4, 8)
+    assert on_grid.losses.shape == (4, 20)
+    assert (on_grid.losses[:, -1] < on_grid.losses[:, 0]).all()
+
+
+def test_order_of_points_changes_nothing(field, params, signals):
+    order = np.random.default_rng(1).permutation(30)
+    flat, coords = signals.reshape(4, 30, 1), mf.grid((6, 5))
+    plain = mf.fit_latent(field, params, flat, coords=coords)
+    shuffled = mf.fit_latent(field, params, flat[:, order], coords=coords[order])
+    np.testing.assert_allclose(shuffled.latents, plain.latents, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(shuffled.losses, plain.losses, rtol=1e-11)
+
+
+def test_batch_size_changes_nothing(field, params, signals):
+    together = mf.fit_latent(field, params, signals)
+    for i in range(4):
+        alone = mf.fit_latent(field, params, signals[i : i + 1])
+        np.testing.assert_allclose(alone.latents[0], together.latents[i], rtol=1e-9, atol=1e-12)
+
+
+def test_zero_weight_padding_changes_nothing_whatever_it_holds(field, params, signals):
+    flat, coords = signals.reshape(4, 30, 1), mf.grid((6, 5))
+    padded = np.concatenate([flat, np.full((4, 7, 1), np.nan)], axis=1)
+    padded_coords = np.concatenate([coords, np.zeros((7, 2))])
+    weights = np.concatenate([np.ones((4, 30)), np.zeros((4, 7))], axis=1)
+    plain = mf.fit_latent(field, params, flat, coords=coords)
+    masked = mf.fit_latent(field, params, padded, coords=padded_coords, weights=weights)
+    np.testing.assert_allclose(masked.latents, plain.latents, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(masked.losses, plain.losses, rtol=1e-11)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("own_points", [False, True])
+def test_chunks_of_points_change_nothing(field, params, signals, weighted, own_points):
+    coords = np.broadcast_to(mf.grid((6, 5)), (4, 30, 2)) if own_points else mf.grid((6, 5))
+    weights = np.random.default_rng(2).uniform(0, 2, (4, 30)) if weighted else None
+    if weighted:
+        weights[:, ::7] = 0
+        weights[3] = 0  # nothing of it was seen
+    fits = [
+        mf.fit_latent(
+            field, params, signals.reshape(4, 30, 1), coords=coords, weights=weights, safeguard=True,
+            points_per_chunk=points,
+        )
+        for points in (30, 1, 8)
+    ]  # fmt: skip
+    for other in fits[1:]:
+        np.testing.assert_allclose(other.latents, fits[0].latents, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(other.losses, fits[0].losses, rtol=1e-10)
+
+
+def test_weights_are_relative_and_may_have_the_grids_shape(field, params, signals):
+    weights = np.random.default_rng(2).uniform(0.5, 2, (4, 6, 5))
+    one = mf.fit_latent(field, params, signals, weights=weights)
+    other = mf.fit_latent(field, params, signals, weights=3 * weights.reshape(4, 30))
+    np.testing.assert_allclose(one.latents, other.latents, rtol=1e-9, atol=1e-12)
+
+
+def test_an_integer_weight_repeats_a_point(field, params):
+    rng = np.random.default_rng(3)
+    coords, signals = rng.uniform(-1, 1, (9, 2)), rng.uniform(size=(1, 9, 1))
+    weights = np.ones((1, 9))
+    weights[0, 4] = 3
+    repeated = [0, 1, 2, 3, 4, 4, 4, 5, 6, 7, 8]
+    one = mf.fit_latent(field, params, signals, coords=coords, weights=weights)
+    other = mf.fit_latent(field, params, signals[:, repeated], coords=coords[repeated])
+    np.testing.assert_allclose(one.latents, other.latents, rtol=1e-9, atol=1e-12)
+
+
+def test_nothing_observed_leaves_the_latent_at_zero(field, params, signals):
+    fit = mf.fit_latent(field, params, signals, weights=np.zeros((4, 30)))
+    np.testing.assert_array_equal(fit.latents, 0)
+
+
+def test_a_step_size_an_entry(field, params, signals):
+    scalar = mf.fit_latent(field, params, signals, step_size=3e-2)
+    vector = mf.fit_latent(field, params, signals, step_size=np.full(8, 3e-2))
+    np.testing.assert_allclose(vector.latents, scalar.latents, rtol=1e-12)
+
+
+def test_rescaled_steps_follow_the_full_gradient_with_the_norm_of_a_subset(field, params, signals):
+    one_step = {"steps": 1, "step_size": 1.0}
+    full = mf.fit_latent(field, params, signals, **one_step).latents
+    rescaled = mf.fit_latent(field, params, signals, **one_step, rescale_ratio=0.5, key=jax.random.key(4)).latents
+    ratio = np.linalg.norm(rescaled, axis=1) / np.linalg.norm(full, axis=1)
+    np.testing.assert_allclose(rescaled, ratio[:, None] * full, rtol=1e-9)
+    assert np.abs(ratio - 1).max() > 1e-3
+    everything = mf.fit_latent(field, params, signals, **one_step, rescale_ratio=1.0).latents
+    np.testing.assert_allclose(everything, full, rtol=1e-9, atol=1e-12)
+
+
+def test_safeguard_changes_nothing_where_losses_fall(field, params, signals):
+    plain = mf.fit_latent(field, params, signals)
+    assert (np.diff(plain.losses, axis=1) < 0).all()
+    guarded = mf.fit_latent(field, params, signals, safeguard=True)
+    np.testing.assert_allclose(guarded.latents, plain.latents, rtol=1e-12)
+    np.testing.assert_allclose(guarded.losses, plain.losses, rtol=1e-12)
+
+
+def test_safeguard_takes_back_steps_that_diverge(field, params, signals):
+    """With a step size far too large plain descent diverges; guarded, no signal ends above where it began."""
+    wild = {"step_size": 30.0, "steps": 40}
+    plain = mf.fit_latent(field, params, signals, **wild)
+    guarded = mf.fit_latent(field, params, signals, **wild, safeguard=True)
+    assert (plain.losses[:, -1] > plain.losses[:, 0]).any()
+    ended = ((mf.reconstruct(field, params, guarded.latents, mf.grid((6, 5))) - signals.reshape(4, 30, 1)) ** 2).mean(1)
+    assert (ended[:, 0] < guarded.losses[:, 0]).all()
+    np.testing.assert_array_less(ended[:, 0], guarded.losses.min(axis=1) + 1e-12)
+
+
+def test_safeguard_survives_a_step_to_infinity(field, params, signals):
+    guarded = mf.fit_latent(field, params, signals, step_size=1e200, steps=5, safeguard=True)
+    assert np.isfinite(guarded.latents).all()
+
+
+def test_compiled_once_per_shape(field, params, signals):
+    fit._fit.clear_cache()
+    mf.fit_latent(field, params, signals)
+    assert fit._fit._cache_size() == 1
+    mf.fit_latent(field, params, signals + 0.1, step_size=0.5)
+    assert fit._fit._cache_size() == 1
+    mf.fit_latent(field, params, signals[:2])
+    assert fit._fit._cache_size() == 2
+
+
+def test_dtype_follows_the_parameters(field, signals):
+    single = field.init(jax.random.key(0), jnp.float32)
+    fit = mf.fit_latent(field, single, signals)
+    assert fit.latents.dtype == fit.losses.dtype == jnp.float32
+    assert mf.reconstruct(field, single, fit.latents, mf.grid((3, 3))).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 30, 1000, None])
+@pytest.mark.parametrize("per_signal", [False, True])
+def test_reconstruct_in_chunks(field, params, chunk, per_signal):
+    latents = np.random.default_rng(5).normal(size=(3, 8))
+    coords = mf.grid((6, 5))
+    expected = field.apply(params, latents, coords)
+    given = np.broadcast_to(coords, (3, 30, 2)) if per_signal else coords
+    np.testing.assert_allclose(mf.reconstruct(field, params, latents, given, chunk=chunk), expected, atol=1e-13)
+
+
+def test_reconstruct_at_another_resolution_agrees_on_shared_points(field, params):
+    latents = np.random.default_rng(6).normal(size=(2, 8))
+    coarse = mf.reconstruct(field, params, latents, mf.grid((5, 4))).reshape(2, 5, 4)
+    fine = mf.reconstruct(field, params, latents, mf.grid((9, 7))).reshape(2, 9, 7)
+    np.testing.assert_allclose(fine[:, ::2, ::2], coarse, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda kw: kw.update(signals=np.zeros((2, 6, 5, 3))), "must end in the field's 1 channel"),
+        (lambda kw: kw.update(signals=np.zeros((2, 30, 1))), r"must be \[B, 2 grid axes, D\]"),
+        (lambda kw: kw.update(signals=np.zeros((2, 6, 5, 1), np.uint8)), "must be floating"),
+        (lambda kw: kw.update(weights=np.ones((4, 29))), "weights .4, 29. must be"),
+        (lambda kw: kw.update(coords=np.zeros((30, 3))), r"coords .30, 3. must be \[N, 2\]"),
+        (lambda kw: kw.update(coords=np.zeros((29, 2)), signals=np.zeros((2, 30, 1))), "N = 29"),
+        (lambda kw: kw.update(coords=np.zeros((3, 30, 2)), signals=np.zeros((2, 30, 1))), r"\[2, N, 2\]"),
+        (lambda kw: kw.update(steps=0), "steps must be at least 1"),
+        (lambda kw: kw.update(rescale_ratio=0.0), "rescale_ratio must be in"),
+        (lambda kw: kw["signals"].__setitem__((1, 2, 3, 0), np.nan), "signal 1 holds values that are not finite"),
+    ],
+)
+def test_faults_are_named(field, params, signals, change, message):
+    keywords = {"signals": signals.copy()}
+    change(keywords)
+    with pytest.raises(ValueError, match=message):
+        mf.fit_latent(field, params, **keywords)
+
+
+def test_reconstruct_faults_are_named(field, params):
+    with pytest.raises(ValueError, match=r"latents .2, 7. must be \[B, 8\]"):
+        mf.reconstruct(field, params, np.zeros((2, 7)), mf.grid((3, 3)))
+    with pytest.raises(ValueError, match=r"coords .9, 3. must be"):
+        mf.reconstruct(field, params, np.zeros((2, 8)), np.zeros((9, 3)))
