@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from medfuncta_jax.settings import ModelSettings, SettingsError
-from medfuncta_jax.siren import Basis, ModulatedSiren, PointFeatures
+from medfuncta_jax.siren import Basis, ModulatedSiren, Modulations, PointFeatures
 
 Params = dict[str, dict[str, jax.Array]]
 
@@ -65,8 +65,12 @@ class Field:
         coords = coords if coords.ndim == 3 else coords[None]
         return cast(PointFeatures | Basis, self.module.apply({"params": params}, coords, method="point_features"))
 
-    def decode(self, params: Params, latents: jax.Array, features: PointFeatures | Basis) -> jax.Array:
-        """Values [B, N, D] for latents [B, P] at the points of `features`."""
+    def modulations(self, params: Params, latents: jax.Array) -> Modulations:
+        """The part of the field that needs no point, for `decode`: latents [B, P]."""
+        return cast(Modulations, self.module.apply({"params": params}, latents, method="modulations"))
+
+    def decode(self, params: Params, latents: jax.Array | Modulations, features: PointFeatures | Basis) -> jax.Array:
+        """Values [B, N, D] for latents [B, P], or their modulations, at the points of `features`."""
         return cast(jax.Array, self.module.apply({"params": params}, latents, features, method="decode"))
 
     def slope_norms(self, params: Params, latents: jax.Array, coords: jax.Array, signals: jax.Array) -> jax.Array:

@@ -14,8 +14,8 @@ from medfuncta_jax.context import random_context
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.field import Field, Params, params_dtype
 from medfuncta_jax.inner_loop import Array, FitResult
-from medfuncta_jax.loss import losses_on, point_chunks, signal_losses, slopes_and_losses
-from medfuncta_jax.siren import PointFeatures
+from medfuncta_jax.loss import losses_on, point_chunks, signal_losses, slopes_and_losses, slopes_in_chunks
+from medfuncta_jax.siren import Modulations, PointFeatures
 
 # Points (signals times coordinates) that are evaluated at once where nothing else is said: 64 MB an activation at width
 # 256.
@@ -45,23 +45,19 @@ def _slopes_in_chunks(
 
     chunks = jax.tree.map(pieces, (features, signals, shares))
 
-    def slopes_of(latents):
-        def add(so_far, chunk):
-            (some_features, some_signals, some_shares), some_real = chunk
-            some_shares = jnp.where(some_real, some_shares, 0)
+    def part_of(modulations: Modulations, chunk):
+        (some_features, some_signals, some_shares), some_real = chunk
+        some_shares = jnp.where(some_real, some_shares, 0)
 
-            def losses_of(latents):
-                losses = signal_losses(
-                    field, params, latents, some_features, some_signals, weights=some_shares, channel_loss=channel_loss
-                )
-                return losses * some_shares.sum(-1)
+        def losses_of(modulations: Modulations) -> jax.Array:
+            losses = signal_losses(
+                field, params, modulations, some_features, some_signals, weights=some_shares, channel_loss=channel_loss
+            )
+            return losses * some_shares.sum(-1)
 
-            return jax.tree.map(jnp.add, so_far, slopes_and_losses(losses_of, latents)), None
+        return slopes_and_losses(losses_of, modulations)
 
-        nothing = jnp.zeros_like(latents), jnp.zeros(latents.shape[0], latents.dtype)
-        return jax.lax.scan(add, nothing, (chunks, real))[0]
-
-    return slopes_of
+    return lambda latents: slopes_in_chunks(field, params, latents, (chunks, real), part_of)
 
 
 @functools.partial(

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from medfuncta_jax.field import Field, Params, params_dtype
-from medfuncta_jax.loss import losses_on, point_chunks, slopes_and_losses
+from medfuncta_jax.loss import losses_on, point_chunks, slopes_and_losses, slopes_in_chunks
 from medfuncta_jax.product import PRODUCT
-from medfuncta_jax.siren import Basis, PointFeatures
+from medfuncta_jax.siren import Basis, Modulations, PointFeatures
 
 Array = jax.Array | np.ndarray
 
@@ -114,7 +114,7 @@ def adapt(
             return field.point_features(params, coords[rows])
         return jax.tree.map(lambda leaf: leaf.at[:, rows.ravel()].get(mode="clip"), features)
 
-    def at(latents: jax.Array, rows: jax.Array | None, weights: jax.Array | None = None):
+    def at(latents: jax.Array | Modulations, rows: jax.Array | None, weights: jax.Array | None = None):
         # rows: None for all points, [n] or [B, n]; weights [n]
         if rows is None:
             return slopes_and_losses(losses_on_all, latents)
@@ -131,14 +131,13 @@ def adapt(
     def at_chunks(latents: jax.Array, rows: jax.Array | None):
         pieces, real = point_chunks(jnp.arange(count) if rows is None else rows, points_per_chunk)
 
-        def add(so_far, piece):
+        def part_of(modulations: Modulations, piece):
             rows, real = piece
             weights = real.astype(latents.dtype)
             part = weights.sum() / count
-            return jax.tree.map(lambda a, b: a + part * b, so_far, at(latents, rows, weights)), None
+            return jax.tree.map(lambda value: part * value, at(modulations, rows, weights))
 
-        nothing = jnp.zeros_like(latents), jnp.zeros(latents.shape[0], latents.dtype)
-        return jax.lax.scan(add, nothing, (pieces, real))[0]
+        return slopes_in_chunks(field, params, latents, (pieces, real), part_of)
 
     def step(latents: jax.Array, rows: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         if pruned_to:

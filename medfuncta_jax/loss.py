@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from medfuncta_jax.field import Field, Params
 from medfuncta_jax.settings import TrainSettings
-from medfuncta_jax.siren import Basis, PointFeatures
+from medfuncta_jax.siren import Basis, Modulations, PointFeatures
 
 
 def signal_losses(
     field: Field,
     params: Params,
-    latents: jax.Array,
+    latents: jax.Array | Modulations,
     features: PointFeatures | Basis,
     signals: jax.Array,
     *,
@@ -27,7 +28,7 @@ def signal_losses(
 
     Args:
       field, params: the shared network.
-      latents: [B, P].
+      latents: [B, P], or their modulations.
       features: of the N points, from `Field.point_features`.
       signals: [B, N, D].
       weights: None, or [B, N] >= 0; the mean over points is then sum(w e) / sum(w), 0 where all weights are 0.
@@ -111,14 +112,35 @@ def losses_on(
     return on_equations
 
 
-def slopes_and_losses(losses_of: Callable[[jax.Array], jax.Array], latents: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Each signal's gradient [B, P] and loss [B] at latents [B, P]; `losses_of` gives the losses [B]."""
+Latents = TypeVar("Latents", bound=jax.Array | Modulations)
+
+
+def slopes_and_losses(losses_of: Callable[[Latents], jax.Array], latents: Latents) -> tuple[Latents, jax.Array]:
+    """Each signal's gradient and loss [B] at latents [B, P] or their modulations; `losses_of` gives the losses [B]."""
 
     def total(latents):
         losses = losses_of(latents)
         return losses.sum(), losses
 
     return jax.grad(total, has_aux=True)(latents)
+
+
+def slopes_in_chunks(
+    field: Field, params: Params, latents: jax.Array, chunks: Any, at: Callable[[Modulations, Any], tuple]
+) -> tuple[jax.Array, jax.Array]:
+    """`slopes_and_losses` at latents [B, P], with one of the `chunks` (their leading axis) in memory at once.
+
+    `at(modulations, chunk)` gives a chunk's part of both, the slope in the modulations: the latent's weights [P, L] are
+    read once for all chunks.
+    """
+    modulations, pull = jax.vjp(functools.partial(field.modulations, params), latents)
+
+    def add(so_far, chunk):
+        return jax.tree.map(jnp.add, so_far, at(modulations, chunk)), None
+
+    nothing = jax.tree.map(jnp.zeros_like, modulations), jnp.zeros(latents.shape[0], latents.dtype)
+    slopes, losses = jax.lax.scan(add, nothing, chunks)[0]
+    return pull(slopes)[0], losses
 
 
 def point_chunks(rows: jax.Array, points_per_chunk: int) -> tuple[jax.Array, jax.Array]:

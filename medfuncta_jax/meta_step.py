@@ -23,7 +23,7 @@ from medfuncta_jax.field import Field, Params, params_dtype
 from medfuncta_jax.inner_loop import Array, Remat, adapt, takes_features
 from medfuncta_jax.loss import point_chunks, regularised, signal_losses
 from medfuncta_jax.settings import InnerSettings, Settings, TrainSettings
-from medfuncta_jax.siren import Basis, PointFeatures
+from medfuncta_jax.siren import Basis, Modulations, PointFeatures
 
 # The step size that every exported field is scaled to; `fit_latent`'s default.
 EXPORTED_STEP_SIZE = 1e-2
@@ -88,10 +88,10 @@ def meta_loss(
     if features is not None and not in_chunks:
         return signal_losses(field, params, latents, features, signals, channel_loss=channel_loss).mean() + penalty
 
-    def part(shared: tuple[Params, jax.Array], features: PointFeatures | Basis | None, chunk: tuple[jax.Array, ...]):
-        (params, latents), (coords, signals, real) = shared, chunk
+    def part(shared: tuple[Params, Modulations], features: PointFeatures | Basis | None, chunk: tuple[jax.Array, ...]):
+        (params, modulations), (coords, signals, real) = shared, chunk
         losses = signal_losses(
-            field, params, latents, field.point_features(params, coords) if features is None else features, signals,
+            field, params, modulations, field.point_features(params, coords) if features is None else features, signals,
             weights=jnp.broadcast_to(real, signals.shape[:2]), channel_loss=channel_loss,
         )  # fmt: skip
         return losses.mean() * real.sum() / count
@@ -103,7 +103,7 @@ def meta_loss(
         return jnp.moveaxis(padded.reshape(len(array), *rows.shape, *array.shape[2:]), 1, 0)
 
     chunks = coords[rows], pieces(signals), real.astype(signals.dtype)
-    return _total(part, (params, latents), jax.tree.map(pieces, features), chunks) + penalty
+    return _total(part, (params, field.modulations(params, latents)), jax.tree.map(pieces, features), chunks) + penalty
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -35,6 +35,10 @@ def omega_schedule(model: ModelSettings) -> np.ndarray:
     return np.linspace(model.omega_first, model.omega_last, model.layers)
 
 
+# Of each layer `modulation_k` or `scale_k`, what it makes of the latents: [B, L], or [B, places, L] of a latent grid.
+Modulations = dict[str, jax.Array]
+
+
 class PointFeatures(NamedTuple):
     """What of the field depends on the points but not on the latent.
 
@@ -169,14 +173,20 @@ class ModulatedSiren(nn.Module):
         nearest = self.codebook(jnp.argmin(distances, axis=-1)).reshape(latents.shape)
         return nearest + latents - jax.lax.stop_gradient(latents)
 
-    def coefficients(self, latents: jax.Array) -> jax.Array:
-        """Of the functions of a `Basis`, [B, 2L, D], for latents [B, P]."""
-        shift = self.modulation_2(self._codes(latents)) * self._omega(2, latents.dtype)  # [B, L]
+    def modulations(self, latents: jax.Array) -> Modulations:
+        """What the layers see of latents [B, P]."""
+        codes = self._codes(latents)
+        return {name: getattr(self, name)(codes) for name in self._modulations()}
+
+    def coefficients(self, latents: jax.Array | Modulations) -> jax.Array:
+        """Of the functions of a `Basis`, [B, 2L, D], for latents [B, P] or their modulations."""
+        given = latents if isinstance(latents, dict) else self.modulations(latents)
+        shift = given["modulation_2"] * self._omega(2, given["modulation_2"].dtype)  # [B, L]
         kernel = self.layer_3.variables["params"]["kernel"]  # [L, D]
         return jnp.concatenate([cosine(shift)[..., None] * kernel, sine(shift)[..., None] * kernel], axis=1)
 
-    def decode(self, latents: jax.Array, features: PointFeatures | Basis) -> jax.Array:
-        """Values [B, N, D] of the fields of `latents` [B, P] at the points behind `features`."""
+    def decode(self, latents: jax.Array | Modulations, features: PointFeatures | Basis) -> jax.Array:
+        """Values [B, N, D] of the fields of latents [B, P], or their modulations, at the points behind `features`."""
         if isinstance(features, Basis):
             functions, coefficients = features.functions, self.coefficients(latents)
             if functions.shape[0] == 1:  # one matrix product for the whole batch
@@ -188,19 +198,19 @@ class ModulatedSiren(nn.Module):
         """The linear layer: [B, N, L] -> [B, N, D]."""
         return getattr(self, f"layer_{self.model.layers}")(hidden) + self.model.offset
 
-    def last_hidden(self, latents: jax.Array, features: PointFeatures) -> jax.Array:
+    def last_hidden(self, latents: jax.Array | Modulations, features: PointFeatures) -> jax.Array:
         """h_{K-1} [B, N, L], what the linear layer reads."""
-        model, codes = self.model, self._codes(latents)
+        model, first = self.model, self._first_modulated()
+        given = latents if isinstance(latents, dict) else self.modulations(latents)
+        batch = len(given[f"modulation_{first}"])
         h, pre, weights = features
 
         def modulation(name: str) -> jax.Array:
-            at_places = getattr(self, name)(codes)
-            return at_places[:, None, :] if weights is None else weights @ at_places  # [B, 1 or N, L]
+            return given[name][:, None, :] if weights is None else weights @ given[name]  # [B, 1 or N, L]
 
-        first = self._first_modulated()
         for k in range(first, model.layers):
             if k > first:
-                pre = getattr(self, f"layer_{k}")(h).reshape(len(codes), -1, model.widths[k - 1])  # [B, N, L]
+                pre = getattr(self, f"layer_{k}")(h).reshape(batch, -1, model.widths[k - 1])  # [B, N, L]
             if model.modulate_scale:
                 pre = modulation(f"scale_{k}") * pre
             pre = pre + modulation(f"modulation_{k}")  # [B, N, L]
@@ -212,7 +222,7 @@ class ModulatedSiren(nn.Module):
             rows = s.reshape(-1, s.shape[-1])
             h = h + rows if h is not None and k > first and model.residual else rows
         assert h is not None  # K >= 3: there is a modulated layer
-        return h.reshape(len(codes), -1, h.shape[-1])
+        return h.reshape(batch, -1, h.shape[-1])
 
     def __call__(self, latents: jax.Array, coords: jax.Array) -> jax.Array:
         """f at coords [1 or B, N, C] for latents [B, P] -> [B, N, D]."""
