@@ -101,6 +101,30 @@ def test_two_layers_with_the_first_modulated_only():
     assert field.latent_layers() == ("modulation_1", "modulation_2")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layers": 3},
+        {"layers": 5, "modulate_scale": True},
+        {"layers": 4, "modulate_first_layer": True, "modulation_hidden": (7,)},
+        {"layers": 4, "latent_dim": 12, "latent_grid": (2, 2)},
+    ],
+)
+def test_modulations_stand_for_latents(changes):
+    model = mf.ModelSettings(**{"width": 10, "latent_dim": 6, **changes})
+    field = mf.Field(model, 2, 1)
+    params, latents = (
+        field.init(jax.random.key(0), jnp.float64),
+        np.random.default_rng(0).normal(size=(3, model.latent_dim)),
+    )
+    features = field.point_features(params, mf.grid((4, 5)))
+    from_latents, from_modulations = (
+        field.decode(params, given, features) for given in (latents, field.modulations(params, latents))
+    )
+    np.testing.assert_allclose(from_modulations, from_latents, rtol=1e-13)
+    assert np.ptp(from_latents, axis=0).max() > 0
+
+
 def test_the_papers_parameter_count():
     field = mf.Field(mf.ModelSettings(layers=15, width=256, latent_dim=2048), coord_dims=2, channels=1)
     assert mf.parameter_count(field.init(jax.random.key(0))) == 7_675_393
