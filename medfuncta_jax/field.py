@@ -88,8 +88,8 @@ class Field:
         # The slope in the kernel is 2 h e', in the bias 2 e.
         return 2 * jnp.sqrt(jnp.square(errors).sum(-1) * (1 + jnp.square(hidden).sum(-1)))
 
-    def coefficients(self, params: Params, latents: jax.Array) -> jax.Array:
-        """Coefficients [B, 2L, D] of latents [B, P], for a field whose `point_features` are a `Basis`."""
+    def coefficients(self, params: Params, latents: jax.Array | Modulations) -> jax.Array:
+        """[B, 2L, D] of latents [B, P], or their modulations, for a field whose `point_features` are a `Basis`."""
         return cast(jax.Array, self.module.apply({"params": params}, latents, method="coefficients"))
 
     def latent_layers(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from medfuncta_jax.context import random_context
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.field import Field, Params, params_dtype
 from medfuncta_jax.inner_loop import Array, FitResult
-from medfuncta_jax.loss import losses_on, point_chunks, signal_losses, slopes_and_losses, slopes_in_chunks
+from medfuncta_jax.loss import in_chunks, losses_on, point_chunks, signal_losses, slopes_and_losses, slopes_in_chunks
 from medfuncta_jax.siren import Modulations, PointFeatures
 
 # Points (signals times coordinates) that are evaluated at once where nothing else is said: 64 MB an activation at width
@@ -40,10 +40,7 @@ def _slopes_in_chunks(
         shares = weights / jnp.where(total > 0, total, 1)
     rows, real = point_chunks(jnp.arange(count), points_per_chunk)
 
-    def pieces(array):  # [B or 1, N, ...] -> [m, B or 1, c, ...]
-        return jnp.moveaxis(array[:, rows], 1, 0)
-
-    chunks = jax.tree.map(pieces, (features, signals, shares))
+    chunks = jax.tree.map(functools.partial(in_chunks, rows=rows), (features, signals, shares))
 
     def part_of(modulations: Modulations, chunk):
         (some_features, some_signals, some_shares), some_real = chunk
@@ -75,7 +72,9 @@ def _fit(
         )
     else:
         losses_of = losses_at(features, signals, weights=weights, steps=steps)
-        slopes_on_all = functools.partial(slopes_and_losses, losses_of)
+
+        def slopes_on_all(latents):
+            return slopes_and_losses(losses_of, latents)
 
     def direction_of(latents, step_key):
         slopes, losses = slopes_on_all(latents)  # [B, P], [B]

@@ -54,10 +54,21 @@ def _checkpointed(function: Callable, remat: Remat) -> Callable:
     return jax.checkpoint(function, prevent_cse=False, policy=policy)
 
 
-def takes_features(rows: tuple[int, ...], points: int) -> bool:
+def _takes_features(rows: tuple[int, ...], points: int) -> bool:
     """Whether contexts of this shape, [n] or [B, n], take their features from those of all `points`: large ones that
     the signals at hand share."""
     return rows[-1] >= _TAKEN_PART * points and math.prod(rows) == rows[-1]
+
+
+def takes_features(
+    context: Array | int, *, batch: int, points: int, pruned_to: int = 0, points_per_chunk: int = 0
+) -> bool:
+    """Whether the steps of `adapt` gain from `features` of all points; those in chunks do not look at them."""
+    if isinstance(context, int):
+        rows: tuple[int, ...] = (batch, pruned_to) if pruned_to else (points,)
+    else:
+        rows = (*context.shape[:-2], context.shape[-1])
+    return not 0 < points_per_chunk < rows[-1] and _takes_features(rows, points)
 
 
 def adapt(
@@ -110,7 +121,7 @@ def adapt(
             rows_of_steps = jnp.moveaxis(rows_of_steps, 1, 0)  # [G, B, n]
 
     def features_at(rows: jax.Array) -> PointFeatures | Basis:
-        if features is None or not takes_features(rows.shape, len(coords)):
+        if features is None or not _takes_features(rows.shape, len(coords)):
             return field.point_features(params, coords[rows])
         return jax.tree.map(lambda leaf: leaf.at[:, rows.ravel()].get(mode="clip"), features)
 

@@ -85,14 +85,14 @@ def losses_on(
     weights: jax.Array | None = None,
     channel_loss: Literal["mean", "sum"],
     steps: int,
-) -> Callable[[jax.Array], jax.Array]:
-    """`signal_losses` as a function of the latents [B, P] alone, for many calls on the same points.
+) -> Callable[[jax.Array | Modulations], jax.Array]:
+    """`signal_losses` as a function of latents [B, P], or their modulations, alone, for many calls on the same points.
 
     A basis shared by the batch is brought to its normal equations where `steps` calls repay them: they cost
     N (2L)^2 products, and a call, with its slope, then 2 (2L)^2 B D instead of 2 N 2L B D.
     """
 
-    def on_points(latents: jax.Array) -> jax.Array:
+    def on_points(latents: jax.Array | Modulations) -> jax.Array:
         return signal_losses(
             field, params, latents, features, signals, weights=weights, channel_loss=channel_loss
         )  # fmt: skip
@@ -105,7 +105,7 @@ def losses_on(
         return on_points
     equations = normal_equations(features, signals)
 
-    def on_equations(latents: jax.Array) -> jax.Array:
+    def on_equations(latents: jax.Array | Modulations) -> jax.Array:
         errors = equations.errors(field.coefficients(params, latents))
         return errors.mean(-1) if channel_loss == "mean" else errors.sum(-1)
 
@@ -154,6 +154,12 @@ def point_chunks(rows: jax.Array, points_per_chunk: int) -> tuple[jax.Array, jax
     padded = jnp.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, chunks * size - count)])
     pieces = jnp.moveaxis(padded.reshape(*rows.shape[:-1], chunks, size), -2, 0)
     return pieces, (jnp.arange(chunks * size) < count).reshape(chunks, size)
+
+
+def in_chunks(array: jax.Array, rows: jax.Array) -> jax.Array:
+    """[B or 1, N, ...] to [m, B or 1, c, ...], for `rows` [m, c] that `point_chunks` made of all N; padded with 0."""
+    padding = [(0, 0), (0, rows.size - array.shape[1]), *[(0, 0)] * (array.ndim - 2)]
+    return jnp.moveaxis(jnp.pad(array, padding).reshape(len(array), *rows.shape, *array.shape[2:]), 1, 0)
 
 
 def regularised(

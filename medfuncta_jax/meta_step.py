@@ -21,7 +21,7 @@ from medfuncta_jax import sharding
 from medfuncta_jax.context import context_size, random_context
 from medfuncta_jax.field import Field, Params, params_dtype
 from medfuncta_jax.inner_loop import Array, Remat, adapt, takes_features
-from medfuncta_jax.loss import point_chunks, regularised, signal_losses
+from medfuncta_jax.loss import in_chunks, point_chunks, regularised, signal_losses
 from medfuncta_jax.settings import InnerSettings, Settings, TrainSettings
 from medfuncta_jax.siren import Basis, Modulations, PointFeatures
 
@@ -57,7 +57,8 @@ def meta_loss(
       remat: see `inner_loop.adapt`.
       channel_loss: see `loss.signal_losses`.
       points_per_chunk: points of a signal in memory at once, inside each inner step and in the outer loss; 0 for all.
-        The gradient is the same to rounding; only its own derivative is not to be had.
+        The gradient is the same to rounding; only its own derivative is not to be had. Steps whose context is no
+        larger are not in chunks, and may keep the `point_features` of all points.
       pruned_to: see `inner_loop.adapt`.
       of_latents: from phi_G [B, P] to the latents that are decoded and what is added to the loss, as `regularised` with
         settings; None leaves both alone.
@@ -73,22 +74,22 @@ def meta_loss(
         raise ValueError(f"signals {signals.shape} must be [B, {coords.shape[0]}, {field.channels}]")
     coords, signals = (jnp.asarray(array, params_dtype(params)) for array in (coords, signals))
     count = signals.shape[1]
-    in_chunks = 0 < points_per_chunk < count
-    if isinstance(context, int):
-        rows_of_step: tuple[int, ...] = (batch, pruned_to or count)
-    else:
-        rows_of_step = (*context.shape[:-2], context.shape[-1])
-    for_steps = rows_of_step[-1] <= points_per_chunk and takes_features(rows_of_step, count)
-    features = field.point_features(params, coords) if for_steps or not in_chunks else None
+    whole = not 0 < points_per_chunk < count
+    for_steps = takes_features(
+        context, batch=batch, points=count, pruned_to=pruned_to, points_per_chunk=points_per_chunk
+    )
+    features = field.point_features(params, coords) if whole or for_steps else None
     latents = adapt(
         field, params, coords, signals, context, step_size=step_size, first_order=first_order, remat=remat,
         channel_loss=channel_loss, points_per_chunk=points_per_chunk, pruned_to=pruned_to, features=features,
     ).latents  # fmt: skip
     latents, penalty = (latents, 0.0) if of_latents is None else of_latents(latents)
-    if features is not None and not in_chunks:
+    if features is not None and whole:
         return signal_losses(field, params, latents, features, signals, channel_loss=channel_loss).mean() + penalty
 
-    def part(shared: tuple[Params, Modulations], features: PointFeatures | Basis | None, chunk: tuple[jax.Array, ...]):
+    def part(
+        shared: tuple[Params, Modulations], features: PointFeatures | Basis | None, chunk: tuple[jax.Array, ...]
+    ) -> jax.Array:
         (params, modulations), (coords, signals, real) = shared, chunk
         losses = signal_losses(
             field, params, modulations, field.point_features(params, coords) if features is None else features, signals,
@@ -97,13 +98,9 @@ def meta_loss(
         return losses.mean() * real.sum() / count
 
     rows, real = point_chunks(jnp.arange(count), points_per_chunk)
-
-    def pieces(array: jax.Array) -> jax.Array:  # [B or 1, N, ...] -> [m, B or 1, c, ...]
-        padded = jnp.pad(array, [(0, 0), (0, rows.size - count), *[(0, 0)] * (array.ndim - 2)])
-        return jnp.moveaxis(padded.reshape(len(array), *rows.shape, *array.shape[2:]), 1, 0)
-
-    chunks = coords[rows], pieces(signals), real.astype(signals.dtype)
-    return _total(part, (params, field.modulations(params, latents)), jax.tree.map(pieces, features), chunks) + penalty
+    own = jax.tree.map(functools.partial(in_chunks, rows=rows), features)
+    chunks = coords[rows], in_chunks(signals, rows), real.astype(signals.dtype)
+    return _total(part, (params, field.modulations(params, latents)), own, chunks) + penalty
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
