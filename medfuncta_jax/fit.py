@@ -54,7 +54,12 @@ def _slopes_in_chunks(
 
         return slopes_and_losses(losses_of, modulations)
 
-    return lambda latents: slopes_in_chunks(field, params, latents, (chunks, real), part_of)
+    def slopes_at(latents: jax.Array) -> tuple[jax.Array, jax.Array]:
+        modulations, pull = jax.vjp(functools.partial(field.modulations, params), latents)
+        slopes, losses = slopes_in_chunks(modulations, (chunks, real), part_of)
+        return pull(slopes)[0], losses
+
+    return slopes_at
 
 
 @functools.partial(

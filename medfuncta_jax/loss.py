@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -126,21 +125,19 @@ def slopes_and_losses(losses_of: Callable[[Latents], jax.Array], latents: Latent
 
 
 def slopes_in_chunks(
-    field: Field, params: Params, latents: jax.Array, chunks: Any, at: Callable[[Modulations, Any], tuple]
-) -> tuple[jax.Array, jax.Array]:
-    """`slopes_and_losses` at latents [B, P], with one of the `chunks` (their leading axis) in memory at once.
+    modulations: Modulations, chunks: Any, at: Callable[[Modulations, Any], tuple[Modulations, jax.Array]]
+) -> tuple[Modulations, jax.Array]:
+    """`slopes_and_losses` at modulations of B latents, with one of the `chunks` (their leading axis) in memory at once.
 
-    `at(modulations, chunk)` gives a chunk's part of both, the slope in the modulations: the latent's weights [P, L] are
-    read once for all chunks.
+    `at(modulations, chunk)` gives a chunk's part of both.
     """
-    modulations, pull = jax.vjp(functools.partial(field.modulations, params), latents)
 
     def add(so_far, chunk):
         return jax.tree.map(jnp.add, so_far, at(modulations, chunk)), None
 
-    nothing = jax.tree.map(jnp.zeros_like, modulations), jnp.zeros(latents.shape[0], latents.dtype)
-    slopes, losses = jax.lax.scan(add, nothing, chunks)[0]
-    return pull(slopes)[0], losses
+    first = jax.tree.leaves(modulations)[0]
+    nothing = jax.tree.map(jnp.zeros_like, modulations), jnp.zeros(len(first), first.dtype)
+    return jax.lax.scan(add, nothing, chunks)[0]
 
 
 def point_chunks(rows: jax.Array, points_per_chunk: int) -> tuple[jax.Array, jax.Array]:

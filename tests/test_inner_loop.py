@@ -1,7 +1,10 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 import medfuncta_jax as mf
 from medfuncta_jax import inner_loop
@@ -30,3 +33,71 @@ def test_pruned_contexts_hold_the_points_with_the_largest_slopes(layers):
     np.testing.assert_allclose(pruned.latents, latents, rtol=1e-9, atol=1e-13)
     chunks = inner_loop.adapt(field, params, coords, signals, 2, step_size=0.3, pruned_to=4, points_per_chunk=3)
     np.testing.assert_allclose(chunks.latents, latents, rtol=1e-9, atol=1e-13)
+
+
+KINDS = {
+    "shift": {},
+    "scale": {"modulate_scale": True, "modulate_first_layer": True},
+    "hidden": {"modulation_hidden": (6,)},
+    "codebook": {"codebook": 4, "codebook_features": 2},
+    "grid": {"latent_dim": 24, "latent_grid": (2, 2)},
+    "basis": {"layers": 3},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_slopes_in_shared_weights_against_a_loop_without_any_of_ours(kind):
+    """Automatic differentiation of the definition, a Python loop on `Field.apply`, for every kind of field."""
+    options = {"layers": 5, "width": 8, "latent_dim": 6, "omega_first": 15.0, "omega_last": 30.0, **KINDS[kind]}
+    field = mf.Field(mf.ModelSettings(**options), coord_dims=2, channels=2)
+    params = field.init(jax.random.key(0), jnp.float64)
+    rng = np.random.default_rng(0)
+    coords, signals = mf.grid((4, 5)), rng.uniform(size=(3, 20, 2))
+    context, alpha = rng.integers(20, size=(3, 2, 7)), jnp.asarray(0.2)
+
+    def by_definition(params, alpha):
+        def one(signal, steps):
+            def loss(latent, rows):
+                errors = jnp.square(field.apply(params, latent[None], coords[rows])[0] - signal[rows])
+                return errors.mean()
+
+            latent = jnp.zeros(options["latent_dim"])
+            for rows in steps:
+                latent = latent - alpha * jax.grad(loss)(latent, rows)
+            return latent
+
+        latents = jnp.stack([one(*pair) for pair in zip(jnp.asarray(signals), context, strict=True)])
+        return jnp.square(latents).sum(), latents
+
+    def ours(params, alpha, **settings):
+        latents = inner_loop.adapt(field, params, coords, signals, context, step_size=alpha, **settings).latents
+        return jnp.square(latents).sum(), latents
+
+    expected = jax.jit(jax.grad(by_definition, argnums=(0, 1), has_aux=True))(params, alpha)
+    for settings in ({}, {"remat": "steps", "points_per_chunk": 3}):
+        actual = jax.jit(jax.grad(functools.partial(ours, **settings), argnums=(0, 1), has_aux=True))(params, alpha)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12), actual, expected)
+
+
+@pytest.mark.parametrize("settings", [{}, {"remat": "steps", "points_per_chunk": 3}])
+def test_no_loop_carries_a_slope_in_weights_that_read_latents(settings):
+    """They are most of the parameters; step by step their slope would be read and written again."""
+    model = mf.ModelSettings(layers=4, width=8, latent_dim=13, omega_first=15.0, omega_last=30.0)
+    field = mf.Field(model, coord_dims=2, channels=1)
+    params, coords = field.init(jax.random.key(0)), mf.grid((4, 5))
+    signals, context = np.zeros((2, 20, 1), np.float32), np.zeros((3, 7), int)
+
+    def loss(params):
+        found = inner_loop.adapt(field, params, coords, signals, context, step_size=0.2, **settings)
+        return jnp.square(found.latents).sum()
+
+    def carried(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "scan":
+                yield from (out.aval.shape for out in equation.outvars[: equation.params["num_carry"]])
+            for inner in jaxprs_in_params(equation.params):
+                yield from carried(inner)
+
+    shapes = set(carried(jax.make_jaxpr(jax.grad(loss))(params).jaxpr))
+    assert {(2, 13), (8, 8)} <= shapes  # latents, and slopes in hidden layers
+    assert (13, 8) not in shapes
