@@ -43,6 +43,20 @@ class FitResult:
     losses: jax.Array
 
 
+class Readings(NamedTuple):
+    """How steps read latents: as modulations, and their slopes from those in modulations.
+
+    Of what was read, and of slopes in what came of it; axes [..., G, B, n].
+
+    Attributes:
+      modulations: slopes in modulations, or nudges of modulations; [..., L] a layer.
+      latents: latents, or nudges of their slopes; [..., P].
+    """
+
+    modulations: Modulations
+    latents: jax.Array
+
+
 Remat = Literal["none", "layers", "steps"]
 
 
@@ -85,7 +99,8 @@ def adapt(
     points_per_chunk: int = 0,
     pruned_to: int = 0,
     features: PointFeatures | Basis | None = None,
-) -> FitResult:
+    nudges: Readings | None = None,
+) -> tuple[FitResult, Readings]:
     """G inner steps from phi = 0 on reduced contexts, differentiable in `params` and `step_size`.
 
     Args:
@@ -104,8 +119,10 @@ def adapt(
         the largest slopes in the last layer (Tack et al. 2023); 0 takes all.
       features: of all points, where the caller has them: a derivative then goes through them once, and large
         contexts shared by the batch take theirs from there.
+      nudges: None, or `no_nudges` of G steps: the layers that read latents are then held constant, and the slopes in
+        their weights come from `slopes_of_readers`, of the readings returned here and the slopes in the nudges.
     Returns:
-      FitResult with losses [B, G] on each step's context.
+      (FitResult with losses [B, G] on each step's context, readings of the G steps).
     """
     coords, signals = (jnp.asarray(array, params_dtype(params)) for array in (coords, signals))
     count = (pruned_to or signals.shape[1]) if isinstance(context, int) else context.shape[-1]
@@ -113,120 +130,82 @@ def adapt(
     steps, rows_of_steps = (context, None) if isinstance(context, int) else (context.shape[-2], jnp.asarray(context))
     if rows_of_steps is not None and rows_of_steps.ndim == 3:
         rows_of_steps = jnp.moveaxis(rows_of_steps, 1, 0)  # [G, B, n]
-    on_all = rows_of_steps is None and not (in_chunks or pruned_to)
-    if on_all and features is None:
-        features = field.point_features(params, coords)
+    if rows_of_steps is None and not (in_chunks or pruned_to):
+        features = field.point_features(params, coords) if features is None else features
+        losses_on_all = losses_on(field, params, features, signals, channel_loss=channel_loss, steps=steps)
+    readers = params if nudges is None else jax.lax.stop_gradient(params)
 
-    def loop(nudges: _Readings, given: _Given) -> tuple[FitResult, _Readings]:
-        params, coords, signals, features, rows_of_steps, step_size = given
-        held = jax.lax.stop_gradient(params)
-        if on_all:
-            assert features is not None
-            losses_on_all = losses_on(field, params, features, signals, channel_loss=channel_loss, steps=steps)
+    def features_at(rows: jax.Array) -> PointFeatures | Basis:
+        if features is None or not _takes_features(rows.shape, len(coords)):
+            return field.point_features(params, coords[rows])
+        return jax.tree.map(lambda leaf: leaf.at[:, rows.ravel()].get(mode="clip"), features)
 
-        def features_at(rows: jax.Array) -> PointFeatures | Basis:
-            if features is None or not _takes_features(rows.shape, len(coords)):
-                return field.point_features(params, coords[rows])
-            return jax.tree.map(lambda leaf: leaf.at[:, rows.ravel()].get(mode="clip"), features)
+    def at(modulations: Modulations, rows: jax.Array | None, weights: jax.Array | None = None):
+        # rows: None for all points, [n] or [B, n]; weights [n]
+        if rows is None:
+            return slopes_and_losses(losses_on_all, modulations)
+        chosen = jnp.take_along_axis(signals, rows[:, :, None], axis=1) if rows.ndim == 2 else signals[:, rows]
+        weights = None if weights is None else jnp.broadcast_to(weights, chosen.shape[:2])
+        losses_of = losses_on(
+            field, params, features_at(rows), chosen, weights=weights, channel_loss=channel_loss, steps=1
+        )
+        return slopes_and_losses(losses_of, modulations)
 
-        def at(modulations: Modulations, rows: jax.Array | None, weights: jax.Array | None = None):
-            # rows: None for all points, [n] or [B, n]; weights [n]
-            if rows is None:
-                return slopes_and_losses(losses_on_all, modulations)
-            chosen = jnp.take_along_axis(signals, rows[:, :, None], axis=1) if rows.ndim == 2 else signals[:, rows]
-            weights = None if weights is None else jnp.broadcast_to(weights, chosen.shape[:2])
-            losses_of = losses_on(
-                field, params, features_at(rows), chosen, weights=weights, channel_loss=channel_loss, steps=1
-            )
-            return slopes_and_losses(losses_of, modulations)
+    at = _checkpointed(at, remat)
 
-        at = _checkpointed(at, remat)
+    def at_chunks(modulations: Modulations, rows: jax.Array | None):
+        pieces, real = point_chunks(jnp.arange(count) if rows is None else rows, points_per_chunk)
 
-        def at_chunks(modulations: Modulations, rows: jax.Array | None):
-            pieces, real = point_chunks(jnp.arange(count) if rows is None else rows, points_per_chunk)
+        def part_of(modulations: Modulations, piece):
+            rows, real = piece
+            weights = real.astype(signals.dtype)
+            part = weights.sum() / count
+            return jax.tree.map(lambda value: part * value, at(modulations, rows, weights))
 
-            def part_of(modulations: Modulations, piece):
-                rows, real = piece
-                weights = real.astype(signals.dtype)
-                part = weights.sum() / count
-                return jax.tree.map(lambda value: part * value, at(modulations, rows, weights))
+        return slopes_in_chunks(modulations, (pieces, real), part_of)
 
-            return slopes_in_chunks(modulations, (pieces, real), part_of)
-
-        def step(latents: jax.Array, rows_and_nudge: tuple[jax.Array | None, _Readings]):
-            rows, nudge = rows_and_nudge
-            if pruned_to:
-                # A choice has no slope.
-                norms = field.slope_norms(held, jax.lax.stop_gradient(latents), coords, signals)
-                rows = jax.lax.top_k(norms, count)[1]
-            modulations, pull = jax.vjp(functools.partial(field.modulations, held), latents)
+    def step(latents: jax.Array, rows_and_nudge: tuple[jax.Array | None, Readings | None]):
+        rows, nudge = rows_and_nudge
+        if pruned_to:
+            # A choice has no slope.
+            norms = field.slope_norms(*jax.lax.stop_gradient((params, latents)), coords, signals)
+            rows = jax.lax.top_k(norms, count)[1]
+        modulations, pull = jax.vjp(functools.partial(field.modulations, readers), latents)
+        if nudge is not None:
             modulations = jax.tree.map(jnp.add, modulations, nudge.modulations)
-            own, losses = (at_chunks if in_chunks else at)(modulations, rows)  # slopes in modulations, and [B]
-            slopes = pull(own)[0] + nudge.latents  # [B, P]
-            if first_order:
-                slopes = jax.lax.stop_gradient(slopes)
-            return latents - step_size * slopes, (losses, _Readings(own, latents))
+        own, losses = (at_chunks if in_chunks else at)(modulations, rows)  # slopes in modulations, and [B]
+        slopes = pull(own)[0]  # [B, P]
+        if nudge is not None:
+            slopes = slopes + nudge.latents
+        if first_order:
+            slopes = jax.lax.stop_gradient(slopes)
+        return latents - step_size * slopes, (losses, Readings(own, latents))
 
-        start = jnp.zeros((signals.shape[0], field.model.latent_dim), signals.dtype)
-        latents, (losses, readings) = jax.lax.scan(step, start, (rows_of_steps, nudges), length=steps)
-        return FitResult(latents=latents, losses=losses.T), readings
-
-    return _adapted(field, steps, loop, _Given(params, coords, signals, features, rows_of_steps, step_size))
-
-
-class _Given(NamedTuple):
-    """All arrays that the loop depends on; see `adapt`, except rows_of_steps, None or [G, n] or [G, B, n]."""
-
-    params: Params
-    coords: jax.Array
-    signals: jax.Array
-    features: PointFeatures | Basis | None
-    rows_of_steps: jax.Array | None
-    step_size: float | Array
+    start = jnp.zeros((signals.shape[0], field.model.latent_dim), signals.dtype)
+    latents, (losses, readings) = jax.lax.scan(step, start, (rows_of_steps, nudges), length=steps)
+    return FitResult(latents=latents, losses=losses.T), readings
 
 
-class _Readings(NamedTuple):
-    """How each step reads latents [G, B, P]: as modulations, and their slopes from those in modulations."""
+def no_nudges(field: Field, *, steps: int, batch: int, dtype: jnp.dtype) -> Readings:
+    """Zeros to add to what is read in `steps` steps, so that slopes in them can be asked for."""
+    latents = jnp.zeros((steps, batch, field.model.latent_dim), dtype)
+    shapes = jax.eval_shape(lambda: field.modulations(field.init(jax.random.key(0), dtype), latents[0]))
+    return Readings(jax.tree.map(lambda leaf: jnp.zeros((steps, *leaf.shape), dtype), shapes), latents)
 
-    modulations: Modulations
-    latents: jax.Array
 
+def slopes_of_readers(field: Field, params: Params, readings: Readings, slopes: Readings) -> Params:
+    """Slopes in the layers that read latents, 0 in others, from all `readings` and the `slopes` in their nudges.
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _adapted(field: Field, steps: int, loop: Callable, given: _Given) -> FitResult:
-    """The result of `loop(nudges, given)` where nothing is nudged, with the slope in what reads latents made once.
-
-    Weights that read latents are most of the parameters, [P, L] a layer. In the backward pass of a scan their slope
-    would be read and written again in every step. So the loop holds them constant, and adds to what each step reads a
-    nudge, which is 0: the slopes in the nudges are what comes back to each reading, and all readings, side by side as
-    one batch, give the slope in the weights (a few outer products a step, in one product).
+    The weights of these layers are most of the parameters, [P, L] each. In the backward pass of a loop their slope
+    would be read and written again in every step. What one reading adds to it is an outer product of what is read and
+    what comes back; here all readings, of steps and signals and micro-batches, are the rows of one product.
     """
-    return loop(_no_nudges(field, steps, given), given)[0]
+    ndim = readings.latents.ndim
+    one_batch = functools.partial(jax.tree.map, lambda leaf: leaf.reshape(-1, *leaf.shape[ndim - 1 :]))
+    (back, latents), slopes = one_batch(readings), one_batch(slopes)
 
-
-def _no_nudges(field: Field, steps: int, given: _Given) -> _Readings:
-    latents = jnp.zeros((given.signals.shape[0], field.model.latent_dim), given.signals.dtype)
-    shapes = _Readings(jax.eval_shape(field.modulations, given.params, latents), latents)
-    return jax.tree.map(lambda leaf: jnp.zeros((steps, *leaf.shape), leaf.dtype), shapes)
-
-
-def _adapted_forward(field, steps, loop, given):
-    result, pull, readings = jax.vjp(loop, _no_nudges(field, steps, given), given, has_aux=True)
-    return result, (pull, readings, given.params)
-
-
-def _adapted_backward(field, steps, loop, kept, cotangent):
-    pull, readings, params = kept
-    slopes_of_readings, slopes_of_given = pull(cotangent)
-    one_batch = functools.partial(jax.tree.map, lambda leaf: leaf.reshape(-1, *leaf.shape[2:]))  # [G, B] -> [G B]
-    slopes, latents = one_batch(readings)
-
-    def read(params: Params) -> _Readings:
+    def read(params: Params) -> Readings:
         modulations, pull = jax.vjp(functools.partial(field.modulations, params), latents)
-        return _Readings(modulations, pull(slopes)[0])
+        return Readings(modulations, pull(back)[0])
 
-    own = jax.vjp(read, params)[1](one_batch(slopes_of_readings))[0]
-    return (slopes_of_given._replace(params=jax.tree.map(jnp.add, slopes_of_given.params, own)),)
-
-
-_adapted.defvjp(_adapted_forward, _adapted_backward)
+    return jax.vjp(read, params)[1](slopes)[0]

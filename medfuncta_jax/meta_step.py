@@ -20,7 +20,15 @@ from jax.sharding import Mesh
 from medfuncta_jax import sharding
 from medfuncta_jax.context import context_size, random_context
 from medfuncta_jax.field import Field, Params, params_dtype
-from medfuncta_jax.inner_loop import Array, Remat, adapt, takes_features
+from medfuncta_jax.inner_loop import (
+    Array,
+    Readings,
+    Remat,
+    adapt,
+    no_nudges,
+    slopes_of_readers,
+    takes_features,
+)
 from medfuncta_jax.loss import in_chunks, point_chunks, regularised, signal_losses
 from medfuncta_jax.settings import InnerSettings, Settings, TrainSettings
 from medfuncta_jax.siren import Basis, Modulations, PointFeatures
@@ -67,6 +75,29 @@ def meta_loss(
     Raises:
       ValueError: shapes that do not belong together.
     """
+    return loss_and_readings(
+        field, params, coords, signals, context, step_size=step_size, first_order=first_order, remat=remat,
+        channel_loss=channel_loss, points_per_chunk=points_per_chunk, pruned_to=pruned_to, of_latents=of_latents,
+    )[0]  # fmt: skip
+
+
+def loss_and_readings(
+    field: Field,
+    params: Params,
+    coords: Array,
+    signals: Array,
+    context: Array | int,
+    *,
+    step_size: float | Array,
+    first_order: bool = False,
+    remat: Remat = "none",
+    channel_loss: Literal["mean", "sum"] = "mean",
+    points_per_chunk: int = 0,
+    pruned_to: int = 0,
+    of_latents: Callable[[jax.Array], tuple[jax.Array, jax.Array | float]] | None = None,
+    nudges: Readings | None = None,
+) -> tuple[jax.Array, Readings]:
+    """`meta_loss` and how it read latents: in G steps, and phi_G. With nudges of G + 1 readings, see `adapt`."""
     batch = signals.shape[0]
     if not isinstance(context, int) and (context.ndim not in (2, 3) or context.shape[:-2] not in ((), (batch,))):
         raise ValueError(f"context {context.shape} must be [G, n] or [{batch}, G, n]")
@@ -79,13 +110,21 @@ def meta_loss(
         context, batch=batch, points=count, pruned_to=pruned_to, points_per_chunk=points_per_chunk
     )
     features = field.point_features(params, coords) if whole or for_steps else None
-    latents = adapt(
+    fitted, readings = adapt(
         field, params, coords, signals, context, step_size=step_size, first_order=first_order, remat=remat,
         channel_loss=channel_loss, points_per_chunk=points_per_chunk, pruned_to=pruned_to, features=features,
-    ).latents  # fmt: skip
-    latents, penalty = (latents, 0.0) if of_latents is None else of_latents(latents)
+        nudges=None if nudges is None else jax.tree.map(lambda leaf: leaf[:-1], nudges),
+    )  # fmt: skip
+    latents, penalty = (fitted.latents, 0.0) if of_latents is None else of_latents(fitted.latents)
+    readers = params if nudges is None else jax.lax.stop_gradient(params)
+    modulations = field.modulations(readers, latents)
+    if nudges is not None:
+        modulations = jax.tree.map(lambda leaf, nudge: leaf + nudge[-1], modulations, nudges.modulations)
+    last = Readings(jax.tree.map(jnp.zeros_like, modulations), latents)  # nothing is read back
+    readings = jax.tree.map(lambda leaf, end: jnp.concatenate([leaf, end[None]]), readings, last)
     if features is not None and whole:
-        return signal_losses(field, params, latents, features, signals, channel_loss=channel_loss).mean() + penalty
+        losses = signal_losses(field, params, modulations, features, signals, channel_loss=channel_loss)
+        return losses.mean() + penalty, readings
 
     def part(
         shared: tuple[Params, Modulations], features: PointFeatures | Basis | None, chunk: tuple[jax.Array, ...]
@@ -100,7 +139,7 @@ def meta_loss(
     rows, real = point_chunks(jnp.arange(count), points_per_chunk)
     own = jax.tree.map(functools.partial(in_chunks, rows=rows), features)
     chunks = coords[rows], in_chunks(signals, rows), real.astype(signals.dtype)
-    return _total(part, (params, field.modulations(params, latents)), own, chunks) + penalty
+    return _total(part, (params, modulations), own, chunks) + penalty, readings
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -247,8 +286,7 @@ def make_update(field: Field, settings: Settings, coords: jax.Array, mesh: Mesh 
 
     The caller jits it, donating the state. `signals` is [B, N, D] in [0, 1] and `key` the key of the run:
     `state.step` is folded into it, so that a resumed run draws the same contexts. Metrics are scalars: `loss`
-    (at phi_G), `gradient_norm`
-    (before clipping), `learning_rate`. `labels` [B] are for the contrastive loss.
+    (at phi_G), `gradient_norm` (before clipping), `learning_rate`. `labels` [B] are for the contrastive loss.
 
     Signals that lie split over a `mesh` of several devices give one gradient a device, and these one sum. Left to
     itself, the compiler sums parameters' gradients in every inner step of every micro-batch. Where the mesh has a
@@ -260,37 +298,50 @@ def make_update(field: Field, settings: Settings, coords: jax.Array, mesh: Mesh 
         pruned = inner.context == "gradient" and inner.selection_ratio < 1
         return context_size(points, inner.selection_ratio) if pruned else 0
 
-    def loss_of(
+    def gradient(
         trainable: Trainable, coords: jax.Array, signals: jax.Array, context: Array | int, key: jax.Array,
         labels: jax.Array | None = None,
-    ) -> jax.Array:  # fmt: skip
-        alpha = step_size(trainable, inner)
-        if inner.learned_step_size == "per_latent":  # the same at every place of a latent grid
-            alpha = jnp.tile(alpha, field.model.places)
-        return meta_loss(
-            field, trainable.field, coords, signals, context, step_size=alpha,
-            first_order=inner.first_order, remat=inner.remat, channel_loss=train.channel_loss,
-            points_per_chunk=train.points_per_chunk, pruned_to=pruned_to(signals.shape[1]),
-            of_latents=functools.partial(regularised, train=train, key=key, labels=labels),
-        )  # fmt: skip
+    ) -> tuple[jax.Array, Trainable]:  # fmt: skip
+        """The loss of signals, in micro-batches where settings say so, and its slopes."""
+        steps = context if isinstance(context, int) else context.shape[-2]
 
-    def in_micro_batches(
-        trainable: Trainable, coords: jax.Array, signals: jax.Array, context: Array | int, key: jax.Array
-    ):
-        # Signal i goes to micro-batch i % count: each then lies on all devices that the batch is split over.
-        count = train.batch_size // train.micro_batch
-        parts = signals.reshape(-1, count, *signals.shape[1:])
-        contexts = None
-        if not isinstance(context, int) and context.ndim == 3:
-            contexts = context.reshape(-1, count, *context.shape[1:])
+        def loss_of(
+            trainable: Trainable, nudges: Readings, signals: jax.Array, context: Array | int, key: jax.Array
+        ) -> tuple[jax.Array, Readings]:
+            alpha = step_size(trainable, inner)
+            if inner.learned_step_size == "per_latent":  # the same at every place of a latent grid
+                alpha = jnp.tile(alpha, field.model.places)
+            return loss_and_readings(
+                field, trainable.field, coords, signals, context, step_size=alpha,
+                first_order=inner.first_order, remat=inner.remat, channel_loss=train.channel_loss,
+                points_per_chunk=train.points_per_chunk, pruned_to=pruned_to(signals.shape[1]),
+                of_latents=functools.partial(regularised, train=train, key=key, labels=labels), nudges=nudges,
+            )  # fmt: skip
 
-        def add(so_far, i):
-            some = context if contexts is None else contexts[:, i]
-            own = jax.value_and_grad(loss_of)(trainable, coords, parts[:, i], some, jax.random.fold_in(key, i))
-            return jax.tree.map(lambda a, b: a + b / count, so_far, own), None
+        def of_part(signals: jax.Array, context: Array | int, key: jax.Array):
+            nudges = no_nudges(field, steps=steps + 1, batch=len(signals), dtype=signals.dtype)
+            return jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(trainable, nudges, signals, context, key)
 
-        nothing = jnp.zeros((), signals.dtype), jax.tree.map(jnp.zeros_like, trainable)
-        return jax.lax.scan(add, nothing, jnp.arange(count))[0]
+        if train.micro_batch in (0, train.batch_size):
+            (loss, readings), (slopes, back) = of_part(signals, context, key)
+        else:
+            # Signal i goes to micro-batch i % count: each then lies on all devices that the batch is split over.
+            count = train.batch_size // train.micro_batch
+            parts = signals.reshape(-1, count, *signals.shape[1:])
+            contexts = None
+            if not isinstance(context, int) and context.ndim == 3:
+                contexts = context.reshape(-1, count, *context.shape[1:])
+
+            def add(so_far, i):
+                some = context if contexts is None else contexts[:, i]
+                (loss, readings), (slopes, back) = of_part(parts[:, i], some, jax.random.fold_in(key, i))
+                total = jax.tree.map(lambda a, b: a + b / count, so_far, (loss, slopes))
+                return total, (readings, jax.tree.map(lambda slope: slope / count, back))
+
+            nothing = jnp.zeros((), signals.dtype), jax.tree.map(jnp.zeros_like, trainable)
+            (loss, slopes), (readings, back) = jax.lax.scan(add, nothing, jnp.arange(count))
+        readers = slopes_of_readers(field, trainable.field, readings, back)
+        return loss, slopes._replace(field=jax.tree.map(jnp.add, slopes.field, readers))
 
     def update(
         state: MetaState, signals: jax.Array, key: jax.Array, labels: jax.Array | None = None
@@ -311,15 +362,13 @@ def make_update(field: Field, settings: Settings, coords: jax.Array, mesh: Mesh 
                 steps=inner.steps,
                 signals=None if inner.shared_context else signals.shape[0],
             )
-        in_parts = train.micro_batch not in (0, signals.shape[0])
-        gradient = in_micro_batches if in_parts else jax.value_and_grad(functools.partial(loss_of, labels=labels))
         own_key = jax.random.fold_in(key, 2)
         # What a signal's loss owes to others of the batch, or to a draw for all of it, is for the compiler to split.
         if mesh is None or mesh.size == 1:
-            loss, slopes = gradient(state.trainable, points, signals, context, own_key)
+            loss, slopes = gradient(state.trainable, points, signals, context, own_key, labels)
         elif labels is not None or train.latent_noise:
             whole = sharding.constrain(mesh, state.trainable, jax.tree.map(lambda _: sharding.WHOLE, state.trainable))
-            loss, slopes = gradient(whole, points, signals, context, own_key)
+            loss, slopes = gradient(whole, points, signals, context, own_key, labels)
         else:
             per_signal = not isinstance(context, int) and context.ndim == 3
             given = None if isinstance(context, int) else context

@@ -45,7 +45,7 @@ def test_inner_latents_and_losses(golden, built):
     field, params = built
     steps = golden.case["inner_steps"]
     for taken in (1, steps):
-        fit = inner_loop.adapt(
+        fit, _ = inner_loop.adapt(
             field, params, golden["coords"], golden["signals"], golden["context"][:, :taken],
             step_size=golden.case["inner_lr"],
         )  # fmt: skip

@@ -18,7 +18,7 @@ def test_normal_equations_are_the_sum_over_points(channels, steps):
     assert (2 * steps * 3 * channels * (64 - 20) >= 64 * 20) == (steps == 6)
 
     def outer(params, context):
-        fit = inner_loop.adapt(field, params, coords, signals, context, step_size=0.3)
+        fit, _ = inner_loop.adapt(field, params, coords, signals, context, step_size=0.3)
         return jnp.square(fit.latents).sum() + fit.losses.sum()
 
     every_point = jnp.broadcast_to(jnp.arange(64), (steps, 64))  # rows are given, so the points are summed over

@@ -94,6 +94,17 @@ def test_a_layer_is_never_made_again_from_all_below():
     assert max(sines) <= 4
 
 
+def test_no_loop_of_an_update_carries_slopes_in_weights_that_read_latents():
+    """They are most of the parameters: a loop over steps or micro-batches carries the weights alone."""
+    field = mf.Field(mf.ModelSettings(layers=5, width=8, latent_dim=13), 2, 1)
+    settings = make_settings(train={"micro_batch": 1, "points_per_chunk": 9}, inner={"remat": "steps"})
+    state, signals = meta_step.init_state(field, settings, jax.random.key(0)), np.zeros((4, 36, 1), np.float32)
+    update = jax.jit(meta_step.make_update(field, settings, COORDS.astype(np.float32)))
+    compiled = update.lower(state, signals, jax.random.key(1)).compile().as_text()
+    carried = [line.split(" while(")[0].count("f32[13,8]") for line in compiled.splitlines() if " while(" in line]
+    assert max(carried) == len(field.latent_layers())
+
+
 @pytest.mark.parametrize("context", [None, 3])
 @pytest.mark.parametrize("remat", ["layers", "steps"])
 def test_remat_changes_nothing(problem, context, remat):
@@ -318,6 +329,6 @@ def test_exported_field_walks_the_same_path_with_the_default_step_size(learned, 
 
 def test_adapt_takes_the_same_steps_as_fit(problem):
     params, signals, _ = problem
-    one = adapt(FIELD, params, COORDS, signals, 5, step_size=0.3)
+    one, _ = adapt(FIELD, params, COORDS, signals, 5, step_size=0.3)
     other = mf.fit_latent(FIELD, params, signals, coords=COORDS, steps=5, step_size=0.3)
     chex.assert_trees_all_close(one, other, rtol=1e-10, atol=1e-13)
