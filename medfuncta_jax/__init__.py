@@ -7,7 +7,7 @@ from medfuncta_jax.field import Field, field_from_layers, named_layers, paramete
 from medfuncta_jax.fit import fit_latent, reconstruct
 from medfuncta_jax.inner_loop import FitResult
 from medfuncta_jax.latent_store import LatentSplit, load_latents
-from medfuncta_jax.meta_step import meta_loss
+from medfuncta_jax.outer_loss import meta_loss
 from medfuncta_jax.settings import ModelSettings, Settings, SettingsError
 from medfuncta_jax.signal_metric import signal_metric
 

@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[1]
 # Each module may import those before it.
 ORDER = (
     "atomic", "settings", "coordinates", "sine", "product", "latent_grid", "siren", "field", "context", "loss",
-    "inner_loop", "fit", "signal_metric", "sharding", "meta_step", "baselines", "methods", "checkpoint", "latent_store",
-    "codec", "metrics", "lpips", "classify", "datasets",
+    "inner_loop", "fit", "signal_metric", "sharding", "outer_loss", "meta_step", "baselines", "methods", "checkpoint",
+    "latent_store", "codec", "metrics", "lpips", "classify", "datasets",
 )  # fmt: skip
 HEAVY = (
     "tensorflow",

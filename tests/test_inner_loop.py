@@ -1,5 +1,6 @@
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,3 +87,12 @@ def test_slopes_in_shared_weights_against_a_loop_without_any_of_ours(kind):
     for settings in ({}, {"remat": "steps", "points_per_chunk": 3}):
         actual = jax.jit(functools.partial(ours, **settings))(params, alpha)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12), actual, expected)
+
+
+def test_steps_are_those_of_fit():
+    field = mf.Field(mf.ModelSettings(layers=4, width=16, latent_dim=6, omega_first=15.0, omega_last=40.0), 2, 1)
+    params, signals = field.init(jax.random.key(0), jnp.float64), np.random.default_rng(0).uniform(size=(4, 36, 1))
+    coords = mf.grid((6, 6))
+    one, _ = inner_loop.adapt(field, params, coords, signals, 5, step_size=0.3)
+    other = mf.fit_latent(field, params, signals, coords=coords, steps=5, step_size=0.3)
+    chex.assert_trees_all_close(one, other, rtol=1e-10, atol=1e-13)
