@@ -130,6 +130,60 @@ def step_size(trainable: Trainable, inner: InnerSettings) -> float | jax.Array:
     return jnp.clip(learned, *inner.step_size_range) if inner.step_size_range else learned
 
 
+def _loss_and_slopes(
+    field: Field,
+    settings: Settings,
+    trainable: Trainable,
+    coords: jax.Array,
+    signals: jax.Array,
+    context: Array | int,
+    key: jax.Array,
+    labels: jax.Array | None = None,
+) -> tuple[jax.Array, Trainable]:
+    """The outer loss of signals [B, N, D] and its slopes, in micro-batches where settings say so."""
+    inner, train, points = settings.inner, settings.train, signals.shape[1]
+    pruned = inner.context == "gradient" and inner.selection_ratio < 1
+    steps = context if isinstance(context, int) else context.shape[-2]
+
+    def loss_of(
+        trainable: Trainable, nudges: Readings, signals: jax.Array, context: Array | int, key: jax.Array
+    ) -> tuple[jax.Array, Readings]:
+        alpha = step_size(trainable, inner)
+        if inner.learned_step_size == "per_latent":  # the same at every place of a latent grid
+            alpha = jnp.tile(alpha, field.model.places)
+        return loss_and_readings(
+            field, trainable.field, coords, signals, context, step_size=alpha, first_order=inner.first_order,
+            remat=inner.remat, channel_loss=train.channel_loss, points_per_chunk=train.points_per_chunk,
+            pruned_to=context_size(points, inner.selection_ratio) if pruned else 0,
+            of_latents=functools.partial(regularised, train=train, key=key, labels=labels), nudges=nudges,
+        )  # fmt: skip
+
+    def of_part(signals: jax.Array, context: Array | int, key: jax.Array):
+        nudges = no_nudges(field, steps=steps + 1, batch=len(signals), dtype=signals.dtype)
+        return jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(trainable, nudges, signals, context, key)
+
+    if train.micro_batch in (0, train.batch_size):
+        (loss, readings), (slopes, back) = of_part(signals, context, key)
+    else:
+        # Signal i goes to micro-batch i % count: each then lies on all devices that the batch is split over.
+        count = train.batch_size // train.micro_batch
+        parts = signals.reshape(-1, count, *signals.shape[1:])
+        contexts = None
+        if not isinstance(context, int) and context.ndim == 3:
+            contexts = context.reshape(-1, count, *context.shape[1:])
+
+        def add(so_far, i):
+            some = context if contexts is None else contexts[:, i]
+            (loss, readings), (slopes, back) = of_part(parts[:, i], some, jax.random.fold_in(key, i))
+            total = jax.tree.map(lambda a, b: a + b / count, so_far, (loss, slopes))
+            return total, (readings, jax.tree.map(lambda slope: slope / count, back))
+
+        nothing = jnp.zeros((), signals.dtype), jax.tree.map(jnp.zeros_like, trainable)
+        (loss, slopes), (readings, back) = jax.lax.scan(add, nothing, jnp.arange(count))
+    readers = slopes_of_readers(field, trainable.field, readings, back)
+    return loss, slopes._replace(field=jax.tree.map(jnp.add, slopes.field, readers))
+
+
 Update = Callable[..., tuple[MetaState, dict[str, jax.Array]]]
 
 
@@ -145,55 +199,7 @@ def make_update(field: Field, settings: Settings, coords: jax.Array, mesh: Mesh 
     "model" axis, the state comes and goes in its `layout`.
     """
     inner, train = settings.inner, settings.train
-
-    def pruned_to(points: int) -> int:
-        pruned = inner.context == "gradient" and inner.selection_ratio < 1
-        return context_size(points, inner.selection_ratio) if pruned else 0
-
-    def gradient(
-        trainable: Trainable, coords: jax.Array, signals: jax.Array, context: Array | int, key: jax.Array,
-        labels: jax.Array | None = None,
-    ) -> tuple[jax.Array, Trainable]:  # fmt: skip
-        """The loss of signals, in micro-batches where settings say so, and its slopes."""
-        steps = context if isinstance(context, int) else context.shape[-2]
-
-        def loss_of(
-            trainable: Trainable, nudges: Readings, signals: jax.Array, context: Array | int, key: jax.Array
-        ) -> tuple[jax.Array, Readings]:
-            alpha = step_size(trainable, inner)
-            if inner.learned_step_size == "per_latent":  # the same at every place of a latent grid
-                alpha = jnp.tile(alpha, field.model.places)
-            return loss_and_readings(
-                field, trainable.field, coords, signals, context, step_size=alpha,
-                first_order=inner.first_order, remat=inner.remat, channel_loss=train.channel_loss,
-                points_per_chunk=train.points_per_chunk, pruned_to=pruned_to(signals.shape[1]),
-                of_latents=functools.partial(regularised, train=train, key=key, labels=labels), nudges=nudges,
-            )  # fmt: skip
-
-        def of_part(signals: jax.Array, context: Array | int, key: jax.Array):
-            nudges = no_nudges(field, steps=steps + 1, batch=len(signals), dtype=signals.dtype)
-            return jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(trainable, nudges, signals, context, key)
-
-        if train.micro_batch in (0, train.batch_size):
-            (loss, readings), (slopes, back) = of_part(signals, context, key)
-        else:
-            # Signal i goes to micro-batch i % count: each then lies on all devices that the batch is split over.
-            count = train.batch_size // train.micro_batch
-            parts = signals.reshape(-1, count, *signals.shape[1:])
-            contexts = None
-            if not isinstance(context, int) and context.ndim == 3:
-                contexts = context.reshape(-1, count, *context.shape[1:])
-
-            def add(so_far, i):
-                some = context if contexts is None else contexts[:, i]
-                (loss, readings), (slopes, back) = of_part(parts[:, i], some, jax.random.fold_in(key, i))
-                total = jax.tree.map(lambda a, b: a + b / count, so_far, (loss, slopes))
-                return total, (readings, jax.tree.map(lambda slope: slope / count, back))
-
-            nothing = jnp.zeros((), signals.dtype), jax.tree.map(jnp.zeros_like, trainable)
-            (loss, slopes), (readings, back) = jax.lax.scan(add, nothing, jnp.arange(count))
-        readers = slopes_of_readers(field, trainable.field, readings, back)
-        return loss, slopes._replace(field=jax.tree.map(jnp.add, slopes.field, readers))
+    gradient = functools.partial(_loss_and_slopes, field, settings)
 
     def update(
         state: MetaState, signals: jax.Array, key: jax.Array, labels: jax.Array | None = None

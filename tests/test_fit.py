@@ -82,6 +82,18 @@ def test_chunks_of_points_change_nothing(field, params, signals, weighted, own_p
         np.testing.assert_allclose(other.losses, fits[0].losses, rtol=1e-10)
 
 
+def test_large_grids_go_in_chunks_of_their_own_accord(field, params):
+    rng, coords = np.random.default_rng(4), mf.grid((128, 128))
+    signals = rng.uniform(size=(4, 128, 128, 1))
+    assert fit._chunk(field, None, 4) < len(coords)
+    one, other = (mf.fit_latent(field, params, signals, steps=2, points_per_chunk=points) for points in (None, 128**2))
+    np.testing.assert_allclose(one.latents, other.latents, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(one.losses, other.losses, rtol=1e-10)
+    latents = rng.normal(size=(4, 8))
+    whole = field.apply(params, latents, coords)
+    np.testing.assert_allclose(mf.reconstruct(field, params, latents, coords), whole, atol=1e-12)
+
+
 def test_weights_are_relative_and_may_have_the_grids_shape(field, params, signals):
     weights = np.random.default_rng(2).uniform(0.5, 2, (4, 6, 5))
     one = mf.fit_latent(field, params, signals, weights=weights)
