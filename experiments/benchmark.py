@@ -34,12 +34,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from experiments.command import refuse
 from experiments.memory import check_memory, return_freed
+from experiments.run_directory import RunError
 from medfuncta_jax import fit_latent, grid, meta_step, methods, sharding
 from medfuncta_jax.context import context_size
-from medfuncta_jax.datasets import batches, open_dataset
+from medfuncta_jax.datasets import DataError, batches, open_dataset
 from medfuncta_jax.field import parameter_count
-from medfuncta_jax.settings import Settings
+from medfuncta_jax.settings import Settings, SettingsError
 from medfuncta_jax.sine import cosine, sine
 
 # Of `--mode=input`: about how long a round of updates is, and batches that are read by themselves, more than are ahead.
@@ -360,10 +362,13 @@ def main(argv: list[str]) -> None:
             settings = settings_of(case, options.set, sizes[0] and int(sizes[0]))
         except ValueError as error:
             raise app.UsageError(f"--set: {error}") from error
-        if options.mode == "input":
-            row = measure_input(case, settings, data_dir=options.data_dir, repeats=options.repeats)
-        else:
-            row = measure(case, settings, mode=options.mode, repeats=options.repeats)
+        try:
+            if options.mode == "input":
+                row = measure_input(case, settings, data_dir=options.data_dir, repeats=options.repeats)
+            else:
+                row = measure(case, settings, mode=options.mode, repeats=options.repeats)
+        except (DataError, RunError, SettingsError) as error:
+            sys.exit(refuse(error, code=1))
         print(json.dumps(row))
         return
     rows = []

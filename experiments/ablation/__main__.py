@@ -18,7 +18,7 @@ import logging
 import queue
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -165,9 +165,13 @@ def _run_grid(table: Table, grid: Sequence[Values], workdir: Path, steps: int | 
             for seed, (cell, place, extra) in itertools.product(range(options.seeds), ready)
             if not is_over(place / f"seed-{seed}.json")
         ]
-        for job in as_completed(jobs):
-            log.info("%s", job.result())
-            results.write(options.table, options.preset, grid, options.seeds, workdir)
+        waiting = set(jobs)
+        while waiting:
+            # Not for longer: where a signal reaches another thread, Python answers it in this one, once it runs.
+            done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+            for job in done:
+                log.info("%s", job.result())
+                results.write(options.table, options.preset, grid, options.seeds, workdir)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from experiments import benchmark
 from medfuncta_jax import meta_step
 from medfuncta_jax.settings import SettingsError
 from tests.datasets.made_up import beat_line
+from tests.experiments.command_line import run_module
 
 SMALL = ["model.layers=3", "model.width=8", "model.latent_dim=4", "inner.steps=2", "fit.steps=2"]
 
@@ -131,3 +132,11 @@ def test_several_batches_are_several_rows(monkeypatch, capsys):
     options.mode = "input"
     with pytest.raises(benchmark.app.UsageError, match="--mode=input reads signals as they are"):
         benchmark.main([])
+
+
+def test_a_refusal_is_one_line(tmp_path):
+    folder = tmp_path / "none"
+    ended = run_module("experiments.benchmark", "--case=1d", "--mode=input", f"--data_dir={folder}")
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith(f"error: {folder}: no such folder")
+    assert "Traceback" not in ended.stderr
