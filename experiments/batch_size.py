@@ -25,7 +25,7 @@ from experiments.progress import log
 from experiments.run_directory import RunDirectory, RunError
 from medfuncta_jax import methods, sharding
 from medfuncta_jax.datasets import Dataset
-from medfuncta_jax.meta_step import EXPORTED_STEP_SIZE
+from medfuncta_jax.field import STEP_SIZE
 from medfuncta_jax.settings import Settings
 
 # Points of all signals together that the first number comes to (as many as `fit_latent` evaluates at once), and the
@@ -122,7 +122,7 @@ def _tried(settings: Settings, dataset: Dataset) -> dict[int, float]:
         batch = sharding.split_batch(mesh, splits[0].signals(np.arange(size) % len(splits[0])))
         rules = rules_of(settings)
         program = fit_batch.lower(
-            field, params, batch, None, EXPORTED_STEP_SIZE, dtype=settings.extract.dtype, **rules
+            field, params, batch, None, STEP_SIZE, dtype=settings.extract.dtype, **rules
         ).compile()
         needed, free = program_bytes(program), free_bytes()
         if needed is not None and free is not None and needed > free:
@@ -130,7 +130,7 @@ def _tried(settings: Settings, dataset: Dataset) -> dict[int, float]:
         seconds: list[float] = []
         while not seconds or (sum(seconds) < _SECONDS and len(seconds) < 3):
             began = time.monotonic()
-            jax.block_until_ready(program(params, batch, None, EXPORTED_STEP_SIZE, key=rules["key"]))
+            jax.block_until_ready(program(params, batch, None, STEP_SIZE, key=rules["key"]))
             seconds.append(time.monotonic() - began)
         return size / min(seconds)
 

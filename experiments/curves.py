@@ -30,8 +30,8 @@ from medfuncta_jax.checkpoint import load_field
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets import Dataset
 from medfuncta_jax.datasets.volumes import resample
+from medfuncta_jax.field import STEP_SIZE
 from medfuncta_jax.fit import reconstruct
-from medfuncta_jax.meta_step import EXPORTED_STEP_SIZE
 from medfuncta_jax.settings import Settings
 
 # Values that are decoded and compared at once.
@@ -73,9 +73,7 @@ def curves(
     def fitted(steps: int, weights: np.ndarray | None = None) -> np.ndarray:
         changed = dataclasses.replace(settings, fit=dataclasses.replace(settings.fit, steps=steps))
         stop.check("nothing of the curves is kept")
-        return fit_signals(
-            field, params, split, rows, changed, mesh, step_size=EXPORTED_STEP_SIZE, weights=weights
-        ).latents
+        return fit_signals(field, params, split, rows, changed, mesh, step_size=STEP_SIZE, weights=weights).latents
 
     def summary(values: Mapping[str, np.ndarray]) -> dict:
         return metrics.summary(values, resamples=settings.evaluate.resamples, seed=settings.seed)

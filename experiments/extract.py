@@ -24,6 +24,7 @@ from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.checkpoint import load_field
 from medfuncta_jax.datasets import Dataset, Split
 from medfuncta_jax.datasets.dataset import Annotations
+from medfuncta_jax.field import STEP_SIZE
 from medfuncta_jax.latent_store import (
     LatentFile,
     LatentStoreError,
@@ -33,7 +34,6 @@ from medfuncta_jax.latent_store import (
     load_latents,
     write_file,
 )
-from medfuncta_jax.meta_step import EXPORTED_STEP_SIZE
 from medfuncta_jax.settings import Settings
 
 CARD = "README.md"
@@ -98,7 +98,7 @@ def extract(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopR
                     stale.unlink(missing_ok=True)  # of a killed job
                 fitted = fit_signals(
                     field, params, split, np.asarray(part.rows), settings, mesh,
-                    step_size=EXPORTED_STEP_SIZE, dtype=config.dtype, after_batch=after_batch,
+                    step_size=STEP_SIZE, dtype=config.dtype, after_batch=after_batch,
                 )  # fmt: skip
                 psnr.append(fitted.psnr)
                 for write in writes:  # one file is written while the next one is fitted

@@ -35,9 +35,9 @@ from experiments.progress import Progress
 from medfuncta_jax.checkpoint import FIELD_FILE, CheckpointError, load_field, save_field
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets.dataset import SPLITS
-from medfuncta_jax.field import Field, Params, field_from_layers
+from medfuncta_jax.field import STEP_SIZE, Field, Params, field_from_layers
 from medfuncta_jax.latent_store import field_checksum, file_name, write_file
-from medfuncta_jax.meta_step import EXPORTED_STEP_SIZE, Trainable, exported_params
+from medfuncta_jax.meta_step import Trainable, exported_params
 from medfuncta_jax.settings import InnerSettings, ModelSettings
 
 # Our names of a layer's parts and arrays, and the release's.
@@ -59,7 +59,7 @@ def field_of(
     omega_first: float | None = None,
     omega_increment: float | None = None,
     residual: bool | None = None,
-    step_size: float = EXPORTED_STEP_SIZE,
+    step_size: float = STEP_SIZE,
 ) -> tuple[Field, Params, tuple[int, ...] | None]:
     """A field from the release's arrays.
 
@@ -336,7 +336,7 @@ def import_latents(folder: Path, out: Path, *, shape: tuple[int, ...] | None, st
     for name, count in counts.items():
         latents, labels = read_datapoints(folder / name, count, latent_dim=field.model.latent_dim if field else None)
         # Of the field, row p of every modulation is scaled by r, so its latents by 1 / r (see `exported_params`).
-        latents /= np.float32(math.sqrt(step_size / EXPORTED_STEP_SIZE))
+        latents /= np.float32(math.sqrt(step_size / STEP_SIZE))
         file = _write_latents(out / "latents", name, latents, labels, about)
         lines.append(f"{file}: {count} latents of {latents.shape[1]}, labels {labels.min()} to {labels.max()}")
     return lines
@@ -368,7 +368,7 @@ def define_flags(options: flags.FlagValues = flags.FLAGS) -> None:
     )
     flags.DEFINE_float("omega_increment", None, "w0_increment of the training.", flag_values=options)
     flags.DEFINE_bool("residual", None, "Residual connections; by default as stored, else yes.", flag_values=options)
-    flags.DEFINE_float("step_size", EXPORTED_STEP_SIZE, "inner_lr of the training.", 1e-12, flag_values=options)
+    flags.DEFINE_float("step_size", STEP_SIZE, "inner_lr of the training.", 1e-12, flag_values=options)
     flags.DEFINE_string("grid", None, "Training grid, 64x64 for one, where no file holds it.", flag_values=options)
 
 

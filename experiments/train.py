@@ -22,6 +22,7 @@ from medfuncta_jax.checkpoint import FIELD_FILE, Checkpoints, save_field
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets import Dataset, batches
 from medfuncta_jax.datasets.pipeline import batch_rows
+from medfuncta_jax.field import STEP_SIZE
 from medfuncta_jax.settings import Settings
 
 _REMEDY = "try a lower train.learning_rate, inner.step_size or model.omega_last, or train.warmup_steps"
@@ -165,7 +166,7 @@ class _Loop:
         params = sharding.replicate(self.mesh, params)  # for the time of a validation, also where they are split
         fitted = fit_signals(
             self.field, params, self.dataset.splits["val"], self.validation_rows, self.settings, self.mesh,
-            step_size=meta_step.EXPORTED_STEP_SIZE,
+            step_size=STEP_SIZE,
         )  # fmt: skip
         psnr = float(fitted.psnr.mean())
         self.run.append_metrics([{"step": step, "val_psnr": psnr, "seconds": round(self.seconds(), 3)}])

@@ -17,9 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from medfuncta_jax.arrays import Array, as_array
 from medfuncta_jax.settings import ClassifySettings
-
-Array = jax.Array | np.ndarray
 
 
 class Mlp(nn.Module):
@@ -78,7 +77,7 @@ def fit_mlp(
     """Train the MLP; the same arguments give the same network.
 
     Args:
-      features, val_features: floating, [n, P] and [m, P], of any scale.
+      features, val_features: floating, [n, P] and [m, P], of any scale and framework.
       labels, val_labels: int [n] and [m] in [0, classes), or 0 and 1, [n, classes], for several labels a signal.
       classes: number of classes or labels.
       key: of the initialisation, the order of the signals and dropout.
@@ -88,7 +87,10 @@ def fit_mlp(
     Raises:
       ValueError: arrays that do not belong together.
     """
-    labels, val_labels = np.asarray(labels), np.asarray(val_labels)
+    features, val_features = (
+        np.asarray(as_array(name, x)) for name, x in (("features", features), ("val_features", val_features))
+    )
+    labels, val_labels = (np.asarray(as_array(name, y)) for name, y in (("labels", labels), ("val_labels", val_labels)))
     multi_label = labels.ndim == 2
     for x, y in ((features, labels), (val_features, val_labels)):
         if x.ndim != 2 or x.shape[1:] != features.shape[1:] or len(x) != len(y) or len(x) == 0:

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from medfuncta_jax.basis import BasisField, has_basis
+from medfuncta_jax.passes import SirenField
+from medfuncta_jax.point_field import Params, PointField
 from medfuncta_jax.settings import ModelSettings, SettingsError
-from medfuncta_jax.siren import Basis, ModulatedSiren, Modulations, PointFeatures
-
-Params = dict[str, dict[str, jax.Array]]
+from medfuncta_jax.siren import ModulatedSiren, Modulations
 
 
 @dataclass(frozen=True)
@@ -52,45 +53,32 @@ class Field:
         """The Flax module behind `init` and `apply`."""
         return ModulatedSiren(model=self.model, coord_dims=self.coord_dims, channels=self.channels)
 
+    @property
+    def points(self) -> PointField:
+        """How points and modulations make values, and the derivatives of squared errors."""
+        return BasisField(self.module) if has_basis(self.model) else SirenField(self.module)
+
     def init(self, key: jax.Array, dtype: Any = jnp.float32) -> Params:
         """Random shared parameters, `{"layer_1": {"kernel": [C, L], "bias": [L]}, ...}`."""
         return _init(self, key, dtype)
 
     def apply(self, params: Params, latents: jax.Array, coords: jax.Array) -> jax.Array:
         """f(x; phi): latents [B, P] and coords [N, C] or [B, N, C] in [-1, 1] -> [B, N, D]."""
-        return self.decode(params, latents, self.point_features(params, coords))
+        point_params, readers = self.split(params)
+        features = self.points.features(point_params, coords if coords.ndim == 3 else coords[None])
+        return self.points.values(point_params, self.modulations(readers, latents), features)
 
-    def point_features(self, params: Params, coords: jax.Array) -> PointFeatures | Basis:
-        """The part of the field that needs no latent, for `decode`: coords [N, C] or [B, N, C] in [-1, 1]."""
-        coords = coords if coords.ndim == 3 else coords[None]
-        return cast(PointFeatures | Basis, self.module.apply({"params": params}, coords, method="point_features"))
+    def split(self, params: Params) -> tuple[Params, Params]:
+        """The layers that read points, and those between latents and modulations, which hold most parameters."""
+        numbered = {f"layer_{k}" for k in range(1, self.model.layers + 1)}
+        return (
+            {name: layer for name, layer in params.items() if name in numbered},
+            {name: layer for name, layer in params.items() if name not in numbered},
+        )
 
-    def modulations(self, params: Params, latents: jax.Array) -> Modulations:
-        """The part of the field that needs no point, for `decode`: latents [B, P]."""
-        return cast(Modulations, self.module.apply({"params": params}, latents, method="modulations"))
-
-    def decode(self, params: Params, latents: jax.Array | Modulations, features: PointFeatures | Basis) -> jax.Array:
-        """Values [B, N, D] for latents [B, P], or their modulations, at the points of `features`."""
-        return cast(jax.Array, self.module.apply({"params": params}, latents, features, method="decode"))
-
-    def slope_norms(self, params: Params, latents: jax.Array, coords: jax.Array, signals: jax.Array) -> jax.Array:
-        """Norms [B, N]: of the slope of each point's squared error (all channels) in the last layer's parameters.
-
-        Args:
-          latents: [B, P].
-          coords: [N, C] or [B, N, C].
-          signals: [B, N, D].
-        """
-        variables, coords = {"params": params}, coords if coords.ndim == 3 else coords[None]
-        features = self.module.apply(variables, coords, basis=False, method="point_features")
-        hidden = cast(jax.Array, self.module.apply(variables, latents, features, method="last_hidden"))
-        errors = cast(jax.Array, self.module.apply(variables, hidden, method="head")) - signals
-        # The slope in the kernel is 2 h e', in the bias 2 e.
-        return 2 * jnp.sqrt(jnp.square(errors).sum(-1) * (1 + jnp.square(hidden).sum(-1)))
-
-    def coefficients(self, params: Params, latents: jax.Array | Modulations) -> jax.Array:
-        """[B, 2L, D] of latents [B, P], or their modulations, for a field whose `point_features` are a `Basis`."""
-        return cast(jax.Array, self.module.apply({"params": params}, latents, method="coefficients"))
+    def modulations(self, readers: Params, latents: jax.Array) -> Modulations:
+        """The part of the field that needs no point, for latents [B, P] and the second half of `split`."""
+        return cast(Modulations, self.module.apply({"params": readers}, latents, method="modulations"))
 
     def latent_layers(self) -> tuple[str, ...]:
         """Names of the layers that read the latent: shift modulations, and scale modulations where there are any."""
@@ -163,3 +151,29 @@ def params_dtype(params: Params) -> jnp.dtype:
 def parameter_count(params: Params) -> int:
     """Number of shared scalars, e.g. 7,675,393 for the paper's 2D field."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+# The step size that the latents of every exported field are scaled to.
+STEP_SIZE = 1e-2
+
+
+def rescale_latent(field: Field, params: Params, step_size: float | jax.Array) -> Params:
+    """The same field with its latent rescaled so that `STEP_SIZE`, the default of `fit_latent`, acts as `step_size`.
+
+    With phi_p = r_p psi_p and r_p = sqrt(alpha_p / a), SGD on psi with step a visits the same fields as SGD on phi
+    with steps alpha_p, because d/dpsi_p = r_p d/dphi_p. The latent enters linearly, so scaling row p of every
+    modulation kernel by r_p is the whole change.
+
+    Args:
+      field, params: the shared network.
+      step_size: alpha > 0 that the field was trained with, a scalar, or one an entry of the latent (of one place, where
+        the latent is a grid).
+    """
+    ratio = jnp.sqrt(jnp.asarray(step_size) / STEP_SIZE)
+    scaled = {}
+    for name in field.latent_layers():
+        layer = params[name]
+        scaled[name] = {**layer, "kernel": (ratio[..., None] * layer["kernel"]).astype(layer["kernel"].dtype)}
+    if field.model.codebook:  # in the scale of the latent, which is one for all entries
+        scaled["codebook"] = jax.tree.map(lambda leaf: (leaf / ratio).astype(leaf.dtype), params["codebook"])
+    return {**params, **scaled}

@@ -1,4 +1,4 @@
-"""Meta-training: one update of the shared weights down the slope of the outer loss (`outer_loss`)."""
+"""Meta-training: one update of the shared weights along the gradient of the meta-loss (`meta_loss`)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ import optax
 from jax.sharding import Mesh
 
 from medfuncta_jax import sharding
-from medfuncta_jax.context import context_size, random_context
-from medfuncta_jax.field import Field, Params
-from medfuncta_jax.inner_loop import Array, Readings, no_nudges, slopes_of_readers
-from medfuncta_jax.loss import regularised
-from medfuncta_jax.outer_loss import loss_and_readings
+from medfuncta_jax.arrays import Array
+from medfuncta_jax.context import GradientContext, context_size, random_context
+from medfuncta_jax.field import Field, Params, rescale_latent
+from medfuncta_jax.inner_steps import InnerLoop
+from medfuncta_jax.latent_loss import latent_loss, latent_noise
+from medfuncta_jax.outer_loss import meta_loss
 from medfuncta_jax.settings import InnerSettings, Settings, TrainSettings
-
-# The step size that every exported field is scaled to; `fit_latent`'s default.
-EXPORTED_STEP_SIZE = 1e-2
 
 
 class Trainable(NamedTuple):
@@ -109,7 +107,7 @@ def layout(field: Field, tree: Any, mesh: Mesh) -> Any:
     """How a state, or a part of one, lies on the devices of `mesh`: a `PartitionSpec` for every array.
 
     Split over "model" are the weights [P, ...] of `Field.latent_layers`, in whatever has the form of `Trainable`: the
-    parameters themselves, their slopes, the optimizer's moments.
+    parameters themselves, their gradient, the optimizer's moments.
     """
 
     def of(part: Any) -> Any:
@@ -130,58 +128,45 @@ def step_size(trainable: Trainable, inner: InnerSettings) -> float | jax.Array:
     return jnp.clip(learned, *inner.step_size_range) if inner.step_size_range else learned
 
 
-def _loss_and_slopes(
+def inner_loop_of(settings: Settings, *, points: int) -> InnerLoop:
+    """The inner loop that a run's settings ask for, for signals of `points` points."""
+    inner, train = settings.inner, settings.train
+    pruned = inner.context == "gradient" and inner.selection_ratio < 1
+    return InnerLoop(
+        steps=inner.steps,
+        step_size=inner.step_size,
+        selection_ratio=inner.selection_ratio,
+        shared_context=inner.shared_context,
+        first_order=inner.first_order,
+        remat=inner.remat,
+        channel_loss=train.channel_loss,
+        points_per_chunk=train.points_per_chunk,
+        micro_batches=train.batch_size // (train.micro_batch or train.batch_size),
+        choose=GradientContext(context_size(points, inner.selection_ratio)) if pruned else None,
+    )
+
+
+def _loss_and_gradient(
     field: Field,
     settings: Settings,
     trainable: Trainable,
     coords: jax.Array,
     signals: jax.Array,
-    context: Array | int,
-    key: jax.Array,
-    labels: jax.Array | None = None,
+    context: jax.Array | None,
+    latent_loss: jax.tree_util.Partial,
 ) -> tuple[jax.Array, Trainable]:
-    """The outer loss of signals [B, N, D] and its slopes, in micro-batches where settings say so."""
-    inner, train, points = settings.inner, settings.train, signals.shape[1]
-    pruned = inner.context == "gradient" and inner.selection_ratio < 1
-    steps = context if isinstance(context, int) else context.shape[-2]
+    """The meta-loss of signals [B, N, D] and its gradient."""
 
-    def loss_of(
-        trainable: Trainable, nudges: Readings, signals: jax.Array, context: Array | int, key: jax.Array
-    ) -> tuple[jax.Array, Readings]:
-        alpha = step_size(trainable, inner)
-        if inner.learned_step_size == "per_latent":  # the same at every place of a latent grid
+    def loss_of(trainable: Trainable) -> jax.Array:
+        alpha = step_size(trainable, settings.inner)
+        if settings.inner.learned_step_size == "per_latent":  # the same at every place of a latent grid
             alpha = jnp.tile(alpha, field.model.places)
-        return loss_and_readings(
-            field, trainable.field, coords, signals, context, step_size=alpha, first_order=inner.first_order,
-            remat=inner.remat, channel_loss=train.channel_loss, points_per_chunk=train.points_per_chunk,
-            pruned_to=context_size(points, inner.selection_ratio) if pruned else 0,
-            of_latents=functools.partial(regularised, train=train, key=key, labels=labels), nudges=nudges,
+        return meta_loss(
+            field, trainable.field, signals, context, inner=inner_loop_of(settings, points=len(coords)), coords=coords,
+            step_size=alpha, latent_loss=latent_loss,
         )  # fmt: skip
 
-    def of_part(signals: jax.Array, context: Array | int, key: jax.Array):
-        nudges = no_nudges(field, steps=steps + 1, batch=len(signals), dtype=signals.dtype)
-        return jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(trainable, nudges, signals, context, key)
-
-    if train.micro_batch in (0, train.batch_size):
-        (loss, readings), (slopes, back) = of_part(signals, context, key)
-    else:
-        # Signal i goes to micro-batch i % count: each then lies on all devices that the batch is split over.
-        count = train.batch_size // train.micro_batch
-        parts = signals.reshape(-1, count, *signals.shape[1:])
-        contexts = None
-        if not isinstance(context, int) and context.ndim == 3:
-            contexts = context.reshape(-1, count, *context.shape[1:])
-
-        def add(so_far, i):
-            some = context if contexts is None else contexts[:, i]
-            (loss, readings), (slopes, back) = of_part(parts[:, i], some, jax.random.fold_in(key, i))
-            total = jax.tree.map(lambda a, b: a + b / count, so_far, (loss, slopes))
-            return total, (readings, jax.tree.map(lambda slope: slope / count, back))
-
-        nothing = jnp.zeros((), signals.dtype), jax.tree.map(jnp.zeros_like, trainable)
-        (loss, slopes), (readings, back) = jax.lax.scan(add, nothing, jnp.arange(count))
-    readers = slopes_of_readers(field, trainable.field, readings, back)
-    return loss, slopes._replace(field=jax.tree.map(jnp.add, slopes.field, readers))
+    return jax.value_and_grad(loss_of)(trainable)
 
 
 Update = Callable[..., tuple[MetaState, dict[str, jax.Array]]]
@@ -198,8 +183,8 @@ def make_update(field: Field, settings: Settings, coords: jax.Array, mesh: Mesh 
     itself, the compiler sums parameters' gradients in every inner step of every micro-batch. Where the mesh has a
     "model" axis, the state comes and goes in its `layout`.
     """
-    inner, train = settings.inner, settings.train
-    gradient = functools.partial(_loss_and_slopes, field, settings)
+    train = settings.train
+    gradient_of = functools.partial(_loss_and_gradient, field, settings)
 
     def update(
         state: MetaState, signals: jax.Array, key: jax.Array, labels: jax.Array | None = None
@@ -211,74 +196,75 @@ def make_update(field: Field, settings: Settings, coords: jax.Array, mesh: Mesh 
                 jax.random.fold_in(key, 1), points=len(coords), selection_ratio=train.selection_ratio, steps=1
             )[0]  # fmt: skip
             points, signals = coords[rows], signals[:, rows]
-        context: Array | int = inner.steps
-        if inner.selection_ratio < 1 and inner.context == "random":
-            context = random_context(
-                key,
-                points=signals.shape[1],
-                selection_ratio=inner.selection_ratio,
-                steps=inner.steps,
-                signals=None if inner.shared_context else signals.shape[0],
-            )
-        own_key = jax.random.fold_in(key, 2)
-        # What a signal's loss owes to others of the batch, or to a draw for all of it, is for the compiler to split.
+        batch = len(signals)
+        context = inner_loop_of(settings, points=len(points)).contexts(key, points=len(points), signals=batch)
+        noise = latent_noise(train, jax.random.fold_in(key, 2), (batch, field.model.latent_dim), signals.dtype)
+        of_latents = jax.tree_util.Partial(functools.partial(latent_loss, train), noise, labels)
         if mesh is None or mesh.size == 1:
-            loss, slopes = gradient(state.trainable, points, signals, context, own_key, labels)
-        elif labels is not None or train.latent_noise:
+            loss, gradient = gradient_of(state.trainable, points, signals, context, of_latents)
+        elif labels is not None:  # the contrastive loss joins signals of all devices: for the compiler to split
             whole = sharding.constrain(mesh, state.trainable, jax.tree.map(lambda _: sharding.WHOLE, state.trainable))
-            loss, slopes = gradient(whole, points, signals, context, own_key, labels)
+            loss, gradient = gradient_of(whole, points, signals, context, of_latents)
         else:
-            per_signal = not isinstance(context, int) and context.ndim == 3
-            given = None if isinstance(context, int) else context
             one, many = sharding.WHOLE, sharding.SIGNALS
             specs = layout(field, state.trainable, mesh)
 
-            def on_one_device(trainable, points, signals, given, key):
-                whole = sharding.gather(trainable, specs)
-                own = gradient(whole, points, signals, context if given is None else given, key)
+            def on_one_device(trainable, *given):
+                own = gradient_of(sharding.gather(trainable, specs), *given)
                 return sharding.mean_over_devices(own, (one, specs))
 
-            loss, slopes = jax.shard_map(
-                on_one_device, mesh=mesh, in_specs=(specs, one, many, many if per_signal else one, one),
-                out_specs=(one, specs), check_vma=False,
-            )(state.trainable, points, signals, given, own_key)  # fmt: skip
-        state, metrics = descend(state, loss, slopes, train)
+            loss, gradient = jax.shard_map(
+                on_one_device, mesh=mesh, out_specs=(one, specs), check_vma=False,
+                in_specs=(specs, one, many, many if context is not None and context.ndim == 3 else one, many),
+            )(state.trainable, points, signals, context, of_latents)  # fmt: skip
+        state, metrics = descend(state, loss, gradient, train)
         return state if mesh is None else sharding.constrain(mesh, state, layout(field, state, mesh)), metrics
 
     return update
 
 
+def make_train_step(
+    field: Field, inner: InnerLoop, optimizer: optax.GradientTransformation, *, coords: Array | None = None
+) -> Callable[..., tuple[Params, optax.OptState, dict[str, jax.Array]]]:
+    """The pure function `train_step(params, optimizer_state, signals, key) -> (params, optimizer_state, metrics)`.
+
+    One meta-update with any optimizer, for a training loop of one's own; jit it. `signals` and `coords` are those of
+    `meta_loss`, `key` draws the contexts, and metrics are the scalars `loss` and `gradient_norm`.
+    """
+
+    def train_step(
+        params: Params, optimizer_state: optax.OptState, signals: Array, key: jax.Array
+    ) -> tuple[Params, optax.OptState, dict[str, jax.Array]]:
+        loss, gradient = jax.value_and_grad(
+            lambda params: meta_loss(field, params, signals, key, inner=inner, coords=coords)
+        )(params)
+        changes, optimizer_state = optimizer.update(gradient, optimizer_state, params)
+        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
+        return optax.apply_updates(params, changes), optimizer_state, metrics
+
+    return train_step
+
+
 def descend(
-    state: MetaState, loss: jax.Array, slopes: Trainable, train: TrainSettings
+    state: MetaState, loss: jax.Array, gradient: Trainable, train: TrainSettings
 ) -> tuple[MetaState, dict[str, jax.Array]]:
     """One step of the optimizer; metrics as in `make_update`."""
-    changes, optimizer_state = make_optimizer(train).update(slopes, state.optimizer, state.trainable)
+    changes, optimizer_state = make_optimizer(train).update(gradient, state.optimizer, state.trainable)
     metrics = {
         "loss": loss,
-        "gradient_norm": optax.tree.norm(slopes),
+        "gradient_norm": optax.tree.norm(gradient),
         "learning_rate": jnp.asarray(learning_rate_schedule(train, train.learning_rate)(state.step)),
     }
     return MetaState(state.step + 1, optax.apply_updates(state.trainable, changes), optimizer_state), metrics
 
 
 def exported_params(field: Field, trainable: Trainable, inner: InnerSettings) -> Params:
-    """The field with its latent rescaled so that `EXPORTED_STEP_SIZE` is the right step size.
+    """The field with its latent rescaled so that the default step size of `fit_latent` is the trained one.
 
-    With phi_p = r_p psi_p and r_p = sqrt(alpha_p / a), SGD on psi with step a visits the same fields as SGD on phi
-    with steps alpha_p, because d/dpsi_p = r_p d/dphi_p. The latent enters linearly, so scaling row p of every
-    modulation kernel by r_p is the whole change.
-
-    A field of patches was trained on single ones, each with a loss of its own. Of a whole signal the loss is the mean
-    over patches, whose slope is that many times smaller, and the step size so many times larger.
+    A field of patches was trained on single ones, each with a loss of its own. The loss of a whole signal is the mean
+    over patches, whose gradient is that many times smaller, and the step size so many times larger.
     """
     alpha = jnp.asarray(step_size(trainable, inner))
     if field.model.latent_interpolation == "patches":
         alpha = alpha * field.model.places
-    ratio = jnp.sqrt(alpha / EXPORTED_STEP_SIZE)
-    scaled = {}
-    for name in field.latent_layers():
-        layer = trainable.field[name]
-        scaled[name] = {**layer, "kernel": (ratio[..., None] * layer["kernel"]).astype(layer["kernel"].dtype)}
-    if field.model.codebook:  # in the scale of the latent, which is one for all entries
-        scaled["codebook"] = jax.tree.map(lambda leaf: (leaf / ratio).astype(leaf.dtype), trainable.field["codebook"])
-    return {**trainable.field, **scaled}
+    return rescale_latent(field, trainable.field, alpha)

@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medfuncta_jax.arrays import Array, as_array, checked_coords
 from medfuncta_jax.field import Field, Params, params_dtype
-
-Array = jax.Array | np.ndarray
 
 _CHUNK = 1024
 _PAIRS_AN_ENTRY = 32
@@ -32,8 +31,8 @@ def signal_metric(
 
     Args:
       field, params: the shared network.
-      latents: [B, P], of training signals, around which the derivative is taken.
-      coords: [N, C] in [-1, 1]: the points of a signal.
+      latents: [B, P], of training signals, around which the derivative is taken; of any framework.
+      coords: [N, C] or [*grid, C] in [-1, 1]: the points of a signal.
       key: draws the pairs of a latent and a point that enter the mean.
       pairs: how many; None takes 32 P. All B N D are taken where they are no more.
     Returns:
@@ -41,11 +40,10 @@ def signal_metric(
     Raises:
       ValueError: shapes that do not belong together, or `pairs` below 1.
     """
-    size = field.model.latent_dim
+    size, latents = field.model.latent_dim, as_array("latents", latents)
+    coords = checked_coords(coords, coord_dims=field.coord_dims).reshape(-1, field.coord_dims)
     if latents.ndim != 2 or latents.shape[1] != size or not len(latents):
         raise ValueError(f"latents {latents.shape} must be [B, {size}], B at least 1")
-    if coords.ndim != 2 or coords.shape[1] != field.coord_dims or not len(coords):
-        raise ValueError(f"coords {coords.shape} must be [N, {field.coord_dims}], N at least 1")
     pairs = _PAIRS_AN_ENTRY * size if pairs is None else pairs
     if pairs < 1:
         raise ValueError(f"pairs must be at least 1, got {pairs}")
@@ -75,5 +73,5 @@ def _sum_of_squares(
     def value(latent, point, channel):
         return field.apply(params, latent[None], point[None])[0, 0, channel]
 
-    slopes = jax.vmap(jax.grad(value))(latents, points, channels)
-    return jnp.matmul(slopes.T, slopes, precision=jax.lax.Precision.HIGHEST)
+    gradients = jax.vmap(jax.grad(value))(latents, points, channels)
+    return jnp.matmul(gradients.T, gradients, precision=jax.lax.Precision.HIGHEST)

@@ -21,6 +21,37 @@ _SINE = (9.99999995e-01, -1.66666567e-01, 8.33302520e-03, -1.98074220e-04, 2.601
 _COSINE = (1.00000000e00, -4.99999994e-01, 4.16666363e-02, -1.38883615e-03, 2.47601650e-05, -2.60515496e-07)
 
 
+@jax.custom_jvp
+def sine(x: jax.Array) -> jax.Array:
+    """sin(x) elementwise, differentiable to any order.
+
+    Args:
+      x: any shape, radians. In float32 the absolute error stays below 5e-7 for |x| < 1000 and grows
+        with |x| beyond 25,000, where float32 itself no longer resolves a period well.
+    Returns:
+      The same shape and dtype, in [-1, 1].
+    """
+    x = jnp.asarray(x)
+    if x.dtype != jnp.float32:
+        return jnp.sin(x)
+    r, sign = _reduce(x)
+    return _with_sign(r * _polynomial(_SINE, r * r), sign)
+
+
+@jax.custom_jvp
+def cosine(x: jax.Array) -> jax.Array:
+    """cos(x) elementwise, with the same accuracy as `sine`, whose derivative it is."""
+    x = jnp.asarray(x)
+    if x.dtype != jnp.float32:
+        return jnp.cos(x)
+    r, sign = _reduce(x)
+    return _with_sign(_polynomial(_COSINE, r * r), sign)
+
+
+sine.defjvps(lambda tangent, value, x: cosine(x) * tangent)
+cosine.defjvps(lambda tangent, value, x: -sine(x) * tangent)
+
+
 def _reduce(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """x = k pi + r with |r| <= pi/2; returns r and the sign bit (-1)^k as an integer mask."""
     k = jnp.round(x * _INVERSE_PI)
@@ -40,44 +71,3 @@ def _polynomial(coefficients: tuple[float, ...], x: jax.Array) -> jax.Array:
 def _with_sign(value: jax.Array, sign_bit: jax.Array) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(value, jnp.int32) ^ sign_bit
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
-
-
-def sine(x: jax.Array) -> jax.Array:
-    """sin(x) elementwise, differentiable to any order.
-
-    Args:
-      x: any shape, radians. In float32 the absolute error stays below 5e-7 for |x| < 1000 and grows
-        with |x| beyond 25,000, where float32 itself no longer resolves a period well.
-    Returns:
-      The same shape and dtype, in [-1, 1].
-    """
-    return _sine_and_cosine(x)[0]
-
-
-def cosine(x: jax.Array) -> jax.Array:
-    """cos(x) elementwise, with the same accuracy as `sine`, whose derivative it is."""
-    return _sine_and_cosine(x)[1]
-
-
-def _sine_and_cosine(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Both, each the derivative of the other: no order of differentiation evaluates, or keeps, any but these two."""
-    fixed = jax.lax.stop_gradient(x)
-    if x.dtype != jnp.float32:
-        return _with_derivatives(x, jnp.sin(fixed), jnp.cos(fixed))
-    r, sign = _reduce(fixed)
-    return _with_derivatives(
-        x, _with_sign(r * _polynomial(_SINE, r * r), sign), _with_sign(_polynomial(_COSINE, r * r), sign)
-    )
-
-
-@jax.custom_jvp
-def _with_derivatives(x: jax.Array, sine: jax.Array, cosine: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The given values, which have no derivatives of their own, with those of sin(x) and cos(x)."""
-    del x
-    return sine, cosine
-
-
-@_with_derivatives.defjvp
-def _jvp(primals, tangents):
-    sine, cosine = _with_derivatives(*primals)
-    return (sine, cosine), (cosine * tangents[0], -sine * tangents[0])

@@ -82,7 +82,7 @@ def test_a_codebook_decodes_the_nearest_vectors(layers):
     np.testing.assert_allclose(
         field.apply(params, latents, coords), by_hand(field, params, nearest, coords), atol=1e-12
     )
-    # Latent and codebook both have the slopes of the vectors that are decoded.
+    # Latent and codebook both have the gradient of the vectors that are decoded.
     plain = small_field(layers=layers)
     layers_alone = {name: layer for name, layer in params.items() if name != "codebook"}
     expected = jax.grad(lambda z: jnp.square(plain.apply(layers_alone, z, coords)).sum())(nearest)
@@ -110,17 +110,17 @@ def test_two_layers_with_the_first_modulated_only():
         {"layers": 4, "latent_dim": 12, "latent_grid": (2, 2)},
     ],
 )
-def test_modulations_stand_for_latents(changes):
+def test_a_field_is_its_two_halves(changes):
     model = mf.ModelSettings(**{"width": 10, "latent_dim": 6, **changes})
     field = mf.Field(model, 2, 1)
     params, latents = (
         field.init(jax.random.key(0), jnp.float64),
         np.random.default_rng(0).normal(size=(3, model.latent_dim)),
     )
-    features = field.point_features(params, mf.grid((4, 5)))
-    from_latents, from_modulations = (
-        field.decode(params, given, features) for given in (latents, field.modulations(params, latents))
-    )
+    point_params, readers = field.split(params)
+    features = field.points.features(point_params, mf.grid((4, 5))[None])
+    from_latents = field.apply(params, latents, mf.grid((4, 5)))
+    from_modulations = field.points.values(point_params, field.modulations(readers, latents), features)
     np.testing.assert_allclose(from_modulations, from_latents, rtol=1e-13)
     assert np.ptp(from_latents, axis=0).max() > 0
 
@@ -214,16 +214,16 @@ def test_omega_and_learning_rate():
     losses = []
     for _ in range(200):
         for i, (omega, rate) in enumerate(zip(omegas, rates, strict=True)):
-            loss, slopes = jax.value_and_grad(lambda layer, omega=omega: ((output(layer, omega) - target) ** 2).mean())(
-                layers[i]
-            )
-            layers[i] = jax.tree.map(lambda w, slope, rate=rate: w - rate * slope, layers[i], slopes)
+            loss, gradient = jax.value_and_grad(
+                lambda layer, omega=omega: ((output(layer, omega) - target) ** 2).mean()
+            )(layers[i])
+            layers[i] = jax.tree.map(lambda w, slope, rate=rate: w - rate * slope, layers[i], gradient)
         losses.append(float(loss))
         np.testing.assert_allclose(output(layers[0], omegas[0]), output(layers[1], omegas[1]), atol=1e-11)
     assert losses[-1] < 0.9 * losses[0]
     # The relation is needed: with equal rates the two part.
     equal = [(weights / omega, bias / omega) for omega in omegas]
     for i, omega in enumerate(omegas):
-        slopes = jax.grad(lambda layer, omega=omega: ((output(layer, omega) - target) ** 2).mean())(equal[i])
-        equal[i] = jax.tree.map(lambda w, slope: w - rate_m * slope, equal[i], slopes)
+        gradient = jax.grad(lambda layer, omega=omega: ((output(layer, omega) - target) ** 2).mean())(equal[i])
+        equal[i] = jax.tree.map(lambda w, slope: w - rate_m * slope, equal[i], gradient)
     assert np.abs(output(equal[0], omegas[0]) - output(equal[1], omegas[1])).max() > 1e-4

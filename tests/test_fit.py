@@ -69,7 +69,6 @@ def test_chunks_of_points_change_nothing(field, params, signals, weighted, own_p
     weights = np.random.default_rng(2).uniform(0, 2, (4, 30)) if weighted else None
     if weighted:
         weights[:, ::7] = 0
-        weights[3] = 0  # nothing of it was seen
     fits = [
         mf.fit_latent(
             field, params, signals.reshape(4, 30, 1), coords=coords, weights=weights, safeguard=True,
@@ -112,8 +111,9 @@ def test_an_integer_weight_repeats_a_point(field, params):
     np.testing.assert_allclose(one.latents, other.latents, rtol=1e-9, atol=1e-12)
 
 
-def test_nothing_observed_leaves_the_latent_at_zero(field, params, signals):
-    fit = mf.fit_latent(field, params, signals, weights=np.zeros((4, 30)))
+def test_nothing_observed_leaves_the_latent_at_zero_where_it_is_not_refused(field, params, signals):
+    """Within a compiled function nothing is known of the weights' values."""
+    fit = jax.jit(lambda weights: mf.fit_latent(field, params, signals, weights=weights))(np.zeros((4, 30)))
     np.testing.assert_array_equal(fit.latents, 0)
 
 
@@ -202,9 +202,21 @@ def test_reconstruct_at_another_resolution_agrees_on_shared_points(field, params
         (lambda kw: kw.update(coords=np.zeros((30, 3))), r"coords .30, 3. must be \[N, 2\]"),
         (lambda kw: kw.update(coords=np.zeros((29, 2)), signals=np.zeros((2, 30, 1))), "N = 29"),
         (lambda kw: kw.update(coords=np.zeros((3, 30, 2)), signals=np.zeros((2, 30, 1))), r"\[2, N, 2\]"),
-        (lambda kw: kw.update(steps=0), "steps must be at least 1"),
+        (lambda kw: kw.update(steps=0), "steps must be an integer of at least 1, got 0"),
+        (lambda kw: kw.update(steps=2.5), "steps must be an integer of at least 1, got 2.5"),
+        (lambda kw: kw.update(signals=np.zeros((0, 6, 5, 1))), "at least one signal"),
+        (lambda kw: kw.update(channel_loss="foo"), "channel_loss must be 'mean' or 'sum', got 'foo'"),
+        (lambda kw: kw.update(weights=np.full((4, 30), np.nan)), "weights must be finite and not negative"),
+        (lambda kw: kw.update(weights=np.full((4, 30), np.inf)), "weights must be finite and not negative"),
+        (lambda kw: kw.update(weights=np.full((4, 30), -1.0)), "weights must be finite and not negative"),
+        (lambda kw: kw.update(weights=np.eye(4, 30) * [[1], [1], [0], [1]]), "weights of signal 2 are all 0"),
+        (lambda kw: kw.update(coords=np.full((6, 5, 2), np.nan)), "coords holds values that are not finite"),
+        (lambda kw: kw.update(step_size=np.ones(7)), r"step_size .7,. must be a scalar or \[8\]"),
+        (lambda kw: kw.update(init=np.zeros((4, 7))), r"latents .4, 7. must be \[B, 8\]"),
+        (lambda kw: kw.update(init=np.zeros((3, 8))), r"init .3, 8. must be \[4, 8\]"),
         (lambda kw: kw.update(rescale_ratio=0.0), "rescale_ratio must be in"),
         (lambda kw: kw["signals"].__setitem__((1, 2, 3, 0), np.nan), "signal 1 holds values that are not finite"),
+        (lambda kw: kw.update(signals=jnp.full((4, 6, 5, 1), jnp.nan)), "signal 0 holds values that are not finite"),
     ],
 )
 def test_faults_are_named(field, params, signals, change, message):
@@ -219,3 +231,82 @@ def test_reconstruct_faults_are_named(field, params):
         mf.reconstruct(field, params, np.zeros((2, 7)), mf.grid((3, 3)))
     with pytest.raises(ValueError, match=r"coords .9, 3. must be"):
         mf.reconstruct(field, params, np.zeros((2, 8)), np.zeros((9, 3)))
+
+
+def test_fits_go_on_from_given_latents(field, params, signals):
+    whole = mf.fit_latent(field, params, signals, steps=7)
+    half = mf.fit_latent(field, params, signals, steps=4)
+    rest = mf.fit_latent(field, params, signals, steps=3, init=half.latents)
+    np.testing.assert_allclose(rest.latents, whole.latents, rtol=1e-12)
+    np.testing.assert_allclose(np.concatenate([half.losses, rest.losses], axis=1), whole.losses, rtol=1e-12)
+
+
+@pytest.mark.parametrize("weight", [1.0, 1e37, 1e-300, 7])
+def test_equal_weights_are_no_weights(field, params, signals, weight):
+    single = field.init(jax.random.key(0), jnp.float32)
+    plain = mf.fit_latent(field, single, signals)
+    weighted = mf.fit_latent(field, single, signals, weights=np.full((4, 30), weight))
+    np.testing.assert_allclose(weighted.latents, plain.latents, rtol=1e-4, atol=1e-6)
+
+
+def test_the_grid_of_coordinates_comes_back(field, params):
+    latents, coords = np.random.default_rng(5).normal(size=(3, 8)), mf.grid((6, 5))
+    flat = mf.reconstruct(field, params, latents, coords)
+    for shape in ((6, 5), (3, 2, 5), (30,)):
+        values = mf.reconstruct(field, params, latents, coords.reshape(*shape, 2), per_signal=False)
+        assert values.shape == (3, *shape, 1)
+        np.testing.assert_allclose(values.reshape(3, 30, 1), flat, atol=1e-13)
+    assert mf.reconstruct(field, params, latents, coords.reshape(6, 5, 2)).shape == (3, 6, 5, 1)
+    own = np.broadcast_to(coords.reshape(6, 5, 2), (3, 6, 5, 2))
+    assert mf.reconstruct(field, params, latents, own, per_signal=True).shape == (3, 6, 5, 1)
+    with pytest.raises(ValueError, match="points for each latent"):
+        mf.reconstruct(field, params, latents, coords, per_signal=True)
+
+
+def test_signals_on_a_grid_of_coordinates_of_their_own(field, params, signals):
+    coords = mf.grid((6, 5)).reshape(6, 5, 2)
+    plain = mf.fit_latent(field, params, signals)
+    for given in (coords, np.broadcast_to(coords, (4, 6, 5, 2))):
+        np.testing.assert_allclose(
+            mf.fit_latent(field, params, signals, coords=given).latents, plain.latents, rtol=1e-9
+        )
+
+
+@pytest.mark.parametrize("layers", [3, 4])
+def test_fits_and_reconstructions_compose(layers):
+    """jit, vmap and derivatives in both modes, of second order too, in parameters, signals and coordinates."""
+    field = mf.Field(mf.ModelSettings(layers=layers, width=6, latent_dim=3, omega_first=5.0, omega_last=9.0), 1, 1)
+    params = field.init(jax.random.key(0), jnp.float64)
+    signals = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 5, 1)))
+    coords = jnp.asarray(mf.grid((5,)))
+
+    def error(params, signals, coords):
+        latents = mf.fit_latent(field, params, signals, coords=coords, steps=3, step_size=0.3).latents
+        values = mf.reconstruct(field, params, latents, coords)
+        return jnp.square(values - field.apply(params, latents / 2, coords)).sum() + latents.sum()
+
+    arguments = params, signals, coords
+    along = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(1), leaf.shape), arguments)
+    gradient = jax.jit(jax.grad(error, argnums=(0, 1, 2)))(*arguments)
+    tangent = jax.jvp(error, arguments, along)[1]
+    dots = jax.tree.map(lambda g, t: (g * t).sum(), gradient, along)
+    np.testing.assert_allclose(tangent, sum(jax.tree.leaves(dots)), rtol=1e-10)
+    np.testing.assert_allclose(jax.jacfwd(error, argnums=1)(*arguments), gradient[1], rtol=1e-9, atol=1e-12)
+    hessian = jax.hessian(error, argnums=1)(*arguments).reshape(10, 10)
+    np.testing.assert_allclose(hessian, hessian.T, rtol=1e-8, atol=1e-10)
+    step = 1e-6
+    numerical = jnp.stack([
+        (jax.grad(error, argnums=1)(params, signals + step * e, coords)
+         - jax.grad(error, argnums=1)(params, signals - step * e, coords)).ravel() / (2 * step)
+        for e in jnp.eye(10).reshape(10, 2, 5, 1)
+    ])  # fmt: skip
+    np.testing.assert_allclose(hessian, numerical, rtol=1e-4, atol=1e-6)
+    mapped = jax.vmap(error, in_axes=(None, 0, None))(params, jnp.stack([signals, 1 - signals]), coords)
+    np.testing.assert_allclose(mapped, [error(params, each, coords) for each in (signals, 1 - signals)], rtol=1e-11)
+
+
+def test_values_in_another_unit_are_mentioned(field, params, signals):
+    with pytest.warns(UserWarning, match=r"signals run from .* to 2.*, but fields of this package"):
+        mf.fit_latent(field, params, signals * 255, steps=1)
+    with pytest.warns(UserWarning, match=r"coords run from 0 to 5, but a field knows"):
+        mf.reconstruct(field, params, np.zeros((1, 8)), np.stack(np.indices((6, 5)), -1).astype(float))

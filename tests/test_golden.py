@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import medfuncta_jax as mf
-from medfuncta_jax import inner_loop, siren
+from medfuncta_jax import siren
 
 RELATIVE = 1e-9
 
@@ -24,13 +24,15 @@ def built(golden):
 
 def meta_gradient(golden, built, **options):
     field, params = built
-    arrays = (golden["coords"], golden["signals"], golden["context"])
+    inner = mf.InnerLoop(step_size=golden.case["inner_lr"], **options)
 
     def loss_at(params):
-        return mf.meta_loss(field, params, *arrays, step_size=golden.case["inner_lr"], **options)
+        return mf.meta_loss(
+            field, params, golden["signals"], golden["context"], inner=inner, coords=golden["coords"]
+        )  # fmt: skip
 
-    loss, slopes = jax.jit(jax.value_and_grad(loss_at))(params)
-    return loss, mf.named_layers(slopes)
+    loss, gradient = jax.jit(jax.value_and_grad(loss_at))(params)
+    return loss, mf.named_layers(gradient)
 
 
 def test_omega_schedule(golden, built):
@@ -45,9 +47,9 @@ def test_inner_latents_and_losses(golden, built):
     field, params = built
     steps = golden.case["inner_steps"]
     for taken in (1, steps):
-        fit, _ = inner_loop.adapt(
-            field, params, golden["coords"], golden["signals"], golden["context"][:, :taken],
-            step_size=golden.case["inner_lr"],
+        inner = mf.InnerLoop(step_size=golden.case["inner_lr"])
+        fit = mf.inner_loop(
+            field, params, golden["signals"], golden["context"][:, :taken], inner=inner, coords=golden["coords"]
         )  # fmt: skip
         assert_close(fit.latents, golden["inner_latents"][:, taken])
         assert_close(fit.losses, golden["inner_losses"][:, :taken])
@@ -55,18 +57,18 @@ def test_inner_latents_and_losses(golden, built):
 
 @pytest.mark.parametrize("remat", ["none", "layers", "steps"])
 def test_meta_loss_and_second_order_gradient(golden, built, remat):
-    loss, slopes = meta_gradient(golden, built, remat=remat)
+    loss, gradient = meta_gradient(golden, built, remat=remat)
     assert_close(loss, golden["meta_loss"])
     expected = golden.layers("meta_grad")
-    assert slopes.keys() == expected.keys()
-    for name, slope in slopes.items():
-        assert_close(slope, expected[name])
+    assert gradient.keys() == expected.keys()
+    for name, own in gradient.items():
+        assert_close(own, expected[name])
 
 
 def test_first_order_gradient(golden, built):
-    _, slopes = meta_gradient(golden, built, first_order=True)
-    for name, slope in slopes.items():
-        assert_close(slope, golden.layers("first_order_grad")[name])
+    _, gradient = meta_gradient(golden, built, first_order=True)
+    for name, own in gradient.items():
+        assert_close(own, golden.layers("first_order_grad")[name])
 
 
 def test_fit_and_reconstruction(golden, built):

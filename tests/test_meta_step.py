@@ -29,7 +29,7 @@ def problem():
     return FIELD.init(jax.random.key(0), jnp.float64), rng.uniform(size=(4, 36, 1)), context
 
 
-def test_no_loop_of_an_update_carries_slopes_in_weights_that_read_latents():
+def test_no_loop_of_an_update_carries_gradient_in_weights_that_read_latents():
     """They are most of the parameters: a loop over steps or micro-batches carries the weights alone."""
     field = mf.Field(mf.ModelSettings(layers=5, width=8, latent_dim=13), 2, 1)
     settings = make_settings(train={"micro_batch": 1, "points_per_chunk": 9}, inner={"remat": "steps"})
@@ -96,7 +96,7 @@ def test_update_uses_meta_loss(problem):
     start = meta_step.init_state(FIELD, settings, jax.random.key(0)).trainable.field
     key = jax.random.fold_in(jax.random.key(1), 0)
     context = random_context(key, points=36, selection_ratio=0.5, steps=3, signals=4)
-    expected = mf.meta_loss(FIELD, start, COORDS, problem[1], context, step_size=0.5)
+    expected = mf.meta_loss(FIELD, start, problem[1], context, inner=mf.InnerLoop(step_size=0.5), coords=COORDS)
     np.testing.assert_allclose(history[0]["loss"], expected, rtol=1e-5)
 
 
@@ -128,19 +128,20 @@ def test_an_update_can_see_a_part_of_the_points(problem):
     start = meta_step.init_state(FIELD, settings, jax.random.key(0)).trainable.field
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), 0), 1)
     rows = random_context(key, points=36, selection_ratio=0.25, steps=1)[0]
-    expected = mf.meta_loss(FIELD, start, COORDS[rows], problem[1][:, rows], 3, step_size=0.5)
+    inner = mf.InnerLoop(steps=3, step_size=0.5)
+    expected = mf.meta_loss(FIELD, start, problem[1][:, rows], None, inner=inner, coords=COORDS[rows])
     np.testing.assert_allclose(history[0]["loss"], expected, rtol=1e-5)
 
 
 def test_clipping_bounds_the_gradient_that_the_optimizer_sees():
     optimizer = meta_step.make_optimizer(make_settings(train={"clip_norm": 1.0}).train)
     plain = optax.clip_by_global_norm(1.0)
-    slopes = meta_step.Trainable({"w": jnp.full(4, 100.0)}, jnp.full(3, -50.0))
-    clipped, _ = plain.update(slopes, plain.init(slopes))
+    gradient = meta_step.Trainable({"w": jnp.full(4, 100.0)}, jnp.full(3, -50.0))
+    clipped, _ = plain.update(gradient, plain.init(gradient))
     np.testing.assert_allclose(optax.tree.norm(clipped), 1.0)
-    state = optimizer.init(slopes)
-    one, _ = optimizer.update(slopes, state, slopes)
-    other, _ = optimizer.update(clipped, state, slopes)
+    state = optimizer.init(gradient)
+    one, _ = optimizer.update(gradient, state, gradient)
+    other, _ = optimizer.update(clipped, state, gradient)
     chex.assert_trees_all_close(one, other, rtol=1e-12)
 
 

@@ -1,3 +1,7 @@
+"""`meta_loss` against the method as it is written down, and what it lets through."""
+
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -6,30 +10,264 @@ import optax
 import pytest
 
 import medfuncta_jax as mf
-from medfuncta_jax.context import random_context
+from medfuncta_jax.context import GradientContext, gradient_norms, random_context
+from tests import plain_field
 
+COORDS = mf.grid((5, 4))
 FIELD = mf.Field(mf.ModelSettings(layers=4, width=16, latent_dim=6, omega_first=15.0, omega_last=40.0), 2, 1)
-COORDS = mf.grid((6, 6))
+INNER = mf.InnerLoop(steps=2, step_size=0.3)
+
+KINDS = {
+    "shift": {},
+    "no_residual": {"residual": False},
+    "first": {"modulate_first_layer": True},
+    "first_no_residual": {"modulate_first_layer": True, "residual": False},
+    "scale": {"modulate_scale": True, "modulate_first_layer": True},
+    "hidden": {"modulation_hidden": (6,)},
+    "codebook": {"codebook": 4, "codebook_features": 2},
+    "grid": {"latent_dim": 24, "latent_grid": (2, 2)},
+    "grid_first_scale": {
+        "latent_dim": 24, "latent_grid": (2, 2), "modulate_first_layer": True, "modulate_scale": True
+    },
+    "nearest": {"latent_dim": 24, "latent_grid": (2, 3), "latent_interpolation": "nearest"},
+    "patches": {"latent_dim": 24, "latent_grid": (2, 2), "latent_interpolation": "patches"},
+    "pyramid": {"residual": False, "last_width": 5},
+    "basis": {"layers": 3},
+    "basis_no_residual": {"layers": 3, "residual": False},
+}  # fmt: skip
+
+CONTEXTS = {
+    "own": {},
+    "own, all kept": {"remat": "none"},
+    "own, half kept": {"remat": "layers"},
+    "shared": {"context": "shared", "remat": "layers"},
+    "few shared": {"context": "few"},
+    "all": {"context": "all", "remat": "layers"},
+    "all in chunks": {"context": "all", "points_per_chunk": 6},
+    "own in chunks": {"points_per_chunk": 3, "remat": "layers"},
+    "shared, outer loss in chunks": {"context": "shared", "points_per_chunk": 12, "remat": "none"},
+    "micro-batches": {"micro_batches": 4},
+    "micro-batches, shared, in chunks": {"context": "shared", "micro_batches": 2, "points_per_chunk": 4},
+    "first order": {"first_order": True},
+    "channels summed": {"channel_loss": "sum", "step_size": 0.1},
+}
 
 
-@pytest.fixture(scope="module")
-def problem():
-    rng = np.random.default_rng(0)
-    context = random_context(jax.random.key(2), points=36, selection_ratio=0.5, steps=3, signals=4)
-    return FIELD.init(jax.random.key(0), jnp.float64), rng.uniform(size=(4, 36, 1)), context
+def problem(kind, channels=2, **options):
+    model = mf.ModelSettings(
+        **({"layers": 5, "width": 8, "latent_dim": 6, "omega_first": 15.0, "omega_last": 30.0} | KINDS[kind] | options)
+    )
+    field = mf.Field(model, 2, channels)
+    signals = np.random.default_rng(0).uniform(size=(4, 5, 4, channels))
+    return field, field.init(jax.random.key(0), jnp.float64), signals
 
 
-@pytest.mark.parametrize("channel_loss", ["mean", "sum"])
+def contexts(kind):
+    rng = np.random.default_rng(1)
+    rows = {
+        "own": rng.integers(20, size=(4, 2, 9)), "shared": rng.integers(20, size=(2, 9)),
+        "few": rng.integers(20, size=(2, 2)), "all": None,
+    }[kind]  # fmt: skip
+    each = np.broadcast_to(np.arange(20), (4, 2, 20)) if rows is None else np.broadcast_to(rows, (4, *rows.shape[-2:]))
+    return rows, each
+
+
+def compared(kind, *, context="own", **options):
+    """Loss and gradients of `meta_loss`, and as the method is written down."""
+    field, params, signals = problem(kind)
+    rows, each = contexts(context)
+    inner = dataclasses.replace(INNER, **options)
+    alpha = jnp.linspace(0.5, 1, field.model.latent_dim) * inner.step_size
+
+    def ours(params, alpha):
+        return mf.meta_loss(field, params, signals, rows, inner=inner, step_size=alpha)
+
+    def plain(params, alpha):
+        return plain_field.meta_loss(
+            field.model, params, COORDS, signals.reshape(4, 20, -1), each, alpha,
+            channel_loss=inner.channel_loss, first_order=inner.first_order,
+        )[0]  # fmt: skip
+
+    return tuple(jax.jit(jax.value_and_grad(function, argnums=(0, 1)))(params, alpha) for function in (ours, plain))
+
+
+def assert_close(actual, expected):
+    """To a relative 1e-9 of the largest entry of each array."""
+    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9 * float(jnp.abs(other).max()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_is_that_of_the_method_as_it_is_written_down(kind):
+    """Every kind of field, whole and in chunks."""
+    assert_close(*compared(kind))
+    assert_close(*compared(kind, context="all", points_per_chunk=6, remat="layers"))
+
+
+@pytest.mark.parametrize("how", CONTEXTS)
+@pytest.mark.parametrize("kind", ["shift", "basis"])
+def test_every_way_to_compute_it_gives_the_same_gradient(kind, how):
+    assert_close(*compared(kind, **CONTEXTS[how]))
+
+
+def test_one_signal_takes_the_features_of_its_context_from_those_of_all_points():
+    field, params, signals = problem("shift")
+    rows = contexts("own")[0][:1]
+
+    def gradient(**options):
+        inner = dataclasses.replace(INNER, **options)
+        return jax.grad(lambda params: mf.meta_loss(field, params, signals[:1], rows, inner=inner))(params)
+
+    expected = jax.grad(
+        lambda params: plain_field.meta_loss(field.model, params, COORDS, signals[:1].reshape(1, 20, 2), rows, 0.3)[0]
+    )(params)
+    for options in ({}, {"points_per_chunk": 15}, {"remat": "none"}):
+        assert_close(gradient(**options), expected)
+
+
+@pytest.mark.parametrize("kind", ["shift", "basis", "scale"])
+@pytest.mark.parametrize("chunk", [0, 3])
+def test_contexts_of_the_points_with_the_largest_gradients(kind, chunk):
+    """Each point's gradient in the last layer one by one, and steps on the points chosen by them."""
+    field, params, signals = problem(kind)
+    flat, last = signals.reshape(4, 20, 2), f"layer_{field.model.layers}"
+
+    def errors(layer, latents):
+        return jnp.square(field.apply({**params, last: layer}, latents, COORDS) - flat).sum(-1)
+
+    latents, rows = jnp.zeros((4, 6)), []
+    for _ in range(2):
+        each = jax.jacobian(errors)(params[last], latents)
+        norms = jnp.sqrt(sum(jnp.square(leaf).sum(range(2, leaf.ndim)) for leaf in jax.tree.leaves(each)))
+        np.testing.assert_allclose(gradient_norms(field, params, latents, COORDS, flat), norms, rtol=1e-10)
+        rows.append(np.argsort(-np.asarray(norms), axis=1)[:, :7])
+        _, latents = plain_field.meta_loss(
+            field.model, params, COORDS, flat, np.stack(rows, axis=1), INNER.step_size
+        )  # fmt: skip
+    inner = dataclasses.replace(INNER, choose=GradientContext(7), points_per_chunk=chunk)
+    np.testing.assert_allclose(
+        mf.inner_loop(field, params, signals, None, inner=inner).latents, latents, rtol=1e-9, atol=1e-13
+    )
+    one, other = (
+        jax.grad(lambda params, given=given: mf.meta_loss(field, params, signals, given[0], inner=given[1]))(params)
+        for given in ((None, inner), (np.stack(rows, axis=1), INNER))
+    )
+    assert_close(one, other)
+
+
+def test_a_key_draws_the_contexts_that_inner_describes():
+    field, params, signals = problem("shift")
+    key = jax.random.key(7)
+    for shared in (False, True):
+        inner = dataclasses.replace(INNER, selection_ratio=0.5, shared_context=shared)
+        rows = random_context(key, points=20, selection_ratio=0.5, steps=2, signals=None if shared else 4)
+        drawn, given = (mf.meta_loss(field, params, signals, context, inner=inner) for context in (key, rows))
+        np.testing.assert_array_equal(drawn, given)
+    everything = dataclasses.replace(INNER, selection_ratio=1.0)
+    np.testing.assert_array_equal(
+        *(mf.meta_loss(field, params, signals, given, inner=everything) for given in (key, None))
+    )
+
+
+@pytest.mark.parametrize("kind", ["shift", "basis", "scale"])
+def test_meta_loss_composes(kind):
+    """jit, vmap, and derivatives in both modes; the second derivative is forward over reverse."""
+    field, params, signals = problem(kind, layers=3 if kind == "basis" else 4)
+    signals, rows = jnp.asarray(signals[:2]), contexts("own")[0][:2]
+    rng, pair = np.random.default_rng(2), jnp.stack([signals, 1 - signals])
+    along = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), params)
+
+    def loss(params, step_size=0.3, signals=signals):
+        return mf.meta_loss(field, params, signals, rows, inner=INNER, step_size=step_size)
+
+    @jax.jit
+    def derivatives(params):
+        return {
+            "gradient": jax.grad(loss, argnums=(0, 1))(params, 0.3),
+            "jvp": jax.jvp(loss, (params, 0.3), (along, 1.0)),
+            "jacfwd": jax.jacfwd(loss, argnums=1)(params, 0.3),
+            "mapped": jax.vmap(loss, in_axes=(None, 0))(params, jnp.asarray([0.1, 0.3])),
+            "mapped gradient": jax.vmap(jax.grad(loss), (None, None, 0))(params, 0.3, pair),
+            "second": jax.jvp(jax.grad(loss), (params,), (along,))[1],
+        }
+
+    found = derivatives(params)
+    of_params, of_step_size = found["gradient"]
+    expected = sum(jax.tree.leaves(jax.tree.map(lambda g, t: (g * t).sum(), of_params, along))) + of_step_size
+    np.testing.assert_allclose(found["jvp"], (loss(params), expected), rtol=1e-10)
+    np.testing.assert_allclose(found["jacfwd"], of_step_size, rtol=1e-10)
+    np.testing.assert_allclose(found["mapped"], [loss(params, 0.1), loss(params, 0.3)], rtol=1e-12)
+    assert_close(jax.tree.map(lambda leaf: leaf[0], found["mapped gradient"]), of_params)
+    step, gradient = 1e-6, jax.jit(jax.grad(loss))
+    ahead, behind = (
+        gradient(jax.tree.map(lambda leaf, d, sign=sign: leaf + sign * step * d, params, along)) for sign in (1, -1)
+    )
+    for one, after, before in zip(*map(jax.tree.leaves, (found["second"], ahead, behind)), strict=True):
+        scale = float(jnp.abs(one).max())
+        np.testing.assert_allclose(one, (after - before) / (2 * step), rtol=1e-4, atol=1e-4 * scale)
+
+
+def test_a_derivative_that_meta_loss_does_not_have_is_refused():
+    field, params, signals = problem("shift")
+    with pytest.raises(TypeError, match="differentiated in params and step_size, not in signals"):
+        jax.grad(lambda signals: mf.meta_loss(field, params, signals, None, inner=INNER))(jnp.asarray(signals))
+
+
+@pytest.mark.parametrize("kind", ["shift", "basis", "hidden"])
+def test_the_inner_loop_composes_too(kind):
+    """An outer loss of one's own, by automatic differentiation, in signals as well."""
+    field, params, signals = problem(kind)
+    rows, inner = contexts("own")[0], dataclasses.replace(INNER, points_per_chunk=4)
+
+    def own(params, signals):
+        latents = mf.inner_loop(field, params, signals, rows, inner=inner).latents
+        return jnp.square(field.apply(params, latents, COORDS) - signals.reshape(4, 20, 2)).mean()
+
+    signals = jnp.asarray(signals)
+    gradient = jax.grad(own, argnums=(0, 1))(params, signals)
+    assert_close(gradient[0], jax.grad(lambda params: mf.meta_loss(field, params, signals, rows, inner=INNER))(params))
+    direction = jax.random.normal(jax.random.key(1), signals.shape)
+    tangent = jax.jvp(lambda signals: own(params, signals), (signals,), (direction,))[1]
+    np.testing.assert_allclose(tangent, (gradient[1] * direction).sum(), rtol=1e-9)
+    result = mf.inner_loop(field, params, signals, rows, inner=INNER)
+    assert result.losses.shape == (4, 2)
+    _, latents = plain_field.meta_loss(field.model, params, COORDS, signals.reshape(4, 20, 2), rows, 0.3)
+    np.testing.assert_allclose(result.latents, latents, rtol=1e-9, atol=1e-12)
+
+
+def test_latent_loss_is_added_and_decides_what_is_decoded():
+    field, params, signals = problem("shift")
+    noise, rows = np.random.default_rng(3).normal(size=(4, 6)), contexts("own")[0]
+
+    def penalised(noise, latents):
+        return latents + noise, 0.5 * jnp.square(latents).mean()
+
+    def ours(params, parts):
+        inner = dataclasses.replace(INNER, micro_batches=parts)
+        return mf.meta_loss(
+            field, params, signals, rows, inner=inner, latent_loss=jax.tree_util.Partial(penalised, noise)
+        )
+
+    def plain(params):
+        latents = mf.inner_loop(field, params, signals, rows, inner=INNER).latents
+        values = field.apply(params, latents + noise, COORDS)
+        return jnp.square(values - signals.reshape(4, 20, 2)).mean() + 0.5 * jnp.square(latents).mean()
+
+    for parts in (1, 2):
+        assert_close(jax.value_and_grad(ours)(params, parts), jax.value_and_grad(plain)(params))
+
+
 @pytest.mark.parametrize("layers", [3, 4])
-def test_meta_gradient_against_finite_differences(problem, channel_loss, layers):
-    _, signals, context = problem
-    field = mf.Field(mf.ModelSettings(layers=layers, width=16, latent_dim=6, omega_first=15.0, omega_last=40.0), 2, 1)
-    params = field.init(jax.random.key(0), jnp.float64)
+def test_meta_gradient_against_finite_differences(layers):
+    field = mf.Field(dataclasses.replace(FIELD.model, layers=layers), 2, 1)
+    params, signals = field.init(jax.random.key(0), jnp.float64), np.random.default_rng(0).uniform(size=(4, 6, 6, 1))
+    context = random_context(jax.random.key(2), points=36, selection_ratio=0.5, steps=3, signals=4)
+    inner = dataclasses.replace(INNER, steps=3)
 
     def loss_at(params, step_size):
-        return mf.meta_loss(field, params, COORDS, signals, context, step_size=step_size, channel_loss=channel_loss)
+        return mf.meta_loss(field, params, signals, context, inner=inner, step_size=step_size)
 
-    slopes = jax.jit(jax.grad(loss_at, argnums=(0, 1)))(params, 0.5)
+    gradient = jax.jit(jax.grad(loss_at, argnums=(0, 1)))(params, 0.5)
     value = jax.jit(loss_at)
     rng, step = np.random.default_rng(1), 1e-6
     for _ in range(3):
@@ -38,30 +276,21 @@ def test_meta_gradient_against_finite_differences(problem, channel_loss, layers)
             value(*jax.tree.map(lambda leaf, d, sign=sign: leaf + sign * step * d, (params, 0.5), direction))
             for sign in (1, -1)
         )
-        expected = (ahead - behind) / (2 * step)
-        actual = sum(jax.tree.leaves(jax.tree.map(lambda slope, d: (slope * d).sum(), slopes, direction)))
-        np.testing.assert_allclose(actual, expected, rtol=2e-6)
-
-
-def gradient(problem, context=None, **options):
-    params, signals, own = problem
-    context = own if context is None else context
-    return jax.jit(
-        jax.value_and_grad(
-            lambda params: mf.meta_loss(FIELD, params, COORDS, signals, context, step_size=0.5, **options)
-        )
-    )(params)
+        actual = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), gradient, direction)))
+        np.testing.assert_allclose(actual, (ahead - behind) / (2 * step), rtol=2e-6)
 
 
 def test_remat_keeps_the_less_the_more_it_computes_again():
-    """Temporaries of the compiled gradient: a policy that finds nothing to keep would be another's equal."""
-    coords, signals = mf.grid((16, 16)), np.zeros((2, 256, 1))
+    """Temporaries of the compiled gradient: a setting that changes nothing would be another's equal."""
+    signals = np.zeros((2, 16, 16, 1))
     field = mf.Field(mf.ModelSettings(layers=6, width=32, latent_dim=8), 2, 1)
     params = field.init(jax.random.key(0))
 
     def temporaries(remat):
+        inner = mf.InnerLoop(steps=10, remat=remat)
+
         def loss(params):
-            return mf.meta_loss(field, params, coords, signals, 10, step_size=0.1, remat=remat)
+            return mf.meta_loss(field, params, signals, None, inner=inner)
 
         return jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis().temp_size_in_bytes
 
@@ -69,75 +298,63 @@ def test_remat_keeps_the_less_the_more_it_computes_again():
     assert steps < 0.7 * layers < 0.5 * none
 
 
-def test_a_layer_is_never_made_again_from_all_below():
-    """Range reductions in one fused loop of the compiled gradient, where products alone were kept."""
-    coords, signals = mf.grid((16, 16)), np.zeros((2, 256, 1))
-    field = mf.Field(mf.ModelSettings(layers=12, width=32, latent_dim=8), 2, 1)
-
-    def loss(params):
-        return mf.meta_loss(field, params, coords, signals, 10, step_size=0.1, remat="layers")
-
-    compiled = jax.jit(jax.grad(loss)).lower(field.init(jax.random.key(0))).compile().as_text()
-    sines = [loop.count("round-nearest") for loop in compiled.split("\n}")]
-    assert sum(sines) >= 10
-    assert max(sines) <= 4
-
-
-@pytest.mark.parametrize("context", [None, 3])
-@pytest.mark.parametrize("remat", ["layers", "steps"])
-def test_remat_changes_nothing(problem, context, remat):
-    none, other = (gradient(problem, context, remat=how) for how in ("none", remat))
-    chex.assert_trees_all_close(none, other, rtol=1e-10, atol=1e-14)
+def test_no_large_array_is_transposed():
+    """In the compiled gradient, neither rows of points nor a kernel of the latent."""
+    field = mf.Field(mf.ModelSettings(layers=5, width=16, latent_dim=64), 2, 1)
+    params, signals = field.init(jax.random.key(0)), np.zeros((2, 16, 8, 1), np.float32)
+    context = np.zeros((2, 3, 32), np.int32)
+    inner = mf.InnerLoop(steps=3, remat="layers")
+    gradient = jax.grad(lambda params: mf.meta_loss(field, params, signals, context, inner=inner))
+    text = jax.jit(gradient).lower(params).compile().as_text()
+    transposed = [line for line in text.splitlines() if " transpose(" in line]
+    assert " dot(" in text
+    assert not [line for line in transposed if "[64,16]" in line or "[128,16]" in line or "[64,32]" in line]
 
 
-@pytest.mark.parametrize("context", [None, 3, "shared"])
-@pytest.mark.parametrize("points", [1, 7, 18, 35])
-def test_chunks_of_points_change_nothing(problem, context, points):
-    context = problem[2][0] if context == "shared" else context  # of 18 points, which chunks of as many leave whole
-    whole, chunks = (gradient(problem, context, points_per_chunk=count, remat="layers") for count in (0, points))
-    chex.assert_trees_all_close(whole, chunks, rtol=1e-9, atol=1e-13)
-
-
-def test_chunks_of_points_change_nothing_for_one_modulated_layer():
-    field = mf.Field(mf.ModelSettings(layers=3, width=16, latent_dim=6, omega_first=15.0, omega_last=40.0), 2, 3)
-    params, signals = field.init(jax.random.key(0), jnp.float64), np.random.default_rng(0).uniform(size=(2, 36, 3))
-    for context in (3, np.arange(30).reshape(3, 10)):
-
-        def loss(params, points, context=context):
-            return mf.meta_loss(field, params, COORDS, signals, context, step_size=0.5, points_per_chunk=points)
-
-        whole, chunks = (jax.grad(loss)(params, points) for points in (0, 10))
-        chex.assert_trees_all_close(whole, chunks, rtol=1e-9, atol=1e-13)
-
-
-def test_shared_context_equals_the_same_rows_for_every_signal(problem):
-    rows = problem[2][0]
-    shared, each = (gradient(problem, context) for context in (rows, jnp.broadcast_to(rows, (4, *rows.shape))))
-    chex.assert_trees_all_close(shared, each, rtol=1e-9, atol=1e-13)
-
-
-def test_a_number_of_steps_means_every_point(problem):
-    everything = jnp.broadcast_to(jnp.arange(36), (3, 36))
-    chex.assert_trees_all_close(gradient(problem, 3), gradient(problem, everything), rtol=1e-9, atol=1e-13)
-
-
-def test_first_order_is_not_second_order(problem):
-    exact, first = gradient(problem)[1], gradient(problem, first_order=True)[1]
+def test_first_order_is_not_second_order():
+    field, params, signals = problem("shift")
+    exact, first = (
+        jax.grad(
+            lambda params, order=order: mf.meta_loss(
+                field, params, signals, None, inner=dataclasses.replace(INNER, first_order=order)
+            )
+        )(params)
+        for order in (False, True)
+    )
     difference = optax.tree.norm(jax.tree.map(jnp.subtract, exact, first))
     assert difference > 1e-3 * optax.tree.norm(exact)
 
 
-def test_channels_sum_is_mean_times_channels():
-    field = mf.Field(FIELD.model, 2, 3)
-    params, signals = field.init(jax.random.key(0), jnp.float64), np.random.default_rng(0).uniform(size=(2, 36, 3))
-    losses = [
-        mf.meta_loss(field, params, COORDS, signals, 3, step_size=step_size, channel_loss=how)
-        for how, step_size in (("mean", 0.3), ("sum", 0.1))
-    ]
-    np.testing.assert_allclose(losses[1], 3 * losses[0], rtol=1e-12)
+def test_points_may_be_anywhere():
+    field, params, signals = problem("shift")
+    order = np.random.default_rng(5).permutation(20)
+    one = mf.meta_loss(field, params, signals, None, inner=INNER)
+    other = mf.meta_loss(field, params, signals.reshape(4, 20, 2)[:, order], None, inner=INNER, coords=COORDS[order])
+    np.testing.assert_allclose(one, other, rtol=1e-12)
+    given = mf.meta_loss(field, params, signals.tolist(), None, inner=INNER, coords=COORDS.reshape(5, 4, 2).tolist())
+    chex.assert_trees_all_close(given, one, rtol=1e-12)
 
 
-@pytest.mark.parametrize("context", [np.zeros((3, 3, 4), int), np.zeros(4, int)])
-def test_misshapen_context_is_refused(problem, context):
-    with pytest.raises(ValueError, match=r"context .* must be \[G, n\] or \[4, G, n\]"):
-        mf.meta_loss(FIELD, problem[0], COORDS, problem[1], context, step_size=0.1)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"context": np.zeros((3, 3, 4), int)}, r"context .3, 3, 4. must be \[G, n\] or \[4, G, n\]"),
+        ({"context": np.zeros(4, int)}, r"context .4,. must be"),
+        ({"context": np.full((2, 3), 20)}, r"context holds points from 20 to 20, outside \[0, 20\)"),
+        ({"context": np.full((2, 3), -1)}, "points from -1"),
+        ({"context": np.zeros((2, 3))}, "context must hold integers"),
+        ({"signals": np.zeros((0, 5, 4, 2))}, "at least one signal"),
+        ({"signals": np.zeros((4, 5, 4, 3))}, "must end in the field's 2 channel"),
+        ({"signals": np.full((4, 5, 4, 2), np.nan)}, "signal 0 holds values that are not finite"),
+        ({"coords": np.zeros((19, 2))}, r"coords .19, 2. must be"),
+        ({"coords": np.full((5, 4, 2), np.nan)}, "coords holds values that are not finite"),
+        ({"coords": np.zeros((4, 5, 4, 2))}, "must be shared by the signals"),
+        ({"step_size": np.ones(5)}, r"step_size .5,. must be a scalar or \[6\]"),
+        ({"inner": mf.InnerLoop(micro_batches=3)}, "micro_batches = 3 does not divide the 4 signals"),
+    ],
+)
+def test_faults_are_named(change, message):
+    field, params, signals = problem("shift")
+    arguments = {"signals": signals, "context": None, "inner": INNER} | change
+    with pytest.raises(ValueError, match=message):
+        mf.meta_loss(field, params, arguments.pop("signals"), arguments.pop("context"), **arguments)

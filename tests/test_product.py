@@ -5,67 +5,49 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medfuncta_jax.product import product, transposed_product
+from medfuncta_jax.product import outer_product, product, transposed_product
 
-SHAPES = (3, 5, 8), (8, 4)  # x and kernel
+PLAIN = {product: lambda x, kernel: x @ kernel, transposed_product: lambda x, kernel: x @ kernel.T,
+         outer_product: lambda x, y: x.T @ y}  # fmt: skip
+SHAPES = {product: ((15, 8), (8, 4)), transposed_product: ((15, 4), (8, 4)), outer_product: ((15, 8), (15, 4))}
 
 
-def draws(*shapes, dtype=np.float64):
+def draws(function, dtype=np.float64):
     rng = np.random.default_rng(0)
-    return [rng.normal(size=shape).astype(dtype) for shape in shapes]
+    return [rng.normal(size=shape).astype(dtype) for shape in SHAPES[function]]
 
 
-@pytest.mark.parametrize(("function", "turned"), [(product, False), (transposed_product, True)])
-def test_derivatives_of_both_orders_are_those_of_a_plain_product(function, turned):
-    x, kernel = draws(*SHAPES)
-    kernel = kernel.T if turned else kernel
+@pytest.mark.parametrize("function", PLAIN)
+def test_products_and_their_derivatives_are_the_plain_ones(function):
+    factors = draws(function)
+    np.testing.assert_allclose(function(*factors), PLAIN[function](*factors), rtol=1e-14)
 
-    def plain(x, kernel):
-        return x @ (kernel.T if turned else kernel)
+    def wave(multiply, *factors):
+        return jnp.sin(multiply(*factors)).sum()
 
-    def descended(multiply, x, kernel):
-        """The loss after a step of descent on x, as an inner step: its gradient needs a second derivative."""
-
-        def loss(x):
-            return jnp.sum(jnp.sin(multiply(x, kernel)))
-
-        return loss(x - 0.1 * jax.grad(loss)(x))
-
-    np.testing.assert_allclose(function(x, kernel), plain(x, kernel), rtol=1e-14)
-    for actual, expected in zip(
-        jax.grad(functools.partial(descended, function), argnums=(0, 1))(x, kernel),
-        jax.grad(functools.partial(descended, plain), argnums=(0, 1))(x, kernel),
-        strict=True,
-    ):
-        assert actual.dtype == jnp.float64
-        np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-14)
+    for derivative in (jax.grad, jax.jacfwd, jax.hessian):
+        ours, plain = (
+            derivative(functools.partial(wave, multiply), argnums=(0, 1))(*factors)
+            for multiply in (function, PLAIN[function])
+        )
+        for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+            assert one.dtype == jnp.float64
+            np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-13)
 
 
-def test_bfloat16_is_the_product_of_rounded_factors():
-    x, kernel, slope = draws(*SHAPES, (3, 5, 4), dtype=np.float32)
-    value, pullback = jax.vjp(functools.partial(product, products="bfloat16"), x, kernel)
-    dx, dkernel = pullback(slope)
-    x, kernel, slope = (np.asarray(jnp.asarray(a, jnp.bfloat16), np.float64) for a in (x, kernel, slope))
-    for actual, expected in (
-        (value, x @ kernel),
-        (dx, slope @ kernel.T),
-        (dkernel, np.einsum("bnk,bnl->kl", x, slope)),
-    ):
-        assert actual.dtype == jnp.float32
-        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+def test_all_rows_are_one_axis():
+    x, kernel = np.random.default_rng(0).normal(size=(3, 5, 8)), draws(product)[1]
+    np.testing.assert_allclose(product(x, kernel), x @ kernel, rtol=1e-14)
 
 
-def test_no_large_array_is_transposed_in_the_second_order():
-    """In the compiled program of an outer gradient, neither rows of points nor a kernel of the latent."""
-    points, kernel, latent_kernel, latent = draws((2, 128, 16), (16, 16), (64, 16), (2, 64), dtype=np.float32)
-
-    def outer(kernel, latent_kernel):
-        def loss(latent):
-            shift = product(latent, latent_kernel)
-            return jnp.sum(jnp.sin(product(points, kernel) + shift[:, None]) ** 2)
-
-        return loss(latent - 0.1 * jax.grad(loss)(latent))
-
-    text = jax.jit(jax.grad(outer, argnums=(0, 1))).lower(kernel, latent_kernel).compile().as_text()
-    assert " dot(" in text
-    assert not [line for line in text.splitlines() if " transpose(" in line]
+@pytest.mark.parametrize("function", PLAIN)
+def test_bfloat16_is_the_product_of_rounded_factors_in_float32(function):
+    factors = draws(function, np.float32)
+    value, tangent = jax.jvp(functools.partial(function, products="bfloat16"), factors, factors)
+    rounded = [np.asarray(jnp.asarray(a, jnp.bfloat16), np.float64) for a in factors]
+    expected = PLAIN[function](*rounded)
+    assert value.dtype == tangent.dtype == jnp.float32
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(tangent, 2 * expected, rtol=1e-5, atol=1e-5)
+    gradient = jax.grad(lambda x: function(x, factors[1], products="bfloat16").sum())(factors[0])
+    assert gradient.dtype == jnp.float32

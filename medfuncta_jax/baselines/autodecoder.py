@@ -10,8 +10,9 @@ from collections.abc import Callable
 import jax
 
 from medfuncta_jax.field import Field
-from medfuncta_jax.loss import regularised, signal_losses
+from medfuncta_jax.latent_loss import latent_loss, latent_noise
 from medfuncta_jax.meta_step import MetaState, Trainable, descend
+from medfuncta_jax.point_field import Targets, shares
 from medfuncta_jax.settings import Settings
 
 
@@ -30,14 +31,14 @@ def make_update(
     ) -> tuple[MetaState, dict[str, jax.Array]]:
         def loss_of(trainable: Trainable) -> jax.Array:
             assert trainable.latents is not None
-            latents, penalty = regularised(
-                trainable.latents[rows], train=train, key=jax.random.fold_in(key, state.step)
-            )
-            features = field.point_features(trainable.field, coords)
-            losses = signal_losses(
-                field, trainable.field, latents, features, signals, channel_loss=train.channel_loss
-            )  # fmt: skip
-            return losses.mean() + penalty
+            shown = trainable.latents[rows]
+            noise = latent_noise(train, jax.random.fold_in(key, state.step), shown.shape, shown.dtype)
+            latents, cost = latent_loss(train, noise, None, shown)
+            point_params, readers = field.split(trainable.field)
+            features = field.points.features(point_params, coords[None])
+            targets = Targets(signals, shares(None, len(coords), signals, train.channel_loss))
+            losses = field.points.losses(point_params, field.modulations(readers, latents), features, targets)
+            return losses.mean() + cost
 
         return descend(state, *jax.value_and_grad(loss_of)(state.trainable), train)
 

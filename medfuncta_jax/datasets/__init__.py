@@ -49,25 +49,34 @@ def source_options(source: str) -> type:
     return _module(source).Options
 
 
-def open_dataset(data: DataSettings, *, data_dir: str | None) -> Dataset:
+def open_dataset(data: DataSettings | str, *, data_dir: str | None = None, **options: Any) -> Dataset:
     """The dataset that `data` describes, prepared in its cache directory if it is not there yet.
+
+        dataset = open_dataset("image_folder", data_dir="scans", size=64)
+        images = dataset.splits["test"].signals(slice(None))  # float32 [n, 64, 64, 1] in [0, 1]
 
     Of a source with a file for each signal, files that cannot be used are skipped, logged and listed in
     `about["skipped"]`; the split of the others does not depend on them.
 
     Args:
-      data: the source, its options and the cache directory.
+      data: the name of a source (see `SOURCES`), or the settings of a run.
       data_dir: where the source's own files are; None lets a source download or use what is installed. Only read.
+      options: beside the name of a source, its options (`source_options`), and `cache_dir`.
     Raises:
       SettingsError: an unknown source or option, or an option out of range.
       DataError: files missing or damaged, more than half of the signals or a whole split skipped, or a cache directory
         that cannot be written.
     """
-    options = dataclass_from_dict(source_options(data.source), dict(data.options), "data")
+    if isinstance(data, str):
+        cache_dir = options.pop("cache_dir", "")
+        data = DataSettings(data, cache_dir, tuple(sorted(options.items())))
+    elif options:
+        raise SettingsError(f"option {min(options)!r} belongs beside the name of a source, not beside settings")
+    checked = dataclass_from_dict(source_options(data.source), dict(data.options), "data")
     if data_dir is not None:
         required_folder(data_dir, "the source's files")
     root = cache_root(data.cache_dir)
-    plan = _module(data.source).plan(options, data_dir=data_dir, cache_root=root)
+    plan = _module(data.source).plan(checked, data_dir=data_dir, cache_root=root)
 
     from medfuncta_jax.datasets.prepared import prepared_dataset
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 import medfuncta_jax as mf
-from medfuncta_jax import loss, meta_step
+from medfuncta_jax import meta_step
 from medfuncta_jax.baselines import autodecoder
 from medfuncta_jax.datasets.pipeline import batch_rows
+from medfuncta_jax.latent_loss import latent_loss, latent_noise
 
 FIELD = mf.Field(mf.ModelSettings(layers=4, width=16, latent_dim=6, omega_first=15.0, omega_last=15.0), 2, 1)
 COORDS = mf.grid((6, 6))
@@ -49,10 +50,12 @@ def test_signals_are_learned_with_their_latents():
 def test_penalty_and_noise():
     latents = np.random.default_rng(1).normal(size=(4, 6))
     none, both = (make(**options)[0].train for options in ({}, {"latent_penalty": 0.5, "latent_noise": 0.1}))
-    same, nothing = loss.regularised(latents, train=none, key=jax.random.key(2))
+    assert latent_noise(none, jax.random.key(2), latents.shape, latents.dtype) is None
+    same, nothing = latent_loss(none, None, None, latents)
     assert same is latents
     assert nothing == 0
-    noisy, penalty = loss.regularised(latents, train=both, key=jax.random.key(2))
+    noise = latent_noise(both, jax.random.key(2), latents.shape, latents.dtype)
+    noisy, penalty = latent_loss(both, noise, None, latents)
     assert float(penalty) == pytest.approx(0.5 * np.square(latents).mean())
     expected = latents + 0.1 * np.asarray(jax.random.normal(jax.random.key(2), (4, 6), jnp.float64))
     np.testing.assert_allclose(noisy, expected)

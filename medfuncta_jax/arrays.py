@@ -1,0 +1,152 @@
+"""Arrays as callers hand them in, of any framework: what belongs together, and what is refused."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medfuncta_jax.coordinates import grid
+
+Array = jax.Array | np.ndarray
+
+# Beyond these a signal or a coordinate is most likely in another unit (grey values to 255, pixels, millimetres).
+_USUAL_SIGNALS, _USUAL_COORDS = (-0.5, 1.5), (-1.5, 1.5)
+
+
+def as_array(name: str, value: Any) -> Array:
+    """`value` as a JAX or numpy array, whatever framework it is from.
+
+    Raises:
+      ValueError: it is no array of numbers; the message begins with `name`.
+    """
+    if isinstance(value, (jax.Array, np.ndarray)):
+        array: Array = value
+    else:
+        if hasattr(value, "detach"):  # torch refuses to convert what requires a gradient
+            value = value.detach().cpu()
+        try:
+            array = np.asarray(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{name} cannot be read as an array ({str(error).splitlines()[0]})") from None
+    if array.dtype == object or not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool or _is_key(array)):
+        raise ValueError(f"{name} must hold numbers, got {array.dtype}")
+    return array
+
+
+def _is_key(array: Array) -> bool:
+    return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+
+
+def on_host(array: Array) -> np.ndarray | None:
+    """The values, for checks; None where they are traced by a transformation or lie with other processes."""
+    if isinstance(array, jax.core.Tracer) or (isinstance(array, jax.Array) and not array.is_fully_addressable):
+        return None
+    return np.asarray(array)
+
+
+def points_of(signals: Array, coords: Any, *, coord_dims: int, channels: int) -> Array:
+    """The points of signals.
+
+    Args:
+      signals: floating, [B, *grid, D] with B >= 1.
+      coords: None for the grid over [-1, 1], or [*grid, C] shared by the signals, or [B, *grid, C]; *grid may be N.
+      coord_dims, channels: C and D.
+    Returns:
+      [N, C] or [B, N, C].
+    Raises:
+      ValueError: shapes that do not belong together, integer signals, no signal, or coordinates that are not finite.
+    """
+    if not jnp.issubdtype(signals.dtype, jnp.floating):
+        raise ValueError(f"signals must be floating, in the range the field was trained on, got {signals.dtype}")
+    if signals.ndim < 2 or signals.shape[-1] != channels:
+        raise ValueError(f"signals {signals.shape} must end in the field's {channels} channel(s)")
+    if not signals.size:
+        raise ValueError(f"signals {signals.shape} must hold at least one signal")
+    if coords is None:
+        if signals.ndim != coord_dims + 2:
+            raise ValueError(
+                f"signals {signals.shape} must be [B, {coord_dims} grid axes, D] for this field; "
+                "give coords for scattered points"
+            )
+        return grid(signals.shape[1:-1])
+    coords = checked_coords(coords, coord_dims=coord_dims)
+    if coords.shape[:-1] == signals.shape[1:-1]:
+        return coords.reshape(-1, coord_dims)
+    if coords.shape[:-1] == signals.shape[:-1]:
+        return coords.reshape(len(signals), -1, coord_dims)
+    raise ValueError(
+        f"coords {coords.shape} must be [N, {coord_dims}] or [{len(signals)}, N, {coord_dims}] for signals "
+        f"{signals.shape}: they hold N = {coords.shape[-2]} points"
+    )
+
+
+def checked_coords(coords: Any, *, coord_dims: int) -> Array:
+    """Coordinates [..., C] as an array.
+
+    Raises:
+      ValueError: no points, another number of coordinates, or values that are not finite.
+    """
+    coords = as_array("coords", coords)
+    if coords.ndim < 2 or coords.shape[-1] != coord_dims or not coords.size:
+        raise ValueError(f"coords {coords.shape} must be [N, {coord_dims}], or a grid of such points")
+    values = on_host(coords)
+    if values is not None:
+        if not np.isfinite(values).all():
+            raise ValueError("coords holds values that are not finite")
+        _warn_beyond("coords", values, _USUAL_COORDS, "a field knows [-1, 1], the extent of its training signals")
+    return coords
+
+
+def check_signals(signals: Array, weights: Array | None) -> None:
+    """Refuse signals [B, N, D] with observed values that are not finite; nothing is known of traced ones.
+
+    Raises:
+      ValueError: names the first such signal.
+    """
+    seen, shown = on_host(signals), None if weights is None else on_host(weights)
+    if seen is None or (weights is not None and shown is None):
+        return
+    if shown is not None:
+        seen = np.where(shown[..., None] > 0, seen, 0)
+    bad = ~np.isfinite(seen).all((1, 2))
+    if bad.any():
+        raise ValueError(f"signal {bad.argmax()} holds values that are not finite; mask those points with weights = 0")
+    _warn_beyond("signals", seen, _USUAL_SIGNALS, "fields of this package are trained on [0, 1]")
+
+
+def _warn_beyond(name: str, array: np.ndarray, usual: tuple[float, float], why: str) -> None:
+    lowest, highest = float(array.min()), float(array.max())
+    if lowest < usual[0] or highest > usual[1]:
+        warnings.warn(f"{name} run from {lowest:.4g} to {highest:.4g}, but {why}", stacklevel=4)
+
+
+def relative_weights(weights: Any, *, batch: int, points: int) -> Array:
+    """Weights of points, of which only the ratio within a signal counts, with a largest of 1 for each signal.
+
+    Args:
+      weights: [B, N], or [B, ...] with as many entries.
+      batch, points: B and N.
+    Returns:
+      [B, N].
+    Raises:
+      ValueError: another shape, or values that are negative or not finite, or a signal without a weight above 0.
+    """
+    weights = as_array("weights", weights)
+    if weights.size != batch * points or weights.shape[0] != batch:
+        raise ValueError(f"weights {weights.shape} must be [B, N] = {(batch, points)}, one for each point")
+    values = on_host(weights)
+    if values is None:
+        weights = weights.reshape(batch, points)
+        largest = weights.max(-1, keepdims=True)
+        return weights / jnp.where(largest > 0, largest, 1)
+    values = values.reshape(batch, points).astype(np.float64)  # 1e-300 is a weight too
+    if not np.isfinite(values).all() or (values < 0).any():
+        raise ValueError("weights must be finite and not negative")
+    largest = values.max(-1, keepdims=True)
+    if not largest.all():
+        raise ValueError(f"weights of signal {largest[:, 0].argmin()} are all 0: nothing of it is observed")
+    return values / largest

@@ -1,0 +1,220 @@
+"""The squared error of signals at points as a function of modulations, and its derivatives.
+
+    L_i(theta, m) = sum_n c_n sum_d (f(x_n; m_i) - y_n)_d^2
+
+An inner step needs the gradient s = dL/dm. Its vector-Jacobian product with v is the gradient of a directional
+derivative,
+
+    v . ds/d(theta, m) = d/d(theta, m) [ d/de L(theta, m + e v) at e = 0 ]
+
+so no reverse pass is differentiated in reverse. `PointField` states this rule for any kind of field; `passes` writes it
+out for the plain SIREN.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from medfuncta_jax.siren import Modulations
+
+Params = dict[str, dict[str, jax.Array]]
+
+ChannelLoss = Literal["mean", "sum"]
+
+
+class Targets(NamedTuple):
+    """What the field should be at some points.
+
+    Attributes:
+      signals: y, [B, n, D].
+      weights: c, the factor of each point's squared error, [B or 1, n or 1].
+    """
+
+    signals: jax.Array
+    weights: jax.Array
+
+
+class PointField(abc.ABC):
+    """How modulations and points make values, for any kind of field whose `features` and `values` are given.
+
+    `params` are the layers that read points (`Field.split`), `features` a pytree from `features`.
+    """
+
+    @abc.abstractmethod
+    def features(self, params: Params, coords: jax.Array) -> Any:
+        """The part that needs no modulations, for coords [1 or B, n, C]; every leaf is [1 or B, n, ...]."""
+
+    @abc.abstractmethod
+    def values(self, params: Params, modulations: Modulations, features: Any) -> jax.Array:
+        """f, [B, n, D]."""
+
+    def summarises(self, batch: int, points: int, channels: int, steps: int) -> bool:
+        """Whether `summary` makes so many gradients on the same points cost less than it costs itself."""
+        del batch, points, channels, steps
+        return False
+
+    def summary(self, features: Any, targets: Targets) -> Any:
+        """Stands for features and targets of points that the signals share, with one weight for all of them."""
+        raise ValueError("this kind of field has no summary")
+
+    def thin(self, kept: Any) -> Any:
+        """The half of what `gradient` kept that saves most work."""
+        return kept
+
+    def losses(self, params: Params, modulations: Modulations, features: Any, targets: Targets | None) -> jax.Array:
+        """L_i, [B]."""
+        assert targets is not None
+        errors = jnp.square(self.values(params, modulations, features) - targets.signals)
+        return (targets.weights * errors.sum(-1)).sum(-1)
+
+    def gradient(
+        self, params: Params, modulations: Modulations, features: Any, targets: Targets | None
+    ) -> tuple[Modulations, jax.Array, Any]:
+        """s, the losses [B], and what `pull_gradient` may use of the computation."""
+
+        def total(modulations: Modulations) -> tuple[jax.Array, jax.Array]:
+            losses = self.losses(params, modulations, features, targets)
+            return losses.sum(), losses
+
+        gradient, losses = jax.grad(total, has_aux=True)(modulations)
+        return gradient, losses, None
+
+    def full_gradient(
+        self, params: Params, modulations: Modulations, features: Any, targets: Targets | None
+    ) -> tuple[jax.Array, tuple[Params, Modulations, Any]]:
+        """The losses [B], and the gradient of their sum in all that the field depends on."""
+
+        def of(params: Params, modulations: Modulations, features: Any) -> jax.Array:
+            return self.losses(params, modulations, features, targets)
+
+        losses, pull = jax.vjp(of, params, modulations, features)
+        return losses, pull(jnp.ones_like(losses))
+
+    def pull_gradient(
+        self,
+        params: Params,
+        modulations: Modulations,
+        features: Any,
+        targets: Targets | None,
+        kept: Any,
+        v: Modulations,
+    ) -> tuple[Params, Modulations, Any]:
+        """The vector-Jacobian product of s with `v`: cotangents of params, modulations and features.
+
+        `kept` is what `gradient` gave for the same arguments, or less; None has it computed again.
+        """
+        del kept
+
+        def along(params: Params, modulations: Modulations, features: Any) -> jax.Array:
+            def total(modulations: Modulations) -> jax.Array:
+                return self.losses(params, modulations, features, targets).sum()
+
+            return jax.jvp(total, (modulations,), (v,))[1]
+
+        return jax.grad(along, argnums=(0, 1, 2))(params, modulations, features)
+
+
+def shares(weights: jax.Array | None, points: int, signals: jax.Array, channel_loss: ChannelLoss) -> jax.Array:
+    """`Targets.weights` of a mean over points, and the mean or sum over the channels of `signals`.
+
+    Args:
+      weights: [B, n] >= 0, of which only the ratio within a signal counts, all 0 where nothing counts; or None.
+      points: n.
+    Returns:
+      [B, n]; without weights [1, 1].
+    """
+    channels = signals.shape[-1] if channel_loss == "mean" else 1
+    if weights is None:
+        return jnp.full((1, 1), 1 / (points * channels), signals.dtype)
+    total = weights.sum(-1, keepdims=True)
+    return weights / (jnp.where(total > 0, total, 1) * channels)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A batch of signals at points, of which a part can be seen at a time.
+
+    Attributes:
+      field: how points make values.
+      coords: [N, C].
+      signals: [B, N, D].
+      source: what features come from: "params" computes them from coords, "features" takes them from those of all
+        points, "summary" is what `PointField.summary` made of all points.
+    """
+
+    field: PointField
+    coords: jax.Array
+    signals: jax.Array
+    source: Literal["params", "features", "summary"]
+
+    def at(self, source: Any, rows: jax.Array | None, weights: jax.Array) -> tuple[Any, Targets | None]:
+        """Features and targets of the points `rows`, [n] or [B, n] (None: all), with the given `Targets.weights`."""
+        if self.source == "summary":
+            return source, None
+        if self.source == "features":
+            features = jax.tree.map(lambda leaf: take(leaf, rows), source)
+        else:
+            coords = self.coords if rows is None else self.coords[rows]
+            features = self.field.features(source, coords if coords.ndim == 3 else coords[None])
+        return features, Targets(take(self.signals, rows), weights)
+
+
+def over_chunks(
+    function: Callable[[jax.Array | None, jax.Array, Any], tuple[Any, Any]],
+    rows: jax.Array | None,
+    weights: jax.Array,
+    *,
+    points: int,
+    size: int,
+    given: Any = None,
+) -> tuple[Any, Any]:
+    """Sums over points, of which at most `size` a signal are in memory at once.
+
+    Args:
+      function: `function(rows, weights, given)` gives what is summed over chunks and what is stacked.
+      rows: the points, integers [n] or [B, n], or None for all.
+      weights: their `Targets.weights`, [B or 1, n or 1]; those of padding are 0.
+      points: n.
+      size: 0 or n: all in one call. Else there are as few chunks of equal length as this allows.
+      given: a pytree stacked over chunks, as an earlier call returned it.
+    Returns:
+      (sums, stacked); stacked as `function` gives it where all is one chunk.
+    """
+    if not 0 < size < points:
+        return function(rows, weights, given)
+    chunks = -(-points // size)
+    length = -(-points // chunks)
+    places = jnp.arange(chunks * length).reshape(chunks, length)
+    real = (places < points).astype(weights.dtype)
+    if rows is None:
+        pieces = jnp.minimum(places, points - 1)
+    else:
+        pieces = jnp.moveaxis(rows[..., jnp.minimum(places, points - 1)], -2, 0)
+
+    def at(chunk: Any) -> tuple[Any, Any]:
+        rows, places, real, given = chunk
+        return function(rows, take(weights, places) * real, given)
+
+    def add(sums: Any, chunk: Any) -> tuple[Any, Any]:
+        more, stacked = at(chunk)
+        return jax.tree.map(jnp.add, sums, more), stacked
+
+    every = pieces, jnp.minimum(places, points - 1), real, given
+    like = jax.eval_shape(lambda chunk: at(chunk)[0], jax.tree.map(lambda leaf: leaf[0], every))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+    return jax.lax.scan(add, zeros, every)
+
+
+def take(array: jax.Array, rows: jax.Array | None) -> jax.Array:
+    """The points `rows`, [n] or [B, n], of an array [B or 1, N, ...]; all where None."""
+    if rows is None or array.shape[1] == 1:
+        return array
+    if rows.ndim == 1 or len(rows) == len(array) == 1:  # whole rows of the array are copied
+        return array.at[:, rows.ravel()].get(mode="clip")
+    return jnp.take_along_axis(array, rows.reshape(*rows.shape, *[1] * (array.ndim - 2)), axis=1)

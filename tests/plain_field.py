@@ -1,0 +1,83 @@
+"""The method once more, as it is written down: one signal, one point, a Python loop, and no line of the package."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def value(model, params, latent, x):
+    """f(x; phi) [D] for one latent [P] and one point x [C]."""
+    omega = [
+        model.omega_first + k * (model.omega_last - model.omega_first) / (model.layers - 1) for k in range(model.layers)
+    ]
+    place_weights, x = _places(model, x)
+    if model.codebook:
+        latent = _nearest(params["codebook"]["embedding"], latent)
+    codes = latent.reshape(len(place_weights), -1)
+    for i in range(len(model.modulation_hidden)):
+        codes = jnp.maximum(_linear(params[f"hidden_{i + 1}"], codes), 0)
+    first, h = (1 if model.modulate_first_layer else 2), x
+    for k in range(1, model.layers):
+        u = _linear(params[f"layer_{k}"], h)
+        if k >= first:
+            if model.modulate_scale:
+                u = u * (place_weights @ _linear(params[f"scale_{k}"], codes))
+            u = u + place_weights @ _linear(params[f"modulation_{k}"], codes)
+        s = jnp.sin(omega[k - 1] * u)
+        h = h + s if model.residual and k > 1 else s
+    return _linear(params[f"layer_{model.layers}"], h) + model.offset
+
+
+def _linear(layer, x):
+    return x @ layer["kernel"] + layer["bias"]
+
+
+def _nearest(vectors, latent):
+    pieces = latent.reshape(-1, vectors.shape[1])
+    nearest = jnp.stack([vectors[jnp.argmin(jnp.sum((vectors - piece) ** 2, axis=1))] for piece in pieces])
+    return latent + jnp.reshape(nearest, latent.shape) - jax.lax.stop_gradient(latent)
+
+
+def _places(model, x):
+    """The part of each place of the latent grid in x, and the coordinates that the network sees."""
+    if not model.latent_grid:
+        return np.ones(1), x
+    weights, within = [], []
+    for place in itertools.product(*[range(n) for n in model.latent_grid]):
+        weight = 1.0
+        for axis, (i, n) in enumerate(zip(place, model.latent_grid, strict=True)):
+            if model.latent_interpolation == "linear":
+                weight = weight * jnp.maximum(0.0, 1 - jnp.abs((x[axis] + 1) / 2 * (n - 1) - i))
+            else:
+                weight = weight * (jnp.clip(jnp.floor((x[axis] + 1) / 2 * n), 0, n - 1) == i)
+        weights.append(weight)
+    if model.latent_interpolation == "patches":
+        for axis, n in enumerate(model.latent_grid):
+            cell = jnp.clip(jnp.floor((x[axis] + 1) / 2 * n), 0, n - 1)
+            within.append(2 * ((x[axis] + 1) / 2 * n - cell) - 1)
+        x = jnp.stack(within)
+    return jnp.stack(weights), x
+
+
+def loss(model, params, latent, coords, signal, channel_loss="mean"):
+    """The squared error of one signal [N, D] at coords [N, C]."""
+    errors = jnp.square(jax.vmap(lambda x: value(model, params, latent, x))(coords) - signal)
+    return (errors.mean(1) if channel_loss == "mean" else errors.sum(1)).mean()
+
+
+def meta_loss(model, params, coords, signals, contexts, step_size, *, channel_loss="mean", first_order=False):
+    """The mean outer loss over signals [B, N, D], and phi_G [B, P]; contexts [B, G, n]."""
+
+    coords = jnp.asarray(coords)
+
+    def of_signal(signal, steps):
+        latent = jnp.zeros(model.latent_dim)
+        for rows in steps:
+            gradient = jax.grad(loss, argnums=2)(model, params, latent, coords[rows], signal[rows], channel_loss)
+            latent = latent - step_size * (jax.lax.stop_gradient(gradient) if first_order else gradient)
+        return loss(model, params, latent, coords, signal, channel_loss), latent
+
+    losses, latents = jax.vmap(of_signal)(jnp.asarray(signals), jnp.asarray(contexts))
+    return losses.mean(), latents
