@@ -39,9 +39,11 @@ from experiments.progress import Progress
 from experiments.run_directory import write_json
 from medfuncta_jax.datasets.dataset import DataError
 from medfuncta_jax.datasets.dicom import AIR, read_ct
+from medfuncta_jax.datasets.folder_files import files_below
 from medfuncta_jax.datasets.lung_ct import SPACING
 from medfuncta_jax.datasets.prepared import file_md5
-from medfuncta_jax.datasets.volumes import files_below, resample_isotropic, write_volume
+from medfuncta_jax.datasets.volume_files import write_volume
+from medfuncta_jax.datasets.volumes import resample_isotropic
 
 _SOURCE = flags.DEFINE_enum("source", "lidc", ["lidc"], "What --input holds.")
 _INPUT = flags.DEFINE_string("input", None, "Folder with one folder a patient; only read, unless --nokeep_originals.")

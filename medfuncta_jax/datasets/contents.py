@@ -76,11 +76,11 @@ def contents(path: Path) -> str:
     if found != "a gzip file":
         return found
     try:
-        with gzip.open(path) as packed:
-            inside = _named(packed.read(_HEAD))
-    except (OSError, EOFError, zlib.error):
+        inside = zlib.decompressobj(wbits=31).decompress(head, _HEAD)
+    except zlib.error:
         return found
-    return f"{inside}, compressed by gzip" if inside else found
+    named = _named(inside) if inside else ""
+    return f"{named}, compressed by gzip" if named else found
 
 
 def _named(head: bytes) -> str:

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from medfuncta_jax.datasets.dataset import DataError
-from medfuncta_jax.datasets.volumes import Volume, canonical_volume, files_below
+from medfuncta_jax.datasets.folder_files import files_below
+from medfuncta_jax.datasets.volume_files import Volume, canonical_volume
 
 # Hounsfield units. No tissue, and hardly any noise, is below the second; scanners mark with such values (-3024, -2000)
 # what is outside their round field. They are made air at once, so that interpolation does not spread them.

@@ -9,7 +9,8 @@ class. What no folder says is split at random by a seed: by patient where a tabl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -100,6 +101,34 @@ class Arrangement:
     def task(self) -> Task:
         """What the labels mean."""
         return self.labels.task
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files at any depth below a folder, in an order that stays; names that start with a dot are left out.
+
+    Links to folders are followed, but no folder is visited twice, so that a loop of links ends.
+
+    Raises:
+      DataError: a folder that cannot be listed.
+    """
+    visited: set[tuple[int, int]] = set()
+
+    def walk(directory: Path) -> Iterator[Path]:
+        try:
+            state = directory.stat()
+            names = sorted(os.listdir(directory))
+        except OSError as error:
+            raise DataError(f"{directory}: cannot be listed ({error.strerror or error})") from error
+        if (state.st_dev, state.st_ino) in visited:
+            return
+        visited.add((state.st_dev, state.st_ino))
+        for path in (directory / name for name in names if not name.startswith(".")):
+            if os.path.isdir(path):
+                yield from walk(path)
+            elif os.path.isfile(path):
+                yield path
+
+    return walk(folder)
 
 
 def matching_files(folder: Path, options: FolderOptions, suffixes: Sequence[str] = ()) -> dict[str, Path]:
