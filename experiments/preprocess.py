@@ -38,7 +38,8 @@ from experiments.interruption import StopRequest
 from experiments.progress import Progress
 from experiments.run_directory import write_json
 from medfuncta_jax.datasets.dataset import DataError
-from medfuncta_jax.datasets.dicom import AIR, read_ct
+from medfuncta_jax.datasets.dicom import read_ct
+from medfuncta_jax.datasets.dicom_file import AIR, READING
 from medfuncta_jax.datasets.folder_files import files_below
 from medfuncta_jax.datasets.lung_ct import SPACING
 from medfuncta_jax.datasets.prepared import file_md5
@@ -54,7 +55,7 @@ _PROCESSES = flags.DEFINE_integer(
 _KEEP = flags.DEFINE_bool("keep_originals", True, "Whether the DICOM slices of a patient stay once it is converted.")
 
 # What determines an output beside its source; a change converts anew.
-SETTINGS = {"version": 1, "spacing_mm": SPACING, "interpolation": "cubic spline", "dtype": "int16"}
+SETTINGS = {"version": 1, "reading": READING, "spacing_mm": SPACING, "interpolation": "cubic spline", "dtype": "int16"}
 
 log = logging.getLogger("medfuncta")
 

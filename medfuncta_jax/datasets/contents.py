@@ -118,6 +118,8 @@ def unreadable(path: Path, error: BaseException, kind: str, reads: str, own: tup
     if isinstance(error, DataError):
         return error
     if isinstance(error, FileNotFoundError):
+        if path.exists():
+            return DataError(f"{path}: {error.filename}, which belongs to it, is not there; copy both or remove it")
         return DataError(f"{path}: no such file")
     if isinstance(error, MemoryError):
         return DataError(f"{path}: its {kind} does not fit into memory; make it smaller or remove the file")

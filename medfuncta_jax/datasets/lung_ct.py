@@ -25,7 +25,7 @@ from medfuncta_jax.datasets.dataset import (
     required_folder,
     splits_by_name,
 )
-from medfuncta_jax.datasets.dicom import AIR
+from medfuncta_jax.datasets.dicom_file import AIR
 from medfuncta_jax.datasets.folder_files import about_files, files_below, name_below
 from medfuncta_jax.datasets.splits import require_split_options, split_names
 from medfuncta_jax.datasets.volume_files import Volume, read_volume, volume_header

@@ -1,11 +1,11 @@
-"""Volumes from files and to files: NIfTI in RAS+ and millimetres, and what else nibabel reads.
+"""Volumes from files and to files: NIfTI, in RAS+ and millimetres; Analyze and MGH are read too.
 
 Honoured of NIfTI's header: sizes, type and byte order of the voxels, their offset, slope and intercept; the sform, or
 else the qform, or else pixdim; and the unit of length (metre, millimetre, micron; not stated is millimetre).
+Analyze's unit (mm, cm, m, um) counts too; MGH is in millimetres by definition.
 Ignored, and logged once a source where it is set: a unit of length that does not exist, a qform beside an sform that
 says something else, the intent, and the range for display (cal_min, cal_max). Names, descriptions, time, the order of
-slices, and pixdim beside a qform or sform say nothing about values or places. Other formats are in millimetres by their
-own definition.
+slices, and pixdim beside a qform or sform say nothing about values or places.
 Refused: colour and complex voxels, CIFTI and other files without a grid in space, and files cut short.
 """
 
@@ -32,9 +32,11 @@ _LARGEST_GZIP_RATIO = 1032
 # Millimetres, as an affine can have them in earnest: from microscopy to far beyond the body.
 _SMALLEST_STEP, _LARGEST_STEP, _FARTHEST = 1e-6, 1e4, 1e7
 
-# Millimetres in NIfTI's units of length, by their codes; the mask of the byte that holds the unit of time too.
-_MILLIMETRES, _LENGTH_BITS = {0: 1.0, 1: 1e3, 2: 1.0, 3: 1e-3}, 7
+# Millimetres in NIfTI's units of length, by their codes in a byte that holds the unit of time too, and in Analyze's.
+_LENGTH_BITS = 7
+_MILLIMETRES = {0: 1.0, 1: 1e3, 2: 1.0, 3: 1e-3, "": 1.0, "mm": 1.0, "cm": 10.0, "m": 1e3, "um": 1e-3}
 
+_READS = "volumes in NIfTI, Analyze and MGH"
 _NIFTI, _PACKED = "a NIfTI file", "a NIfTI file, compressed by gzip"
 _DAMAGED = "copy the file anew or remove it"
 
@@ -102,7 +104,8 @@ def read_series(path: Path, ignored: IgnoredFields | None = None) -> list[Volume
             raise DataError(f"{path}: unreadable image (its affine does not map voxels to space); {_DAMAGED}")
         _require_room(path, image, _unpacked_bytes(Path(image.file_map["image"].filename)))
         _tell_ignored(path, image, IgnoredFields() if ignored is None else ignored)
-        volume = canonical_volume(np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged")), affine)
+        data = image.get_fdata(dtype=np.float32, caching="unchanged")
+        volume = canonical_volume(np.array(data) if isinstance(data, np.memmap) else data, affine)
     bad = int(volume.values.size - np.count_nonzero(np.isfinite(volume.values)))
     if bad:
         raise DataError(f"{path}: {bad} of {volume.values.size} voxels are NaN or infinite; repair or remove the file")
@@ -113,21 +116,22 @@ def read_series(path: Path, ignored: IgnoredFields | None = None) -> list[Volume
 def _affine(image: Any) -> np.ndarray:
     """Of voxel indices to millimetres, float64 [4, 4]."""
     affine = np.array(image.affine, np.float64)
-    if "xyzt_units" in image.header:
-        affine[:3] *= _MILLIMETRES.get(_length_unit(image), 1.0)
+    affine[:3] *= _MILLIMETRES.get(_length_unit(image.header), 1.0)
     return affine
 
 
-def _length_unit(image: Any) -> int:
-    return int(image.header["xyzt_units"]) & _LENGTH_BITS
+def _length_unit(header: Any) -> int | str:
+    if "xyzt_units" in header:
+        return int(header["xyzt_units"]) & _LENGTH_BITS
+    return bytes(header["vox_units"]).strip(b" \0").decode("latin1").lower() if "vox_units" in header else ""
 
 
 def _tell_ignored(path: Path, image: Any, ignored: IgnoredFields) -> None:
     header = image.header
+    if _length_unit(header) not in _MILLIMETRES:
+        ignored(path, "its unit of length,", _length_unit(header))
     if "xyzt_units" not in header:
         return
-    if _length_unit(image) not in _MILLIMETRES:
-        ignored(path, "its unit of length, of code", _length_unit(image))
     if int(header["intent_code"]):
         ignored(path, "its intent, of code", int(header["intent_code"]))
     for name in ("cal_min", "cal_max"):
@@ -148,12 +152,11 @@ def _read(path: Path) -> Iterator[Any]:
 
     try:
         with _silent():  # a NaN is refused later, by the file's name
-            image: Any = nibabel.load(path, mmap=False)
-            if not isinstance(image, nibabel.spatialimages.SpatialImage):
-                kind = type(image).__name__.removesuffix("Image").removesuffix("2").upper()
+            image: Any = nibabel.load(path)
+            if not isinstance(image, (nibabel.AnalyzeImage, nibabel.MGHImage)):  # NIfTI is an extension of Analyze
+                kind = type(image).__name__.removesuffix("Image").upper()
                 raise DataError(
-                    f"{path}: a {kind} file, which has no grid of voxels in space; NIfTI volumes are read, convert it "
-                    "to one or remove it"
+                    f"{path}: unreadable image (of the kind {kind}; {_READS} are read); convert it or remove it"
                 )
             yield image
     except Exception as error:  # nibabel parses whatever the file holds: a broken header raises nearly anything
@@ -167,10 +170,9 @@ def _refusal(path: Path, error: Exception) -> DataError:
         if named_nifti and what == (_NIFTI if path.suffix == ".gz" else _PACKED):
             state, name = ("not ", ".nii") if path.suffix == ".gz" else ("", ".nii.gz")
             return DataError(f"{path}: a NIfTI file that is {state}compressed by gzip; rename it to end in {name}")
-    # Other formats have other beginnings, or text.
-    other = () if named_nifti else ("", "text", "a netCDF file", "an HDF5 file")
-    own = (_NIFTI, _PACKED, "a gzip file", *other)
-    return unreadable(path, error, "image", "NIfTI volumes", own)
+    # Analyze and MGH files have no beginning of their own.
+    own = (_NIFTI, _PACKED, "a gzip file", *(("",) if path.suffix in (".hdr", ".img", ".mgh", ".mgz") else ()))
+    return unreadable(path, error, "image", _READS, own)
 
 
 @contextlib.contextmanager
