@@ -20,6 +20,7 @@ _HEAD = 4096
 _STARTS = [
     (rb"version https://git-lfs", "a Git LFS pointer"),
     (rb"/annex/objects/|(\.\./)*\.git/annex/", "a git-annex pointer"),
+    (rb".{128}DICM", "a DICOM file"),
     (rb"\x89PNG\r\n\x1a\n", "a PNG image"),
     (rb"\xff\xd8\xff", "a JPEG image"),
     (rb"II\*\0|MM\0\*|II\+\0|MM\0\+", "a TIFF image"),
@@ -32,7 +33,6 @@ _STARTS = [
     (rb"....ftyp(avif|avis|heic|heix|mif1|msf1)", "an AVIF or HEIF image"),
     (rb"8BPS", "a Photoshop image"),
     (rb"P[1-7fF]\s+[#\d]", "a PNM image"),
-    (rb".{128}DICM", "a DICOM file"),
     (rb".{344}n[i+][12]\0|.{4}n[i+]2\0", "a NIfTI file"),
     (rb"\x1f\x8b", "a gzip file"),
     (rb"BZh", "a bzip2 file"),
