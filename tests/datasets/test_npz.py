@@ -105,7 +105,6 @@ def _described(descr, shape, fortran="False"):
         (_described("'|V0'", "(3,)"), b""),
         (_described("'<U2'", "(1,)"), bytes(8)),
         (_described("'<M8[s]'", "(1,)"), bytes(8)),
-        (_described("'|u1'", "(2, 3)", fortran="True"), bytes(6)),
         ("{'descr': '|u1', 'shape': (3L", b""),
         ("(" * 9000, b""),
         ('"' * 3, b""),
