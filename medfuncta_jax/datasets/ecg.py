@@ -82,7 +82,7 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
         splits=splits,
         about={
             "source": "ecg",
-            "version": 1,
+            "version": 2,
             "title": "MIT-BIH arrhythmia beats",
             "licence": "ODC-By 1.0",
             "options": asdict(options),

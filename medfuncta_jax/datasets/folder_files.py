@@ -42,6 +42,8 @@ class FolderOptions:
         lead in circles, are not followed).
       labels: a table of labels, relative to the data directory; "" if there is none.
       label_column, patient_column: of that table; see `label_table.read_label_table`.
+      no_value: what a cell of these columns holds where there is no label or patient, beside the empty cell, NA, nan,
+        NULL and the like; in any case.
       seed: of the split.
       val_fraction, test_fraction: of the patients, or of the files where patients are not known, above 0; at least
         one each.
@@ -51,6 +53,7 @@ class FolderOptions:
     labels: str = ""
     label_column: str = ""
     patient_column: str = ""
+    no_value: tuple[str, ...] = ()
     seed: int = 42
     val_fraction: float = 0.1
     test_fraction: float = 0.2
@@ -204,7 +207,11 @@ def arranged(
     table = _table(folder, options)
     if table is not None:
         labels = read_label_table(
-            table, names, label_column=options.label_column, patient_column=options.patient_column
+            table,
+            names,
+            label_column=options.label_column,
+            patient_column=options.patient_column,
+            no_value=options.no_value,
         )
     by_class = _class_folders(names, given is not None) if by_folders else {}
     if by_class and (labels is None or (not labels.classes and not options.label_column)):
@@ -240,7 +247,7 @@ def about_files(source: str, folder: Path, options: Any, files: Mapping[str, Pat
     states = {name: path.stat() for name, path in files.items()}
     return {
         "source": source,
-        "version": 1,
+        "version": 2,  # of the reading: a change of what files hold prepares anew
         "title": folder.name,
         "licence": "not known",
         "options": asdict(options),
