@@ -47,6 +47,7 @@ _STARTS = [
     (rb"CDF[\x01\x02]", "a netCDF file"),
     (rb"MATLAB 5\.0 MAT-file", "a MATLAB file"),
     (rb"\x93NUMPY", "a NumPy array"),
+    (rb".{8}\{\"", "a safetensors file"),
     (rb"NRRD000", "an NRRD file"),
     (rb"ObjectType\s*=", "a MetaImage file"),
     (rb"\x80[\x02-\x05]", "a Python pickle"),

@@ -320,7 +320,7 @@ def test_mednf_becomes_a_store_in_the_order_of_its_numbers(torch, network, tmp_p
     store = mf.load_latents(out)
     assert {name: len(split.latents) for name, split in store.items()} == {"train": 12, "val": 2, "test": 3}
     train = store["train"]
-    np.testing.assert_array_equal(train.latents[:, 0], np.arange(12) / 2)  # in the scale of the field
+    np.testing.assert_array_equal(train.latents[:][:, 0], np.arange(12) / 2)  # in the scale of the field
     np.testing.assert_array_equal(train.labels, np.arange(12) % 3)
     assert train.ids[10] == "train/datapoint_10"
     assert np.isnan(train.psnr).all()
