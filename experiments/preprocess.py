@@ -121,8 +121,11 @@ def convert(patient: Patient) -> Outcome:
     except OSError as error:
         reason = f"{error.filename or patient.folder}: {error.strerror or error}"
         return Outcome(patient.name, "full disk" if error.errno in command.FULL_DISK else "skipped", reason)
+    except MemoryError:
+        return Outcome(patient.name, "skipped", f"{patient.folder}: memory ran out; try fewer --processes")
     except Exception as error:  # whatever else is wrong with it, the others go on
-        reason = " ".join(f"{patient.folder}: {type(error).__name__} {error}".split())
+        log.exception("%s", patient.folder)
+        reason = f"{patient.folder}: {type(error).__name__}, a fault of this program; report it with the lines above"
         return Outcome(patient.name, "skipped", reason)
 
 

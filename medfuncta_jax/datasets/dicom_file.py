@@ -141,6 +141,8 @@ def read_header(path: Path) -> Slice | LeftOut:
             return LeftOut(path, found, str(header.get("SeriesInstanceUID", ""))) if isinstance(found, str) else found
     except pydicom.errors.InvalidDicomError:
         return LeftOut(path, "no DICOM file", "" if path.suffix.lower() == ".dcm" else None)
+    except PermissionError:
+        return LeftOut(path, "cannot be read, for lack of the right to", "")
     except Exception:  # pydicom parses whatever the file holds
         other = path.name.upper().startswith("DICOMDIR") or _is_of_another_class(path, pydicom)
         return LeftOut(path, "unreadable DICOM (its header is damaged)", None if other else "")

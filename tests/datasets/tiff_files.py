@@ -84,7 +84,6 @@ def write_tiff(
         262: (SHORT, [2 if channels > 2 else 1]), 277: (SHORT, [channels]), 284: (SHORT, [2 if separate else 1]),
         339: (SHORT, [form] * channels), 266: (SHORT, [2 if turned_bits else 1]),
     }  # fmt: skip
-    fields |= {int(name[1:]): (SHORT, list(np.atleast_1d(value))) for name, value in tags.items()}
     places, at = [], 8
     for part in parts:
         places.append(at)
@@ -92,6 +91,7 @@ def write_tiff(
     offsets, counts = (324, 325) if tile else (273, 279)
     fields |= {offsets: (LONG, places), counts: (LONG, [len(part) for part in parts])}
     fields |= {322: (SHORT, [16]), 323: (SHORT, [16])} if tile else {278: (SHORT, [3])}
+    fields |= {int(name[1:]): (SHORT, list(np.atleast_1d(value))) for name, value in tags.items()}
     directory, extra, beyond = b"", b"", at + 2 + 12 * len(fields) + 4
     for tag, (kind, values) in sorted(fields.items()):
         data = struct.pack(f"{order}{len(values)}{'H' if kind == SHORT else 'I'}", *values)
