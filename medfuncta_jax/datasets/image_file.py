@@ -284,8 +284,8 @@ def _require_readable_tiff(path: Path, image: Any) -> None:
     if planes > 1 and raw and (max(tags.get(_BITS, (1,))) > 8 or tags.get(_FILL_ORDER, 1) != 1):
         raise _unread_pixel_type(path, tags)
     if not raw and len(image.tile) == 1 and image.tile[0][3][0] in _NATIVE:
-        codec, extent, offset, (mode, *rest) = image.tile[0]
-        image.tile = [type(image.tile[0])(codec, extent, offset, (_NATIVE[mode], *rest))]
+        mode, *rest = image.tile[0][3]
+        _decode_as(image, (_NATIVE[mode], *rest))
     if _STRIPS[0] in tags:
         offsets, counts = tags[_STRIPS[0]], tags.get(_STRIPS[1])
         needed = math.ceil(tags[_LENGTH] / min(tags.get(_ROWS, tags[_LENGTH]), tags[_LENGTH]))
@@ -299,12 +299,17 @@ def _require_readable_tiff(path: Path, image: Any) -> None:
         raise DataError(f"{path}: truncated image (strips or tiles are missing in it); copy the file anew or remove it")
 
 
+def _decode_as(image: Any, coding: Any) -> None:
+    """Have Pillow take the bytes of an image of one part for those of another raw mode."""
+    (part,) = image.tile
+    image.tile = [part._replace(args=coding) if hasattr(part, "_replace") else (*part[:3], coding)]
+
+
 def _load_upright(image: Any) -> None:
     from PIL import ImageOps
 
     if _grey_with_alpha_in_16(image):
-        codec, extent, offset, _ = image.tile[0]
-        image.tile = [type(image.tile[0])(codec, extent, offset, "RGBA")]  # four bytes, as they are
+        _decode_as(image, "RGBA")  # four bytes, as they are
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
 
