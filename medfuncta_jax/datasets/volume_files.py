@@ -104,13 +104,21 @@ def read_series(path: Path, ignored: IgnoredFields | None = None) -> list[Volume
             raise DataError(f"{path}: unreadable image (its affine does not map voxels to space); {_DAMAGED}")
         _require_room(path, image, _unpacked_bytes(Path(image.file_map["image"].filename)))
         _tell_ignored(path, image, IgnoredFields() if ignored is None else ignored)
-        data = image.get_fdata(dtype=np.float32, caching="unchanged")
-        volume = canonical_volume(np.array(data) if isinstance(data, np.memmap) else data, affine)
+        volume = canonical_volume(_scaled(image.dataobj), affine)
     bad = int(volume.values.size - np.count_nonzero(np.isfinite(volume.values)))
     if bad:
         raise DataError(f"{path}: {bad} of {volume.values.size} voxels are NaN or infinite; repair or remove the file")
     values = volume.values.reshape(*volume.values.shape[:3], -1)
     return [Volume(values[..., t], volume.affine) for t in range(values.shape[3])]
+
+
+def _scaled(voxels: Any) -> np.ndarray:
+    """float32 [X, Y, Z, ...] with slope and intercept applied in double precision, a slice at a time."""
+    raw = voxels.get_unscaled()
+    values = np.empty(raw.shape, np.float32, order="F")
+    for k in range(raw.shape[2]):
+        values[:, :, k] = raw[:, :, k] * np.float64(voxels.slope) + np.float64(voxels.inter)
+    return values
 
 
 def _affine(image: Any) -> np.ndarray:
