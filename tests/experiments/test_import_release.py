@@ -3,8 +3,11 @@
 Names, shapes and errors are tested on arrays; files need PyTorch, and are skipped where it is not installed.
 """
 
+import pickle
 import sys
 import types
+import warnings
+import zipfile
 
 import jax
 import numpy as np
@@ -435,3 +438,77 @@ def test_a_grid_that_contradicts_the_file(torch, network, tmp_path, capsys):
     assert "its grid is 4x3, --grid says 8x8" in one_line(capsys, 1, *words, "--grid=8x8")
     torch.save(net.state_dict(), tmp_path / "best.model")
     assert "--grid 8x8x8 has 3 axes" in one_line(capsys, 1, *words, "--grid=8x8x8")
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("place", ["", "state_dict", "model.weights"])
+def test_state_dicts_of_any_precision_form_and_place(torch, network, tmp_path, capsys, kind, old, place):
+    net = network(2).to(getattr(torch, kind))
+    content = wrapped(torch, net, (28, 24))
+    content["grid"] = content["grid"].to(getattr(torch, kind))
+    for key in reversed(place.split(".") if place else []):
+        content = {key: content, "epoch": 3, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}}
+    torch.save(content, tmp_path / "best.model", _use_new_zipfile_serialization=not old)
+    assert run(f"--weights={tmp_path / 'best.model'}", f"--out={tmp_path}", "--omega_first=10",
+               "--omega_increment=5") == 0  # fmt: skip
+    _, params, about = load_field_and_about(tmp_path)
+    assert about["grid"] == [28, 24]
+    kept = net.layers[1].linear.weight.detach().float().numpy()
+    np.testing.assert_array_equal(params["layer_2"]["kernel"], kept.T)
+
+
+def test_a_grid_whose_points_merge_in_half_precision_is_asked_for(torch, network, tmp_path, capsys):
+    content = {key: value.bfloat16() for key, value in wrapped(torch, network(1), (900,)).items()}
+    torch.save(content, tmp_path / "best.model")
+    words = (f"--weights={tmp_path / 'best.model'}", f"--out={tmp_path}", "--omega_first=10", "--omega_increment=5")
+    assert run(*words) == 0
+    assert "grid unknown" in capsys.readouterr().out
+    assert run(*words, "--grid=900") == 0
+    assert load_field_and_about(tmp_path)[2]["grid"] == [900]
+
+
+def test_a_network_in_a_checkpoint(torch, network, monkeypatch, tmp_path, capsys):
+    torch.save({"model": network(2), "epoch": 1}, tmp_path / "last.ckpt")
+    monkeypatch.delitem(sys.modules, "models.inrs")
+    assert run(f"--weights={tmp_path / 'last.ckpt'}", f"--out={tmp_path}") == 0
+    assert "4 layers of 12" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float64"])
+def test_latents_of_any_precision_that_still_have_slopes(torch, tmp_path, kind):
+    folder = tmp_path / "nf" / "test"
+    folder.mkdir(parents=True)
+    for i in range(3):
+        latent = torch.full((LATENT,), i / 4, dtype=getattr(torch, kind)).requires_grad_()
+        torch.save({"modulations": latent, "label": torch.tensor([i])}, folder / f"datapoint_{i}.pt")
+    assert run(f"--latents={tmp_path / 'nf'}", f"--out={tmp_path / 'out'}") == 0
+    (split,) = mf.load_latents(tmp_path / "out").values()
+    np.testing.assert_array_equal(split.latents[:][:, 0], [0, 0.25, 0.5])
+
+
+def _save_old(torch, net, path):
+    with warnings.catch_warnings(action="ignore"):  # that it finds no source of the network
+        torch.save(net, path, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda torch, net, path: torch.save({"a": net.state_dict(), "b": net.state_dict()}, path),
+         "holds several networks (a, b); save the one to import by itself"),
+        (_save_old, "but a whole network in the form before PyTorch 1.6; load it there and save its state dict"),
+        (lambda torch, net, path: path.write_bytes(pickle.dumps({"a": np.zeros(3)})),
+         "but a plain pickle; write it anew with torch.save"),
+        (lambda torch, net, path: zipfile.ZipFile(path, "w").close(), "but another archive; name a file of torch.save"),
+        (lambda torch, net, path: path.write_text("<html>404</html>"), "but an HTML page; download it again"),
+        (lambda torch, net, path: path.write_text("version https://git-lfs\n"), "but a Git LFS pointer; download it"),
+    ],
+)  # fmt: skip
+def test_what_is_no_state_dict_is_told_apart(torch, network, tmp_path, capsys, write, message):
+    path = tmp_path / "best.model"
+    write(torch, network(2), path)
+    error = one_line(capsys, 1, f"--weights={path}", f"--out={tmp_path / 'out'}", "--omega_first=10",
+                     "--omega_increment=5")  # fmt: skip
+    assert f"{path} " in error
+    assert message in error
