@@ -280,6 +280,7 @@ def _stored_values(file: Any, words: np.ndarray) -> tuple[np.ndarray, np.ndarray
     if signed:
         values -= (values >> (kept - 1)) << kept
     limits = [file.get(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    limits = [None if limit == "" else limit for limit in limits]
     if limits[0] is None:
         return values, np.zeros(values.shape, bool)
     if not all(isinstance(limit, (int, type(None))) for limit in limits):

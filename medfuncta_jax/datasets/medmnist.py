@@ -220,7 +220,8 @@ def _common_shape(path: Path, images: dict[str, ArrayInFile], options: Options) 
     grid = shape[:-1] if shape[-1] == channels else shape
     if len(grid) < 2 or 1 in grid:
         raise DataError(
-            f"{path}: images are {shape}, which leaves a grid of {grid}; set --config.data.channels otherwise"
+            f"{path}: images are {shape}, which leaves a grid of {grid}; move an axis of channels to the end, or set "
+            "--config.data.channels otherwise"
         )
     return grid, channels
 
@@ -233,7 +234,7 @@ def _channels(path: Path, shape: tuple[int, ...], flag: str) -> int:
         return shape[-1]
     _log.warning(
         "%s: images are read as volumes of %d x %d x %d voxels; if the last axis is channels, set "
-        "--config.data.channels=%d", path, *shape, shape[-1],
+        "--config.data.channels=%d, and if the first is, move it to the end", path, *shape, shape[-1],
     )  # fmt: skip
     return 1
 

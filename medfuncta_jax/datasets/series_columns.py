@@ -117,6 +117,7 @@ def _is_header(path: Path, first: list[str], numbers: list[int]) -> bool:
     with np.errstate(all="ignore"):
         steps = np.diff([np.nan if value is None else value for value in values])
         even = len(cells) >= _EVEN and steps[0] != 0 and np.allclose(steps, steps[0], rtol=1e-3)
+    even = even or (len(cells) >= _COUNTED and values == list(range(len(cells))))  # 0.0, 1.0, 2.0
     if not cells or not (counted or even):
         return False
     below = [

@@ -261,6 +261,7 @@ def test_any_first_line_is_read_as_it_is_meant(kind, header, index, delimiter, e
         ),
         ("0,1\n5.5,6.5\n7.5,8.5\n", r"line 1 \('0', '1'\) could be a header or data"),
         ("0.0,0.1,0.2,0.3,0.4,0.5,0.6,0.7\n" + "3,1,4,1,5,9,2,6\n" * 3, r"'0\.2', '0\.3', \.\.\.\) could be a header"),
+        ("0.0,1.0,2.0\n5.5,6.5,1.5\n7.5,8.5,2.5\n", r"line 1 \('0\.0', '1\.0', '2\.0'\) could be a header or data"),
         ("0,15\n0,2\n", r"lines such as '0,15' could be one column with decimal commas, or two of whole numbers"),
         ("10,5\n11,25\n", r"lines such as '10,5' could be one column with decimal commas, or two of whole numbers"),
         ("-1,5\n1,25\n", r"lines such as '-1,5' could be one column with decimal commas"),
