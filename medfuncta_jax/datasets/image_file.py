@@ -150,9 +150,8 @@ class _Pixels:
         if image.mode == "La":  # multiplied by alpha already, so over black
             image = image.getchannel(0)
         stored = np.asarray(image).reshape(image.height, image.width, -1)
-        image = (image if self._transparent is not None else _over_black(image)).convert(
-            "L" if channels == 1 else "RGB"
-        )
+        image = _over_black(image) if self._transparent is None else image
+        image = image.convert("L" if channels == 1 else "RGB")
         values = np.asarray(image).reshape(image.height, image.width, -1)
         if self._transparent is not None:
             values = np.where((stored == self._transparent).all(-1, keepdims=True), 0, values)

@@ -97,6 +97,8 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
             )
         if not len(labels[name]):
             raise DataError(f"{path}: the {name} split is empty; take another file")
+    if more := sorted(set(arrays) - {f"{name}_{kind}" for name in SPLITS for kind in ("images", "labels")}):
+        _log.warning("%s: the arrays %s in it are not read", path, ", ".join(more))
     grid, channels = _common_shape(path, images, options)
     task, classes = _meaning(path, labels, known)
 

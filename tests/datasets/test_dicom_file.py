@@ -16,26 +16,11 @@ pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installe
 from medfuncta_jax.datasets.dicom import read_ct  # noqa: E402
 from medfuncta_jax.datasets.dicom_file import LeftOut, Slice, hounsfield, read_header  # noqa: E402
 from tests.datasets.damage import assert_refusal  # noqa: E402
-from tests.datasets.dicom_files import SIZE, phantom, rewrite, write_series  # noqa: E402
+from tests.datasets.dicom_files import SIZE, phantom, recode, rewrite, write_series  # noqa: E402
 
 NATIVE = ("ImplicitVRLittleEndian", "ExplicitVRLittleEndian", "ExplicitVRBigEndian", "DeflatedExplicitVRLittleEndian")
 CODE_STREAMS = ("JPEG2000Lossless", "JPEGLSLossless", "JPEGLosslessProcess14_1")
 PADDING, LIMIT = 0x00280120, 0x00280121
-
-
-def recode(path, syntax):
-    """Compress a file by GDCM."""
-    gdcm = pytest.importorskip("gdcm")
-    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
-    reader.SetFileName(str(path))
-    assert reader.Read()
-    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
-    change.SetInput(reader.GetImage())
-    assert change.Change()
-    writer.SetFileName(str(path))
-    writer.SetFile(reader.GetFile())
-    writer.SetImage(change.GetOutput())
-    assert writer.Write()
 
 
 def _written(folder, values, syntax, *, stored, high, signed, overlay, padding, slope, intercept):
