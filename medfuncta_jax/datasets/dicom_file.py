@@ -51,8 +51,8 @@ _TAGS = [
 # How a data set begins, in both byte orders: the group of its first element.
 _GROUPS = (b"\x02\0", b"\x08\0", b"\0\x08")
 
-# Each image of these ends so.
-_END_OF_IMAGE, _JPEG_FAMILY = b"\xff\xd9", ("JPEG", "HTJ2K")
+# Each image of these ends so, which their data never hold; some writers add a few bytes.
+_END_OF_IMAGE, _BYTES_AFTER, _JPEG_FAMILY = b"\xff\xd9", 64, ("JPEG", "HTJ2K")
 
 EXTRA = "pip install 'medfuncta_jax[dicom]'"
 
@@ -320,5 +320,5 @@ def _require_whole_image(file: Any, pydicom: ModuleType) -> None:
     syntax = file.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated and syntax.name.startswith(_JPEG_FAMILY):
         frame = pydicom.encaps.get_frame(file.PixelData, 0, number_of_frames=1)
-        if not frame.rstrip(b"\0").endswith(_END_OF_IMAGE):
+        if _END_OF_IMAGE not in frame[-_BYTES_AFTER:]:
             raise _FaultError("its compressed image ends too early")
