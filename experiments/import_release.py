@@ -7,24 +7,20 @@ Writes OUT/field.safetensors and OUT/latents/, for `mf.load_field(OUT)` and `mf.
 newer, which nothing else here does. Sizes are read off the shapes. What no file says is asked for, not guessed: a state
 dict (`best.model`, `stepXXXX.model`) does not hold its frequencies, a pickled network (`model.pt`) does.
 
-No code in a file is ever run. A pickled network is read as data, with a stand-in for every class that it names, so the
-authors' source is not needed either.
+A state dict may lie in a checkpoint, `{"state_dict": ...}` for one, and in any floating precision. No code in a file is
+ever run (see `torch_files.py`), and the authors' source is not needed either.
 
 Exit codes: 0 done; 1 refused, with one line that names the file and the remedy; 2 a flag is wrong.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import re
 import sys
-import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -32,6 +28,7 @@ from absl import app, flags
 
 from experiments import command
 from experiments.progress import Progress
+from experiments.torch_files import FIRST, ReleaseError, as_array, load, read_weights
 from medfuncta_jax.checkpoint import FIELD_FILE, CheckpointError, load_field, save_field
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets.dataset import SPLITS
@@ -43,13 +40,11 @@ from medfuncta_jax.settings import InnerSettings, ModelSettings
 # Our names of a layer's parts and arrays, and the release's.
 _PARTS = {"layer": "linear", "modulation": "modulate_shift_layer", "scale": "modulate_scale_layer"}
 _ARRAYS = {"kernel": "weight", "bias": "bias"}
-_FIRST = "layers.0.linear.weight"
+
+# How far coordinates in float32 may be off; and above how many along an axis neighbours in half precision are equal.
+_SINGLE, _MERGING = 1e-5, 256
 
 Arrays = Mapping[str, np.ndarray]
-
-
-class ReleaseError(ValueError):
-    """A file is not what the release writes, or does not say enough; the one-line message names it and the remedy."""
 
 
 def field_of(
@@ -75,10 +70,10 @@ def field_of(
     Raises:
       ReleaseError: keys that are missing or unknown, shapes that do not fit, frequencies unknown or contradictory.
     """
-    prefixes = [key.removesuffix(_FIRST) for key in arrays if key.endswith(_FIRST)]
+    prefixes = [key.removesuffix(FIRST) for key in arrays if key.endswith(FIRST)]
     if len(prefixes) != 1:
         raise ReleaseError(
-            f"{len(prefixes)} networks in it: one key must end in {_FIRST}; it holds {_listed(arrays) or 'no arrays'}"
+            f"{len(prefixes)} networks in it: one key must end in {FIRST}; it holds {_listed(arrays) or 'no arrays'}"
         )
     (prefix,) = prefixes
     hidden = {key: int(found[1]) for key in arrays if (found := re.match(re.escape(prefix) + r"layers\.(\d+)\.", key))}
@@ -90,10 +85,10 @@ def field_of(
     modulation = next((key for key in hidden if key.endswith("modulate_shift_layer.weight")), None)
     if modulation is None:
         raise ReleaseError(f"no latent enters it: {places[1]}.modulate_shift_layer.weight is missing")
-    for key in (prefix + _FIRST, modulation):
+    for key in (prefix + FIRST, modulation):
         if arrays[key].ndim != 2:
             raise ReleaseError(f"{key} has shape {arrays[key].shape}, expected [out, in]")
-    width, coord_dims = arrays[prefix + _FIRST].shape
+    width, coord_dims = arrays[prefix + FIRST].shape
     model = ModelSettings(
         layers=layers, width=width, latent_dim=arrays[modulation].shape[1],
         omega_first=omegas[0], omega_last=omegas[-1], residual=residual, offset=0.5,
@@ -148,86 +143,29 @@ def _omegas(stored: Sequence[float | None], first: float | None, increment: floa
     return known
 
 
-def _grid_shape(points: np.ndarray, key: str) -> tuple[int, ...]:
+def _grid_shape(points: np.ndarray, key: str) -> tuple[int, ...] | None:
+    """The sizes of a stored grid; None where half precision does not tell its points apart."""
     shape = tuple(len(np.unique(axis)) for axis in points.T)
-    if math.prod(shape) != len(points) or not np.allclose(points, grid(shape), atol=1e-5):
+    tolerance = _tolerance(points)
+    if math.prod(shape) != len(points) and tolerance > _SINGLE and max(shape) > _MERGING:
+        return None
+    if math.prod(shape) != len(points) or not np.allclose(points, grid(shape), atol=tolerance):
         raise ReleaseError(f"{key} {points.shape} is no grid from -1 to 1 along every axis")
     return shape
+
+
+def _tolerance(points: np.ndarray) -> float:
+    """How far numbers of 1 and less may be off, by the precision that they all have: bfloat16, float16 or more."""
+    whole = np.ascontiguousarray(points, np.float32)
+    if not (whole.view(np.uint32) & 0xFFFF).any():
+        return 2.0**-8
+    return 2.0**-11 if np.array_equal(whole, whole.astype(np.float16)) else _SINGLE
 
 
 def _listed(names: Any, most: int = 4) -> str:
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(str, names[:most])) + more
-
-
-def read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """A state dict, or a pickled network without its classes.
-
-    Returns:
-      (arrays, attributes), as `field_of` takes them.
-    Raises:
-      ReleaseError: neither of the two, or PyTorch is absent.
-    """
-    content = _load(path, with_stand_ins=True)
-    tensors, attributes = (content, {}) if isinstance(content, Mapping) else _parts_of(content)
-    arrays = {}
-    for key, tensor in tensors.items():
-        if not getattr(tensor, "is_floating_point", bool)():
-            raise ReleaseError(f"{path}: {key!r} is no array of floats; expected a state dict or a pickled network")
-        arrays[str(key)] = tensor.detach().float().numpy()
-    return arrays, attributes
-
-
-class _StandIn:
-    """Takes the place of a class or function that a pickle names: keeps the attributes, does nothing."""
-
-    def __init__(self, *_: Any):
-        pass
-
-
-def _parts_of(module: Any, prefix: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tensors and plain attributes of a PyTorch module and its children, by dotted name."""
-    content = vars(module) if isinstance(module, _StandIn) else {}
-    tensors = {**content.get("_parameters", {}), **content.get("_buffers", {})}
-    tensors = {prefix + name: tensor for name, tensor in tensors.items() if tensor is not None}
-    attributes = {prefix + name: value for name, value in content.items() if isinstance(value, (bool, int, float))}
-    for name, child in content.get("_modules", {}).items():
-        for mine, its in zip((tensors, attributes), _parts_of(child, f"{prefix}{name}."), strict=True):
-            mine.update(its)
-    return tensors, attributes
-
-
-def _load(path: Path, *, with_stand_ins: bool = False) -> Any:
-    """The content of a file of `torch.save`, by the unpickler that builds plain values and tensors only."""
-    torch = _torch()
-    if not path.is_file():
-        raise ReleaseError(f"{path}: no such file")
-    try:
-        named = contextlib.nullcontext()
-        if with_stand_ins and zipfile.is_zipfile(path):
-            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-            named = torch.serialization.safe_globals([(type(name, (_StandIn,), {}), name) for name in names])
-        with named, warnings.catch_warnings(action="ignore"):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError:
-        raise
-    except Exception as error:  # of many kinds, as a file is wrong in one way or another
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        named_there = f" (it names {found[1]}, which is not run)" if found else ""
-        raise ReleaseError(
-            f"{path} is no file of the release, or cut off or damaged{named_there}; download it again"
-        ) from error
-
-
-def _torch() -> ModuleType:
-    try:
-        import torch
-    except ImportError as error:
-        raise ReleaseError("reading PyTorch's files takes PyTorch: pip install 'torch>=2.6' (CPU is enough)") from error
-    if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
-        raise ReleaseError(f"PyTorch {torch.__version__} is too old: pip install 'torch>=2.6' (CPU is enough)")
-    return torch
 
 
 def count_datapoints(folder: Path) -> int:
@@ -262,11 +200,11 @@ def read_datapoints(folder: Path, count: int, *, latent_dim: int | None = None) 
     with Progress(f"import {folder.name}", total=count, unit="latents") as progress:
         for i in range(count):
             path = folder / f"datapoint_{i}.pt"
-            content = _load(path)
+            content = load(path)
             for key in ("modulations", "label"):
                 if not isinstance(content, Mapping) or key not in content:
                     raise ReleaseError(f"{path} has no {key!r}; expected a dict of modulations and label")
-            latent, label = (np.asarray(content[key]) for key in ("modulations", "label"))
+            latent, label = (as_array(content[key]) for key in ("modulations", "label"))
             expected = (latent_dim,) if latent_dim else (latents[0] if latents else latent.reshape(-1)).shape
             if latent.shape != expected or not np.isfinite(latent).all():
                 state = f"has shape {latent.shape}" if latent.shape != expected else "is not finite"

@@ -38,10 +38,13 @@ from experiments.interruption import StopRequest
 from experiments.progress import Progress
 from experiments.run_directory import write_json
 from medfuncta_jax.datasets.dataset import DataError
-from medfuncta_jax.datasets.dicom import AIR, read_ct
+from medfuncta_jax.datasets.dicom import read_ct
+from medfuncta_jax.datasets.dicom_file import AIR, READING
+from medfuncta_jax.datasets.folder_files import files_below
 from medfuncta_jax.datasets.lung_ct import SPACING
 from medfuncta_jax.datasets.prepared import file_md5
-from medfuncta_jax.datasets.volumes import files_below, resample_isotropic, write_volume
+from medfuncta_jax.datasets.volume_files import write_volume
+from medfuncta_jax.datasets.volumes import resample_isotropic
 
 _SOURCE = flags.DEFINE_enum("source", "lidc", ["lidc"], "What --input holds.")
 _INPUT = flags.DEFINE_string("input", None, "Folder with one folder a patient; only read, unless --nokeep_originals.")
@@ -52,7 +55,7 @@ _PROCESSES = flags.DEFINE_integer(
 _KEEP = flags.DEFINE_bool("keep_originals", True, "Whether the DICOM slices of a patient stay once it is converted.")
 
 # What determines an output beside its source; a change converts anew.
-SETTINGS = {"version": 1, "spacing_mm": SPACING, "interpolation": "cubic spline", "dtype": "int16"}
+SETTINGS = {"version": 1, "reading": READING, "spacing_mm": SPACING, "interpolation": "cubic spline", "dtype": "int16"}
 
 log = logging.getLogger("medfuncta")
 
@@ -118,8 +121,11 @@ def convert(patient: Patient) -> Outcome:
     except OSError as error:
         reason = f"{error.filename or patient.folder}: {error.strerror or error}"
         return Outcome(patient.name, "full disk" if error.errno in command.FULL_DISK else "skipped", reason)
+    except MemoryError:
+        return Outcome(patient.name, "skipped", f"{patient.folder}: memory ran out; try fewer --processes")
     except Exception as error:  # whatever else is wrong with it, the others go on
-        reason = " ".join(f"{patient.folder}: {type(error).__name__} {error}".split())
+        log.exception("%s", patient.folder)
+        reason = f"{patient.folder}: {type(error).__name__}, a fault of this program; report it with the lines above"
         return Outcome(patient.name, "skipped", reason)
 
 

@@ -8,6 +8,7 @@ The files may lie at any depth below the data directory, with or without `.gz`. 
 
 BraTS arrays run to the left, the back and the top (LPS). Here they are turned to RAS+, which flips two axes that are
 padded evenly, so the result is the published one, voxel for voxel, up to these flips, which the affine accounts for.
+Fields of a header that count and that do not: see `volume_files.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medfuncta_jax.datasets.contents import IgnoredFields
 from medfuncta_jax.datasets.dataset import (
     SPLITS,
     DataError,
@@ -27,16 +29,13 @@ from medfuncta_jax.datasets.dataset import (
     required_folder,
     splits_by_name,
 )
-from medfuncta_jax.datasets.folder_files import about_files, name_below
+from medfuncta_jax.datasets.folder_files import about_files, files_below, name_below
 from medfuncta_jax.datasets.splits import require_split_options, split_names
+from medfuncta_jax.datasets.volume_files import Volume, read_volume, volume_header
 from medfuncta_jax.datasets.volumes import (
-    Volume,
     block_average,
     crop_or_pad,
-    files_below,
-    read_volume,
     scale_to_unit,
-    volume_header,
 )
 from medfuncta_jax.settings import SettingsError
 
@@ -104,11 +103,12 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
             "%d of %d volumes are not 240 x 240 x 155 at 1 mm (%s: %s); each is cropped or padded about its centre",
             len(other), len(files), first, other[first],
         )  # fmt: skip
+    ignored = IgnoredFields()
     fractions = {"test": options.test_fraction, "val": options.val_fraction}
     cases = split_names(list(files), fractions, seed=options.seed, groups=patients)
 
     def example(case: str) -> Example:
-        volume = preprocess(read_volume(files[case]), options, name=str(files[case]))
+        volume = preprocess(read_volume(files[case], ignored), options, name=str(files[case]))
         return Example(volume.values[..., None], case, affine=volume.affine)
 
     return Plan(

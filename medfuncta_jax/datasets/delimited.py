@@ -1,15 +1,25 @@
-"""Delimited text (CSV, TSV, columns between blanks): rows with their line numbers, and what is a number in them."""
+"""Delimited text (CSV, TSV, columns between blanks): rows with their lines, what is a number, and what says nothing.
+
+A last line without a line break is refused where it looks cut: its last cell is then shorter than all cells above it,
+which are written alike, or the beginning of one of them that is a word.
+"""
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from medfuncta_jax.datasets.dataset import DataError
 
 _DELIMITERS = ",;\t"
+
+# How tables say that there is no value, whatever the case of the letters; and one that in lower case is a word.
+_NO_VALUE = {"", "na", "n/a", "<na>", "#na", "#n/a", "#n/a n/a", "nan", "-nan", "null"}
+_NO_VALUE |= {"1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"}  # Microsoft's
+_PYTHONS_NONE = "None"
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -22,26 +32,96 @@ def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     Raises:
       DataError: no such file, not UTF-8 text, or quotes that do not close.
     """
-    line = 0
+    line, ends = 0, _Ends()
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
+            delimiter = _delimiter(file.readline())
             file.seek(0)
-            delimiter = max(_DELIMITERS, key=first.count)
-            if delimiter in first:
-                rows = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=True)
+            if delimiter == " ":
+                rows = csv.reader((" ".join(text.split()) for text in ends.watched(file)), delimiter=" ", strict=True)
             else:
-                rows = csv.reader((" ".join(text.split()) for text in file), delimiter=" ", strict=True)
+                rows = csv.reader(ends.watched(file), delimiter=delimiter, strict=True, skipinitialspace=True)
             for row in rows:
                 line = rows.line_num
                 if row and row != [""]:
-                    yield line, [cell.strip() for cell in row]
+                    cells = [cell.strip() for cell in row]
+                    ends.add(cells[-1])
+                    yield line, cells
+            if ends.last_is_cut:
+                raise DataError(
+                    f"{path}: line {line} has no line break, and its last cell {shown(ends.last)} looks cut beside "
+                    f"{shown(ends.before)}; copy the file anew, or end the line if it is whole"
+                )
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not text in UTF-8 (byte {error.start}); save it as CSV in UTF-8") from error
     except csv.Error as error:
-        raise DataError(f"{path}: line {line + 1}: not a readable table ({error}); repair the file") from error
+        reason = "a quote that is not closed or not alone, a zero byte, or a cell of more than 100000 characters"
+        raise DataError(f"{path}: line {line + 1}: not a readable table ({reason}); repair the file") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the file") from error
+
+
+def delimiter_of(path: Path) -> str:
+    """What parts the cells of a file: a comma, a semicolon, a tab, or " " for any blanks; see `read_rows`."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        return _delimiter(file.readline())
+
+
+def _delimiter(first: str) -> str:
+    most = max(_DELIMITERS, key=first.count)
+    return most if most in first else " "
+
+
+class _Ends:
+    """The last cells of lines, as far as they tell whether the very last one is cut."""
+
+    def __init__(self) -> None:
+        self.last, self.before, self._line = "", "", "\n"
+        self._count, self._shapes, self._words = 0, set[str](), set[str]()
+
+    def watched(self, file: Iterable[str]) -> Iterator[str]:
+        """The lines of a file; the last one is kept."""
+        for text in file:
+            self._line = text
+            yield text
+
+    def add(self, cell: str) -> None:
+        """The last cell of the next row."""
+        if self._count > 1:  # the first may be a header
+            if finite_number(self.last) is None:
+                self._words.add(self.last)
+            else:
+                self._shapes.add(_shape(self.last))
+        self.last, self.before, self._count = cell, self.last, self._count + 1
+
+    @property
+    def last_is_cut(self) -> bool:
+        """Whether the last line has no break, and its last cell is but a beginning of what the others are."""
+        if self._line.endswith(("\n", "\r")):
+            return False
+        if self._count > 3 and len(self._shapes) == 1 and not self._words:
+            (shape,) = self._shapes
+            mine = _shape(self.last)
+            return len(mine) < len(shape) and shape.startswith(mine)
+        words = self._words - {""}
+        few = 2 * len(words) < self._count  # words that come again, as classes do and names do not
+        return few and bool(self.last) and self.last not in words and any(one.startswith(self.last) for one in words)
+
+
+def _shape(number: str) -> str:
+    """What follows the point, with all digits alike: most writers give every line as many digits."""
+    return re.sub(r"\d", "0", number.partition(".")[2])
+
+
+def stated(cell: str, no_value: Sequence[str] = ()) -> str | None:
+    """A cell as it is, or None if it says that there is no value.
+
+    Args:
+      cell: without blanks around it.
+      no_value: further spellings of nothing beside the common ones (NA, nan, NULL and the like), in any case.
+    """
+    nothing = cell.casefold() in _NO_VALUE | {word.casefold() for word in no_value} or cell == _PYTHONS_NONE
+    return None if nothing else cell
 
 
 def finite_number(cell: str) -> float | None:

@@ -19,6 +19,7 @@ from typing import Literal
 
 import numpy as np
 
+from medfuncta_jax.datasets.contents import contents
 from medfuncta_jax.datasets.dataset import SPLITS, DataError, Example, Plan, PlannedSplit, required_folder
 from medfuncta_jax.datasets.delimited import finite_number, shown
 from medfuncta_jax.datasets.physionet import BEAT_SAMPLES, CLASSES, split_records
@@ -82,7 +83,7 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
         splits=splits,
         about={
             "source": "ecg",
-            "version": 1,
+            "version": 2,
             "title": "MIT-BIH arrhythmia beats",
             "licence": "ODC-By 1.0",
             "options": asdict(options),
@@ -162,6 +163,8 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _scanned(path: Path) -> tuple[str, np.ndarray]:
     """The MD5 and the label of each line, int64 [n]; samples are checked when they are read."""
+    if (what := contents(path)) not in ("", "text", "an empty file"):
+        raise DataError(f"{path}: {what}, no table of beats; copy the file anew")
     labels = np.fromiter((_label(path, line, text) for line, text in _lines(path)), np.int64)
     if not len(labels):
         raise DataError(f"{path}: holds no beats; copy the file anew")

@@ -9,7 +9,8 @@ class. What no folder says is split at random by a seed: by patient where a tabl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -41,6 +42,8 @@ class FolderOptions:
         lead in circles, are not followed).
       labels: a table of labels, relative to the data directory; "" if there is none.
       label_column, patient_column: of that table; see `label_table.read_label_table`.
+      no_value: what a cell of these columns holds where there is no label or patient, beside the empty cell, NA, nan,
+        NULL and the like; in any case.
       seed: of the split.
       val_fraction, test_fraction: of the patients, or of the files where patients are not known, above 0; at least
         one each.
@@ -50,6 +53,7 @@ class FolderOptions:
     labels: str = ""
     label_column: str = ""
     patient_column: str = ""
+    no_value: tuple[str, ...] = ()
     seed: int = 42
     val_fraction: float = 0.1
     test_fraction: float = 0.2
@@ -100,6 +104,34 @@ class Arrangement:
     def task(self) -> Task:
         """What the labels mean."""
         return self.labels.task
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files at any depth below a folder, in an order that stays; names that start with a dot are left out.
+
+    Links to folders are followed, but no folder is visited twice, so that a loop of links ends.
+
+    Raises:
+      DataError: a folder that cannot be listed.
+    """
+    visited: set[tuple[int, int]] = set()
+
+    def walk(directory: Path) -> Iterator[Path]:
+        try:
+            state = directory.stat()
+            names = sorted(os.listdir(directory))
+        except OSError as error:
+            raise DataError(f"{directory}: cannot be listed ({error.strerror or error})") from error
+        if (state.st_dev, state.st_ino) in visited:
+            return
+        visited.add((state.st_dev, state.st_ino))
+        for path in (directory / name for name in names if not name.startswith(".")):
+            if os.path.isdir(path):
+                yield from walk(path)
+            elif os.path.isfile(path):
+                yield path
+
+    return walk(folder)
 
 
 def matching_files(folder: Path, options: FolderOptions, suffixes: Sequence[str] = ()) -> dict[str, Path]:
@@ -175,7 +207,11 @@ def arranged(
     table = _table(folder, options)
     if table is not None:
         labels = read_label_table(
-            table, names, label_column=options.label_column, patient_column=options.patient_column
+            table,
+            names,
+            label_column=options.label_column,
+            patient_column=options.patient_column,
+            no_value=options.no_value,
         )
     by_class = _class_folders(names, given is not None) if by_folders else {}
     if by_class and (labels is None or (not labels.classes and not options.label_column)):
@@ -211,7 +247,7 @@ def about_files(source: str, folder: Path, options: Any, files: Mapping[str, Pat
     states = {name: path.stat() for name, path in files.items()}
     return {
         "source": source,
-        "version": 1,
+        "version": 2,  # of the reading: a change of what files hold prepares anew
         "title": folder.name,
         "licence": "not known",
         "options": asdict(options),

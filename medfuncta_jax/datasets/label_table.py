@@ -16,15 +16,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medfuncta_jax.datasets.dataset import DataError, Task
-from medfuncta_jax.datasets.delimited import read_rows, shown
+from medfuncta_jax.datasets.delimited import read_rows, shown, stated
 from medfuncta_jax.datasets.prepared import file_md5
 
 _log = logging.getLogger(__name__)
 
-_NAME_COLUMNS = ("file", "filename", "path", "name", "id")
+# The line of a row, the label and the patient in it.
+_Row = tuple[int, str | None, str | None]
 
-# "n/a" is what BIDS tables write.
-_NO_VALUE = ("", "n/a")
+_NAME_COLUMNS = ("file", "filename", "path", "name", "id")
 
 
 @dataclass(frozen=True)
@@ -58,44 +58,51 @@ def ordered_classes(values: Iterable[str]) -> tuple[str, ...]:
 
 
 def labels_of(
-    values: Mapping[str, str],
-    patients: Mapping[str, str] | None,
+    values: Mapping[str, str | None],
+    patients: Mapping[str, str | None] | None,
     about: dict[str, Any],
     classes: tuple[str, ...] | None = None,
 ) -> Labels:
-    """Labels from the values of the signals: the name of a class, or "" or "n/a" for none.
+    """Labels from the values of the signals; how many have none is logged.
 
     Args:
-      values: by signal.
-      patients: by signal, "" or "n/a" for a patient of its own; None if not known.
+      values: by signal, the name of a class or None; empty if there are no labels.
+      patients: by signal, None for a patient of its own; None if not known.
       about: JSON-able: where this is from.
       classes: all there are; None takes those in `values`.
     """
-    named = {name: value for name, value in values.items() if value not in _NO_VALUE}
+    named = {name: value for name, value in values.items() if value is not None}
     classes = ordered_classes(named.values()) if classes is None else classes
     number = {value: i for i, value in enumerate(classes)}
+    if len(named) < len(values):
+        _log.warning("%d of %d signals have no label (-1)", len(values) - len(named), len(values))
     if patients is not None:
         # With a word before it, no stated patient can be the same as a signal without one.
-        patients = {
-            name: f"signal {name}" if patient in _NO_VALUE else f"patient {patient}"
-            for name, patient in patients.items()
+        units = {
+            name: f"signal {name}" if patient is None else f"patient {patient}" for name, patient in patients.items()
         }
-        if alone := sum(patient.startswith("signal ") for patient in patients.values()):
+        if alone := sum(patient is None for patient in patients.values()):
             _log.warning("%d signals have no patient stated; each is taken to be a patient of its own", alone)
-    return Labels(classes, {name: number[value] for name, value in named.items()}, patients, about)
+    return Labels(
+        classes, {name: number[value] for name, value in named.items()}, None if patients is None else units, about
+    )
 
 
-def read_label_table(path: Path, names: Sequence[str], *, label_column: str, patient_column: str) -> Labels:
+def read_label_table(
+    path: Path, names: Sequence[str], *, label_column: str, patient_column: str, no_value: Sequence[str] = ()
+) -> Labels:
     """The labels and patients of named signals from a table.
 
-    Cells that are empty or "n/a" hold no label. Every value in the label column is a class, whether a signal has it or
-    not, so that a part of the signals has the same classes as all. What does not match is logged.
+    Cells that say that there is no value (`delimited.stated`) hold no label and no patient. Every other value in the
+    label column is a class, whether a signal has it or not, so that a part of the signals has the same classes as all.
+    What does not match is logged.
 
     Args:
       path: CSV or TSV with a header line.
       names: of the signals, unique, "/" between folders.
       label_column: "" takes the column "label" if there is one, or none if `patient_column` is given.
       patient_column: "" if patients are not known.
+      no_value: further spellings of no value.
     Raises:
       DataError: names the file: unreadable, a column missing or twice, a short or long row, two rows for one signal,
         a row for several files of different folders, or no row for any signal.
@@ -108,7 +115,7 @@ def read_label_table(path: Path, names: Sequence[str], *, label_column: str, pat
         label_column = "label"
     name_at = next((i for i, column in enumerate(header) if column.lower() in _NAME_COLUMNS), 0)
     label_at, patient_at = (_column(path, header, name) for name in (label_column, patient_column))
-    found: dict[str, tuple[int, str, str]] = {}
+    found: dict[str, _Row] = {}
     for line, row in rows:
         if not any(row):  # spreadsheets leave such rows at the end
             continue
@@ -119,16 +126,24 @@ def read_label_table(path: Path, names: Sequence[str], *, label_column: str, pat
             raise DataError(f"{path}: lines {found[key][0]} and {line} are both for {shown(row[name_at])}; keep one")
         found[key] = (
             line,
-            "" if label_at is None else row[label_at],
-            "" if patient_at is None else row[patient_at],
+            None if label_at is None else stated(row[label_at], no_value),
+            None if patient_at is None else stated(row[patient_at], no_value),
         )
     matched = _matched(path, names, found)
-    values = {name: found[key][1] for name, key in matched.items()}
-    patients = {name: found[matched[name]][2] if name in matched else "" for name in names}
-    classes = ordered_classes(label for _, label, _ in found.values() if label not in _NO_VALUE)
-    _report(path, names, values if label_at is not None else None, len(set(found) - set(matched.values())), classes)
-    about = {"file": path.name, "md5": file_md5(path)}
-    return labels_of(values, patients if patient_at is not None else None, about, classes)
+    rows_of = {name: found.get(matched.get(name, "\0"), (0, None, None)) for name in names}
+    if rows_left := len(set(found) - set(matched.values())):
+        _log.warning("%s: %d rows are for no signal that is there", path, rows_left)
+    classes = ordered_classes(label for _, label, _ in found.values() if label is not None)
+    labels = labels_of(
+        {name: row[1] for name, row in rows_of.items()} if label_at is not None else {},
+        {name: row[2] for name, row in rows_of.items()} if patient_at is not None else None,
+        {"file": path.name, "md5": file_md5(path)},
+        classes,
+    )
+    labelled = len(labels.labels)
+    if len(classes) > max(10, labelled // 2):
+        _log.warning("%s: %d different labels for %d signals; is this column a class?", path, len(classes), labelled)
+    return labels
 
 
 def _column(path: Path, header: list[str], name: str) -> int | None:
@@ -144,7 +159,9 @@ def _column(path: Path, header: list[str], name: str) -> int | None:
     return header.index(name)
 
 
-def _matched(path: Path, names: Sequence[str], found: dict[str, tuple[int, str, str]]) -> dict[str, str]:
+def _matched(
+    path: Path, names: Sequence[str], found: Mapping[str, tuple[int, str | None, str | None]]
+) -> dict[str, str]:
     """The row's key of each signal that has one."""
     matched: dict[str, str] = {}
     by_file: dict[str, str] = {}
@@ -171,20 +188,6 @@ def _matched(path: Path, names: Sequence[str], found: dict[str, tuple[int, str, 
             f"{shown(names[0])}; write file names, relative to the data directory"
         )
     return matched
-
-
-def _report(
-    path: Path, names: Sequence[str], values: dict[str, str] | None, rows_left: int, classes: tuple[str, ...]
-) -> None:
-    if rows_left:
-        _log.warning("%s: %d rows are for no signal that is there", path, rows_left)
-    if values is None:
-        return
-    labelled = sum(value not in _NO_VALUE for value in values.values())
-    if labelled < len(names):
-        _log.warning("%s: %d of %d signals have no label (-1)", path, len(names) - labelled, len(names))
-    if len(classes) > max(10, labelled // 2):
-        _log.warning("%s: %d different labels for %d signals; is this column a class?", path, len(classes), labelled)
 
 
 def _normal(name: str) -> str:

@@ -2,7 +2,8 @@
 
 A volume that is not on cubic voxels of 1 mm along the axes of space is interpolated to these. Then, as published: the
 central 256 x 256 x 256 voxels, padded with air (-1000) where the scan is shorter, clipped at -1000 and at the 0.999
-quantile of these voxels, scaled to [0, 1] and averaged over blocks. Axes are RAS+, and the affine is kept.
+quantile of these voxels, scaled to [0, 1] and averaged over blocks. Axes are RAS+, and the affine is kept. Fields of a
+header that count and that do not: see `volume_files.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medfuncta_jax.datasets.contents import IgnoredFields
 from medfuncta_jax.datasets.dataset import (
     SPLITS,
     DataError,
@@ -23,18 +25,15 @@ from medfuncta_jax.datasets.dataset import (
     required_folder,
     splits_by_name,
 )
-from medfuncta_jax.datasets.dicom import AIR
-from medfuncta_jax.datasets.folder_files import about_files, name_below
+from medfuncta_jax.datasets.dicom_file import AIR
+from medfuncta_jax.datasets.folder_files import about_files, files_below, name_below
 from medfuncta_jax.datasets.splits import require_split_options, split_names
+from medfuncta_jax.datasets.volume_files import Volume, read_volume, volume_header
 from medfuncta_jax.datasets.volumes import (
-    Volume,
     block_average,
     crop_or_pad,
-    files_below,
-    read_volume,
     resample_isotropic,
     scale_between,
-    volume_header,
 )
 from medfuncta_jax.settings import SettingsError
 
@@ -104,11 +103,12 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
         _log.info(
             "%d of %d volumes are shorter than %d mm (%s) and padded with air", len(short), len(files), FIELD, short[0]
         )
+    ignored = IgnoredFields()
     fractions = {"test": options.test_fraction, "val": options.val_fraction}
     names = split_names(list(files), fractions, seed=options.seed, groups=patients)
 
     def example(name: str) -> Example:
-        volume = preprocess(read_volume(files[name]), options, name=str(files[name]))
+        volume = preprocess(read_volume(files[name], ignored), options, name=str(files[name]))
         return Example(volume.values[..., None], name, affine=volume.affine)
 
     return Plan(

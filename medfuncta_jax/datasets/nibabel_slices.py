@@ -21,7 +21,8 @@ import numpy as np
 
 from medfuncta_jax.datasets.dataset import SPLITS, DataError, Example, Plan, PlannedSplit
 from medfuncta_jax.datasets.prepared import file_md5
-from medfuncta_jax.datasets.volumes import Volume, read_series, resample, scale_to_unit
+from medfuncta_jax.datasets.volume_files import Volume, read_series
+from medfuncta_jax.datasets.volumes import resample, scale_to_unit
 from medfuncta_jax.settings import SettingsError
 
 _DIRECTIONS = ("sagittal", "coronal", "axial")

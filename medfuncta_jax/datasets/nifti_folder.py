@@ -3,7 +3,7 @@
 Every volume is reoriented to RAS+, clipped to robust quantiles and scaled to [0, 1] by itself, and resampled about its
 centre, anti-aliased; the affine of the new grid is kept, so that a reconstruction overlays the scan it comes from.
 The split is by file, or by patient where a table of labels states patients; ids are the names relative to the data
-directory.
+directory. Fields of a header that count and that do not: see `volume_files.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medfuncta_jax.datasets.contents import IgnoredFields
 from medfuncta_jax.datasets.dataset import (
     Example,
     Plan,
@@ -21,7 +22,8 @@ from medfuncta_jax.datasets.dataset import (
     splits_by_name,
 )
 from medfuncta_jax.datasets.folder_files import FolderOptions, about_files, arranged, matching_files
-from medfuncta_jax.datasets.volumes import Volume, read_volume, resample_volume, scale_to_unit
+from medfuncta_jax.datasets.volume_files import Volume, read_volume
+from medfuncta_jax.datasets.volumes import resample_volume, scale_to_unit
 from medfuncta_jax.settings import SettingsError
 
 
@@ -64,8 +66,10 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     files = matching_files(folder, options)
     arrangement = arranged(list(files), folder, options, by_folders=False)
 
+    ignored = IgnoredFields()
+
     def example(name: str) -> Example:
-        volume = read_volume(files[name])
+        volume = read_volume(files[name], ignored)
         unit = scale_to_unit(volume.values, options.quantile_low, options.quantile_high, str(files[name]))
         resampled = resample_volume(Volume(unit, volume.affine), options.grid, options.spacing or None)
         return Example(np.clip(resampled.values, 0, 1)[..., None], name, arrangement.label(name), resampled.affine)

@@ -1,4 +1,8 @@
-"""Arrays in .npz files, read item by item: nothing is unpickled, and memory does not grow with the array."""
+"""Arrays in .npz files, read item by item: nothing is unpickled, and memory does not grow with an array in C order.
+
+Honoured of a header: the type, byte order, shape and order of an array (Fortran order is read as a whole). There is
+nothing else in it. Refused: Python objects and texts, sizes that do not agree with the file, and damage.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,13 @@ from typing import IO
 
 import numpy as np
 
+from medfuncta_jax.datasets.contents import contents
 from medfuncta_jax.datasets.dataset import DataError
 
 # Deflate cannot do better than this, so an entry that claims more is corrupt or a bomb.
 _LARGEST_DEFLATE_RATIO = 1032
+
+_DAMAGED = "truncated or corrupt .npz file"
 
 
 @dataclass(frozen=True)
@@ -26,12 +33,14 @@ class ArrayInFile:
     Attributes:
       path, key: the file and the array's name.
       shape, dtype: as the header states, checked against the size in the file.
+      fortran: whether the first axis runs fastest in the file.
     """
 
     path: Path
     key: str
     shape: tuple[int, ...]
     dtype: np.dtype
+    fortran: bool = False
 
     def items(self) -> Iterator[np.ndarray]:
         """The entries of the first axis, one by one; the checksum is verified after the last.
@@ -39,18 +48,21 @@ class ArrayInFile:
         Raises:
           DataError: truncated or corrupt.
         """
-        size = self.dtype.itemsize * math.prod(self.shape[1:])
+        # In Fortran order an entry is spread over the whole array, which then is the one thing that is read.
+        count, shape = (1, self.shape) if self.fortran else (self.shape[0], self.shape[1:])
+        size = self.dtype.itemsize * math.prod(shape)
         with contextlib.ExitStack() as stack:
             with _damage_named(self.path, self.key):
                 archive = stack.enter_context(zipfile.ZipFile(self.path))
                 stream = stack.enter_context(archive.open(f"{self.key}.npy"))
                 _header(stream)
-            for _ in range(self.shape[0]):
+            for _ in range(count):
                 with _damage_named(self.path, self.key):
                     item = stream.read(size)
                     if len(item) != size:
                         raise EOFError("the array ends too early")
-                yield np.frombuffer(item, self.dtype).reshape(self.shape[1:])  # outside: what a caller throws passes
+                values = np.frombuffer(item, self.dtype).reshape(shape, order="F" if self.fortran else "C")
+                yield from values if self.fortran else [values]  # outside: what a caller throws passes
             with _damage_named(self.path, self.key):
                 if stream.read(1):  # reading the end is what makes zipfile compare the checksum
                     raise ValueError("the array is longer than its header states")
@@ -69,7 +81,7 @@ def npz_arrays(path: Path) -> dict[str, ArrayInFile]:
 
     Raises:
       DataError: no such file, not a .npz file, truncated, an array of anything but numbers (Python objects above all),
-        Fortran order, or a header that does not agree with the size of its array and of the file.
+        or a header that does not agree with the size of its array and of the file.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
@@ -83,17 +95,20 @@ def npz_arrays(path: Path) -> dict[str, ArrayInFile]:
                 shape, fortran, dtype = _header(stream)
                 start = stream.tell()
             if dtype.hasobject:
-                raise ValueError(f"{key} holds Python objects, which are never loaded")
-            if not shape or (fortran and len(shape) > 1):
-                raise ValueError(f"{key} is a scalar or in Fortran order; save it as a C-ordered array")
-            if dtype.kind not in "biufc" or min(shape) < 0 or 0 in shape[1:]:
-                raise ValueError(f"{key} is {dtype} {shape}, no array of numbers")
-            if entry.file_size != start + dtype.itemsize * math.prod(shape):
-                raise ValueError(f"the header of {key}, {shape} {dtype}, does not agree with its size")
+                raise DataError(f"{path}: {key} holds Python objects, which are never loaded; save an array of numbers")
+            if not shape or dtype.kind not in "biufc" or min(shape) < 0 or 0 in shape[1:]:
+                raise DataError(
+                    f"{path}: {key} is {dtype} {shape}, no array of numbers; save it as one or leave it out"
+                )
             held = min(entry.compress_size, path.stat().st_size)
-            if entry.file_size > _LARGEST_DEFLATE_RATIO * held + 1024:
-                raise ValueError(f"{key} claims more data than the file can hold")
-            arrays[key] = ArrayInFile(path, key, shape, dtype)
+            problem = ""
+            if entry.file_size != start + dtype.itemsize * math.prod(shape):
+                problem = f"the header of {key}, {shape} {dtype}, does not agree with its size"
+            elif entry.file_size > _LARGEST_DEFLATE_RATIO * held + 1024:
+                problem = f"{key} claims more data than the file can hold"
+            if problem:
+                raise DataError(f"{path}: {_DAMAGED} ({problem}); copy or download it anew")
+            arrays[key] = ArrayInFile(path, key, shape, dtype, fortran and len(shape) > 1)
     return arrays
 
 
@@ -113,7 +128,22 @@ def _damage_named(path: Path, key: str) -> Iterator[None]:
         yield
     except DataError:
         raise
+    except (PermissionError, IsADirectoryError) as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the file") from error
+    except MemoryError as error:
+        raise DataError(
+            f"{path}: {key} does not fit into memory; save it in C order, which is read in parts"
+        ) from error
     except Exception as error:  # zipfile, its decompressors and numpy's parser raise nearly anything on broken data
         place = f"{path} ({key})" if key else f"{path}"
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{place}: truncated or corrupt .npz file ({reason}); copy or download it anew") from error
+        what = contents(path)
+        if isinstance(error, (RuntimeError, NotImplementedError)):  # zipfile's, of a password or a method
+            reason, remedy = (
+                "encrypted or compressed in a way that is not read",
+                "save it anew with numpy.savez_compressed",
+            )
+        elif what not in ("", "a ZIP archive"):
+            reason, remedy = f"it is {what}, no archive of arrays", "copy or download it anew"
+        else:
+            reason, remedy = "its bytes are damaged or end too early", "copy or download it anew"
+        raise DataError(f"{place}: {_DAMAGED} ({reason}); {remedy}") from error

@@ -6,6 +6,10 @@ that the cardiologists annotated starts at its R peak, moved to the highest samp
 their window, windows with fewer than two beats, without signal or with invalid samples, and what is left after the last
 whole window. Annotations that are of no AAMI class (rhythm changes, noise, flutter waves) are no beats.
 
+Honoured of a header: rate, length, the lead's name, coding, gain, baseline and checksum; of the annotations: samples,
+symbols and a rate of their own. Ignored: units (a window is scaled by itself), comments, and what is said of other
+leads. An annotation file is refused unless it ends as such files do and its samples lie in the record, in order.
+
 Splits are by patient: records 201 and 202 are of one. Reading the records takes the package `wfdb`.
 """
 
@@ -22,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from medfuncta_jax.datasets.contents import contents
 from medfuncta_jax.datasets.dataset import SPLITS, DataError
 from medfuncta_jax.datasets.splits import split_names
 
@@ -41,6 +46,9 @@ _RATES = (50, 10_000)
 # The annotation symbols of each class (ANSI/AAMI EC57).
 _SYMBOLS = {"N": "NLRejB", "S": "AaJS", "V": "VE", "F": "F", "Q": "/fQ"}
 _CLASS_OF = {symbol: CLASSES.index(name) for name, symbols in _SYMBOLS.items() for symbol in symbols}
+
+# Codes in an annotation file after which four bytes, or as many as are counted, belong to the same annotation.
+_SKIP, _AUX = 59, 63
 
 _PATIENT_OF = {"202": "201"}
 
@@ -92,26 +100,44 @@ class Record:
           DataError: a file of the record is missing, truncated or corrupt.
         """
         record, notes = self._read("signal"), self._read("annotations")
+        for rate in (record.fs, notes.fs or record.fs):
+            if not _RATES[0] <= rate <= _RATES[1]:
+                raise DataError(f"{self.header}: {rate:g} samples a second is no rate of an ECG; copy the record anew")
+        if _is_wrong(record):
+            raise DataError(f"{self.header}: the samples of {self.lead} do not add up to its checksum; copy it anew")
+        # Annotations may count in a rate of their own.
+        samples = np.rint(np.asarray(notes.sample) * (record.fs / (notes.fs or record.fs))).astype(np.int64)
+        length = len(record.d_signal)
+        if len(samples) and (samples.min() < 0 or samples.max() >= length or (np.diff(samples) < 0).any()):
+            raise DataError(
+                f"{self.header.with_suffix('.atr')}: its annotations do not lie in the {length} samples of the record, "
+                "in order; copy the record anew"
+            )
         beats = [i for i, symbol in enumerate(notes.symbol) if symbol in _CLASS_OF]
-        samples = np.asarray(notes.sample, np.int64)[beats]
+        samples = samples[beats]
         labels = [_CLASS_OF[notes.symbol[i]] for i in beats]
-        if not _RATES[0] <= record.fs <= _RATES[1]:
-            raise DataError(f"{self.header}: {record.fs:g} samples a second is no rate of an ECG; copy the record anew")
-        kept, values = extract_beats(record.p_signal[:, 0], float(record.fs), samples)
+        kept, values = extract_beats(record.dac()[:, 0], float(record.fs), samples)
         return [Beat(int(samples[i]), labels[i], beat) for i, beat in zip(kept, values, strict=True)]
 
     def _read(self, part: str) -> Any:
         place = str(self.header.with_suffix(""))
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # wfdb 4.3 uses what pandas 3 is about to remove
+            with warnings.catch_warnings(action="ignore"):  # wfdb 4.3 uses what pandas 3 is about to remove
                 import wfdb
 
-                if part == "header":
-                    return wfdb.rdheader(place)
                 if part == "annotations":
+                    _require_annotations(self.header.with_suffix(".atr"))
                     return wfdb.rdann(place, "atr")
-                return wfdb.rdrecord(place, channel_names=[self.lead])
+                if part == "signal":
+                    return wfdb.rdrecord(place, channel_names=[self.lead], physical=False)
+                header = wfdb.rdheader(place)
+                if header.n_sig != len(header.sig_name or []):
+                    raise DataError(
+                        f"{self.header}: cut short, for it names fewer than {header.n_sig} signals; copy it anew"
+                    )
+                return header
+        except DataError:
+            raise
         except ImportError as error:
             raise DataError(
                 f"{self.header}: raw records need the package wfdb (pip install 'medfuncta_jax[ecg]'), or take "
@@ -119,9 +145,38 @@ class Record:
             ) from error
         except FileNotFoundError as error:
             raise DataError(f"{error.filename or place}: no such file; copy the whole record anew") from error
+        except OSError as error:
+            raise DataError(f"{place}: cannot be read ({error.strerror or 'cut short'}); check the record") from error
         except Exception as error:  # wfdb parses whatever the files hold
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            path = self.header.with_suffix({"header": ".hea", "signal": ".dat", "annotations": ".atr"}[part])
+            what = contents(path) if path.is_file() else ""
+            reason = f"it is {what}" if what and (what, part) != ("text", "header") else "it is damaged or cut short"
             raise DataError(f"{place}: the {part} of the record cannot be read ({reason}); copy it anew") from error
+
+
+def _is_wrong(record: Any) -> bool:
+    """Whether samples that were read differ from a checksum in the header, where one is stated other than 0."""
+    stated = (record.checksum or [None])[0]
+    return bool(stated) and (int(record.d_signal.sum(dtype=np.int64)) - int(stated)) % (1 << 16) != 0
+
+
+def _require_annotations(path: Path) -> None:
+    """Refuse what does not go on, annotation by annotation, to the two zero bytes that end such a file.
+
+    An annotation is a word of 16 bits, a code above a count of samples; some codes say that more bytes follow.
+    """
+    data, at = path.read_bytes(), 0
+    while at + 2 <= len(data):
+        word = int.from_bytes(data[at : at + 2], "little")
+        code, count = word >> 10, word & 0x3FF
+        if not word and at:
+            return
+        if not word:
+            break
+        at += 2 + (4 if code == _SKIP else count + count % 2 if code == _AUX else 0)
+    what = contents(path)
+    reason = f"{what}, no annotations" if what else "cut short, for annotations end in two zero bytes"
+    raise DataError(f"{path}: {reason}; copy it anew")
 
 
 def extract_beats(signal: np.ndarray, rate: float, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -64,8 +64,10 @@ def prepared_dataset(plan: Plan, cache_root: Path) -> Dataset:
         _prepare(plan, folder)
     try:
         splits, skipped = _read(plan, folder)
+    except PermissionError as error:
+        raise DataError(f"{folder}: prepared data cannot be read ({error.strerror}); ask for the right to") from error
     except Exception as error:  # whatever a damaged folder makes tfds, json or array_record raise
-        raise DataError(f"{folder}: prepared data is damaged ({_one_line(error)}); remove this folder") from error
+        raise DataError(f"{folder}: prepared data is damaged or not all there; remove this folder") from error
     if skipped:
         _log.warning(
             "%d of %d signals were skipped, as they cannot be used; %s lists them",

@@ -2,8 +2,9 @@
 
 `layout="file"`: a file is a signal, a line a sample, a column a channel. `layout="row"`: a line is a signal of one
 channel, a cell a sample, and columns of the same table may hold its id, label and patient; empty cells at the end of a
-line end the signal. A first line in which no cell is a number is a header. Columns are called by their name in the
-header, or by their position: "0" is the first, "-1" the last. Numbers have decimal points.
+line end the signal. Columns are called by their name in the header, or by their position: "0" is the first, "-1" the
+last; what is a header says `series_columns.py`. Numbers have decimal points; a file that could be read with decimal
+commas too is refused. There is nothing in such files that is ignored but a column without a name that counts the rows.
 
 Labels and splits: see `folder_files.py`; ids are the names relative to the data directory, in tables followed by the
 id of the row, or else by its line.
@@ -15,7 +16,7 @@ line that is too short or an id that is there twice, is refused.
 from __future__ import annotations
 
 import functools
-import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from medfuncta_jax.datasets.dataset import (
     example_or_skipped,
     required_folder,
 )
-from medfuncta_jax.datasets.delimited import finite_number, read_rows, shown
+from medfuncta_jax.datasets.delimited import finite_number, shown, stated
 from medfuncta_jax.datasets.folder_files import (
     Arrangement,
     FolderOptions,
@@ -44,9 +45,16 @@ from medfuncta_jax.datasets.folder_files import (
     require_value_range,
 )
 from medfuncta_jax.datasets.label_table import labels_of
+from medfuncta_jax.datasets.series_columns import Columns
 from medfuncta_jax.settings import SettingsError
 
 _SUFFIXES = (".csv", ".tsv", ".txt")
+
+# What is left of a number with a decimal comma where commas part cells, as nobody writes a number: 05, 007, -0.
+_PART = re.compile(r"[+-]?0\d+|-0")
+
+# A line of two whole numbers, or of one with a decimal comma.
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +72,7 @@ class Options(FolderOptions):
       value_range: (low, high), values that become 0 and 1 in all signals, clipped outside; goes before `scale`.
       columns: of the channels, in files of one signal; empty takes all. Leave out a column of times here.
       id_column: of tables of rows, whose ids must differ; "" takes line numbers.
+      header: "yes" or "no" where the first line could be a header of numbers or data, see `series_columns.py`.
     """
 
     layout: Literal["file", "row"] = "file"
@@ -73,6 +82,7 @@ class Options(FolderOptions):
     value_range: tuple[float, ...] = ()
     columns: tuple[str, ...] = ()
     id_column: str = ""
+    header: Literal["auto", "yes", "no"] = "auto"
 
     def __post_init__(self):
         super().__post_init__()
@@ -115,121 +125,65 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     )
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """The columns of a file: how many, whether a header names them, and which hold what."""
-
-    width: int
-    header: bool
-    chosen: tuple[int, ...]
-    id: int | None = None
-    label: int | None = None
-    patient: int | None = None
-
-    @classmethod
-    def of_file(cls, path: Path, options: Options) -> _Columns:
-        """From the first line, by the options."""
-        _, first = next(read_rows(path), (1, []))
-        if not first:
-            raise DataError(f"{path}: holds no numbers; remove the file")
-        if options.layout == "file":
-            header = _is_header(first)
-            chosen = tuple(_position(path, first, header, name, "columns") for name in options.columns)
-            return cls(len(first), header, chosen or tuple(range(len(first))))
-        # Columns beside the samples hold any text, so they do not tell a header.
-        names = {"id_column": options.id_column}
-        if not options.labels:
-            names |= {"label_column": options.label_column, "patient_column": options.patient_column}
-        text = {_by_number(name, len(first)) for name in names.values() if name not in first}
-        header = _is_header([cell for i, cell in enumerate(first) if i not in text])
-        at = {setting: _position(path, first, header, name, setting) for setting, name in names.items() if name}
-        return cls(
-            len(first),
-            header,
-            tuple(i for i in range(len(first)) if i not in at.values()),
-            at.get("id_column"),
-            at.get("label_column"),
-            at.get("patient_column"),
-        )
-
-    def rows(self, path: Path) -> Iterator[tuple[int, list[str]]]:
-        """The lines below the header; all as long as the first."""
-        for line, row in itertools.islice(read_rows(path), int(self.header), None):
-            if len(row) != self.width:
-                raise DataError(f"{path}: line {line} has {len(row)} cells, line 1 has {self.width}; repair the line")
-            yield line, row
-
-
-def _is_header(cells: list[str]) -> bool:
-    return any(cells) and all(_as_float(cell) is None for cell in cells)
-
-
-def _as_float(cell: str) -> float | None:
-    """Also NaN and infinity, which are numbers, if no usable ones."""
-    try:
-        return float(cell)
-    except ValueError:
-        return None
-
-
-def _by_number(name: str, width: int) -> int | None:
-    if not (name.isascii() and name.removeprefix("-").isdigit()):
-        return None
-    at = int(name)
-    return at % width if -width <= at < width else None
-
-
-def _position(path: Path, first: list[str], header: bool, name: str, setting: str) -> int:
-    if header and first.count(name) == 1:
-        return first.index(name)
-    at = _by_number(name, len(first))
-    if at is None:
-        have = ", ".join(shown(cell) for cell in first[:20]) if header else f"{len(first)} columns without a header"
-        raise DataError(f"{path}: no column {shown(name)}, it has {have}; change --config.data.{setting}")
-    return at
+def _columns(path: Path, options: Options) -> Columns:
+    if options.layout == "file":
+        return Columns.of_file(path, options.header, {}, options.columns)
+    named = {"id_column": options.id_column}
+    if not options.labels:
+        named |= {"label_column": options.label_column, "patient_column": options.patient_column}
+    return Columns.of_file(path, options.header, named)
 
 
 def _file_examples(
     files: dict[str, Path], channels: int, arrangement: Arrangement, options: Options, split: str
 ) -> Iterator[Example | Skipped]:
     def example(name: str) -> Example:
-        series = _file_series(files[name], options)
-        if series.shape[1] != channels:
-            raise DataError(
-                f"{files[name]}: {series.shape[1]} channels, the first series has {channels}; channel counts must not "
-                "be mixed: choose files with --config.data.pattern or columns with --config.data.columns"
-            )
+        series = _file_series(files[name], options, channels)
         return Example(_fitted(series, str(files[name]), options), name, arrangement.label(name))
 
     for name in arrangement.splits[split]:
         yield example_or_skipped(name, functools.partial(example, name))
 
 
-def _file_series(path: Path, options: Options) -> np.ndarray:
-    """The signal of a file, [n, D], n >= 2, as it is written."""
-    columns = _Columns.of_file(path, options)
-    values = [_numbers(path, line, row, columns.chosen) for line, row in columns.rows(path)]
+def _file_series(path: Path, options: Options, channels: int | None = None) -> np.ndarray:
+    """The signal of a file, [n, D], n >= 2, as it is written; D must be `channels` where that is known."""
+    columns = _columns(path, options)
+    rows = list(columns.rows(path))
+    values = [_numbers(path, line, row, columns.samples, columns.bare_commas) for line, row in rows]
     _require_samples(len(values), str(path))
-    return np.array(values, np.float64)
+    series = np.array(values, np.float64)
+    if channels is not None and series.shape[1] != channels:
+        raise DataError(
+            f"{path}: {series.shape[1]} channels, the first series has {channels}; channel counts must not "
+            "be mixed: choose files with --config.data.pattern or columns with --config.data.columns"
+        )
+    if columns.bare_commas and not options.columns and all(_DECIMAL_COMMA.fullmatch(",".join(row)) for _, row in rows):
+        raise DataError(
+            f"{path}: lines such as {shown(','.join(rows[0][1]))} could be one column with decimal commas, or two of "
+            "whole numbers; write decimal points, or name both with --config.data.columns=\"('0','1')\""
+        )
+    return series
 
 
 def _row_arrangement(folder: Path, files: dict[str, Path], options: Options) -> Arrangement:
-    labels: dict[str, str] = {}
-    patients: dict[str, str] = {}
+    labels: dict[str, str | None] = {}
+    patients: dict[str, str | None] = {}
     lines: dict[str, int] = {}
     for name, path in files.items():
-        columns = _Columns.of_file(path, options)
-        if not columns.chosen:
+        columns = _columns(path, options)
+        if not columns.samples:
             raise DataError(f"{path}: no column of samples is left; change --config.data.id_column or label_column")
+        label, patient = (columns.at.get(option) for option in ("label_column", "patient_column"))
         for line, row in columns.rows(path):
             one = _row_name(name, line, row, columns)
             if one in lines:
                 raise DataError(f"{path}: lines {lines[one]} and {line} have one id; ids must differ")
             lines[one] = line
-            labels[one] = "" if columns.label is None else row[columns.label]
-            patients[one] = "" if columns.patient is None else row[columns.patient]
-    stated = options.patient_column and not options.labels
-    known = labels_of(labels, patients if stated else None, {"columns": options.label_column})
+            if label is not None:
+                labels[one] = stated(row[label], options.no_value)
+            if patient is not None:
+                patients[one] = stated(row[patient], options.no_value)
+    known = labels_of(labels, patients or None, {"columns": options.label_column})
     arrangement = arranged(list(lines), folder, options, labels=known, by_folders=False)
     # In the order of the tables, in which they are stored. Every row is in `about` by the state of its file alone.
     order = {one: i for i, one in enumerate(lines)}
@@ -239,40 +193,42 @@ def _row_arrangement(folder: Path, files: dict[str, Path], options: Options) -> 
     return Arrangement(splits, arrangement.labels, about)
 
 
-def _row_name(file: str, line: int, row: list[str], columns: _Columns) -> str:
+def _row_name(file: str, line: int, row: list[str], columns: Columns) -> str:
     """Unique over all files, and in one line whatever the cell holds."""
-    return f"{file}:{line:06d}" if columns.id is None else f"{file}:{' '.join(row[columns.id].split())}"
+    at = columns.at.get("id_column")
+    return f"{file}:{line:06d}" if at is None else f"{file}:{' '.join(row[at].split())}"
 
 
 def _row_examples(
     files: dict[str, Path], arrangement: Arrangement, options: Options, split: str
 ) -> Iterator[Example | Skipped]:
-    def example(path: Path, line: int, cells: list[str], name: str) -> Example:
+    def example(path: Path, line: int, cells: list[str], name: str, bare_commas: bool) -> Example:
         while cells and not cells[-1]:
             cells.pop()
         place = f"{path}: line {line}"
         _require_samples(len(cells), place)
-        series = np.array(_numbers(path, line, cells, tuple(range(len(cells)))), np.float64)[:, None]
+        series = np.array(_numbers(path, line, cells, tuple(range(len(cells))), bare_commas), np.float64)[:, None]
         return Example(_fitted(series, place, options), name, arrangement.label(name))
 
     wanted = set(arrangement.splits[split])
     for name, path in files.items():
-        columns = _Columns.of_file(path, options)
+        columns = _columns(path, options)
         for line, row in columns.rows(path):
             one = _row_name(name, line, row, columns)
             if one in wanted:
-                cells = [row[i] for i in columns.chosen]
-                yield example_or_skipped(one, functools.partial(example, path, line, cells, one))
+                cells = [row[i] for i in columns.samples]
+                yield example_or_skipped(one, functools.partial(example, path, line, cells, one, columns.bare_commas))
 
 
-def _numbers(path: Path, line: int, row: list[str], columns: tuple[int, ...]) -> list[float]:
+def _numbers(path: Path, line: int, row: list[str], columns: tuple[int, ...], bare_commas: bool) -> list[float]:
     numbers = []
     for i in columns:
         value = finite_number(row[i])
-        if value is None:
-            raise DataError(
-                f"{path}: line {line}, column {i + 1}: {shown(row[i])} is no finite number; repair the cell"
-            )
+        part = bare_commas and _PART.fullmatch(row[i])
+        if value is None or part:
+            problem = "a part of a number with a decimal comma" if part else "no finite number"
+            remedy = "write decimal points" if part or _DECIMAL_COMMA.fullmatch(row[i]) else "repair the cell"
+            raise DataError(f"{path}: line {line}, column {i + 1}: {shown(row[i])} is {problem}; {remedy}")
         numbers.append(value)
     return numbers
 

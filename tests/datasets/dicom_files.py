@@ -3,6 +3,7 @@
 import numpy as np
 import pydicom
 import pydicom.uid
+import pytest
 
 IMPLICIT = pydicom.uid.ImplicitVRLittleEndian
 SIZE = 16
@@ -69,3 +70,18 @@ def rewrite(path, change):
     dataset = pydicom.dcmread(path)
     change(dataset)
     dataset.save_as(path)
+
+
+def recode(path, syntax):
+    """Compress a file by GDCM."""
+    gdcm = pytest.importorskip("gdcm")
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(str(path))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFileName(str(path))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()

@@ -91,6 +91,15 @@ def test_bad_line_is_named_in_one_line(tmp_path, folder, line, text, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "what"), [(b"<html>404</html>\n", "an HTML page"), (b"version https://git-lfs\n", "a Git LFS pointer")]
+)
+def test_what_is_no_table_is_named(tmp_path, folder, content, what):
+    (folder / "mitbih_test.csv").write_bytes(content)
+    with pytest.raises(DataError, match=rf"mitbih_test\.csv: {what}, no table of beats; copy the file anew"):
+        _open(tmp_path, folder)
+
+
 def test_rounding_is_no_error(tmp_path, folder):
     path = folder / "mitbih_test.csv"
     path.write_text("1.00000001,-1e-9" + beat_line(0)[13:])

@@ -54,6 +54,70 @@ def test_patients_only_and_a_spreadsheet_in_utf8_with_mark(tmp_path, caplog):
     assert "2 signals have no patient stated" in caplog.text
 
 
+NOTHING = ["", "NA", "na", "N/A", "n/a", "nan", "NaN", "NULL", "null", "<NA>", "#N/A", "None"]
+
+
+@pytest.mark.parametrize("nothing", NOTHING)
+def test_a_label_that_says_that_there_is_none_is_no_class(tmp_path, caplog, nothing):
+    text = f"file,grade,patient\nt1,ill,p1\nt2,{nothing},p1\nscan 2,well,p2\nx,well,p3\n"
+    with caplog.at_level(logging.WARNING):
+        table = _read(tmp_path, text, label_column="grade")
+    assert table.classes == ("ill", "well")
+    assert table.labels == {"p7/t1.nii.gz": 0, "a/scan 2.nii.gz": 1, "b/c/x.v2.png": 1}
+    assert "2 of 5 signals have no label (-1)" in caplog.text  # and one without a row
+
+
+@pytest.mark.parametrize("nothing", NOTHING)
+def test_patients_of_whom_nothing_is_said_are_alone(tmp_path, caplog, nothing):
+    names = [f"{i}.png" for i in range(9)]
+    rows = [f"{i},{'a' if i % 2 else 'b'},{nothing}" for i in range(9)]
+    with caplog.at_level(logging.WARNING):
+        table = _read(tmp_path, "\n".join(["file,kind,patient", *rows, ""]), names=names, patient_column="patient")
+    assert len(set(table.patients.values())) == 9
+    assert "9 signals have no patient stated" in caplog.text
+    assert table.classes == ()  # patients alone were asked for
+
+
+def test_further_spellings_of_nothing(tmp_path):
+    text = "file,label\nt1,ill\nt2,Unknown\nscan 2,-\nx,none\n"
+    path = tmp_path / "table.csv"
+    path.write_text(text)
+    plain = read_label_table(path, NAMES, label_column="label", patient_column="")
+    assert plain.classes == ("-", "Unknown", "ill", "none")  # "none" may be a finding
+    more = read_label_table(path, NAMES, label_column="label", patient_column="", no_value=("unknown", "-"))
+    assert more.classes == ("ill", "none")
+
+
+def test_the_option_reaches_tables_and_rows(tmp_path):
+    (tmp_path / "data").mkdir()
+    rows = [
+        f"{i},{i + 1}.5,{['ill', 'well', 'missing', 'NA'][i % 4]},{'p1' if i < 4 else 'missing'}" for i in range(12)
+    ]
+    (tmp_path / "data" / "all.csv").write_text("\n".join(["a,b,label,patient", *rows, ""]))
+    options = {"layout": "row", "length": 4, "label_column": "label", "patient_column": "patient"}
+    source = DataSettings("series_folder", str(tmp_path), tuple((options | {"no_value": ("missing",)}).items()))
+    data = open_dataset(source, data_dir=str(tmp_path / "data"))
+    assert data.classes == ("ill", "well")
+    labels = {one["id"]: one["label"] for split in data.splits.values() for one in split}
+    assert [labels[f"all.csv:{line:06d}"] for line in range(2, 14)] == [0, 1, -1, -1] * 3
+    place = {one["id"]: name for name, split in data.splits.items() for one in split}
+    assert len({place[f"all.csv:{line:06d}"] for line in range(2, 6)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("last", "cut"), [("t2,Ma", True), ("t2,Male", False), ("t2,Other", False), ("t2,", False), ("t2,M\n", False)]
+)
+def test_a_last_line_that_is_cut_makes_no_class(tmp_path, last, cut):
+    rows = [f"n{i},{'Male' if i % 2 else 'Female'}" for i in range(8)]
+    text = "\n".join(["file,label", *rows, "t1,Male", last])
+    if cut:
+        with pytest.raises(DataError, match=r"line 11 has no line break, .* 'Ma' looks cut beside 'Male'"):
+            _read(tmp_path, text)
+    else:
+        table = _read(tmp_path, text)
+        assert table.classes[table.labels["p7/t1.nii.gz"]] == "Male"
+
+
 def test_order_of_classes():
     assert ordered_classes(["10", "9", "-1"]) == ("-1", "9", "10")
     assert ordered_classes(["10", "9", "b"]) == ("10", "9", "b")

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import logging
+import re
 import urllib.error
 import urllib.request
 
@@ -177,3 +178,60 @@ def test_download_is_checked_and_kept(tmp_path, monkeypatch):
     kept.write_bytes(content[:-1])
     with pytest.raises(DataError, match="remove the file, it is then downloaded anew"):
         _open(tmp_path, None, flag="pneumoniamnist")
+
+
+@pytest.mark.parametrize("fortran", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "flag", "channels", "grid", "said"),
+    [
+        ((12, 10), "mine", 0, ((12, 10), 1), ""),
+        ((12, 10, 1), "mine", 0, ((12, 10), 1), ""),
+        ((12, 10, 3), "mine", 0, ((12, 10), 3), ""),
+        ((12, 10, 4), "mine", 0, ((12, 10), 4), ""),
+        ((12, 10, 1), "mine3d", 0, ((12, 10), 1), ""),
+        ((12, 10, 2), "mine", 0, ((12, 10, 2), 1), "volumes of 12 x 10 x 2 voxels; .* --config.data.channels=2"),
+        ((12, 10, 9), "mine", 0, ((12, 10, 9), 1), "volumes of 12 x 10 x 9 voxels; .* --config.data.channels=9"),
+        ((12, 10, 4), "mine3d", 0, ((12, 10, 4), 1), "volumes of 12 x 10 x 4 voxels; .* --config.data.channels=4"),
+        ((12, 10, 2), "mine", 2, ((12, 10), 2), ""),
+        ((12, 10, 4), "mine3d", 4, ((12, 10), 4), ""),
+        ((12, 10, 4), "mine", 1, ((12, 10, 4), 1), ""),
+        ((12, 10, 9, 1), "mine3d", 0, ((12, 10, 9), 1), ""),
+        ((12, 10, 9, 3), "mine3d", 3, ((12, 10, 9), 3), ""),
+    ],
+)
+def test_the_last_axis_of_another_file(tmp_path, caplog, shape, flag, channels, grid, said, fortran):
+    arrays = medmnist_arrays(shape)
+    if fortran:
+        arrays = {name: np.asfortranarray(values) for name, values in arrays.items()}
+    write_npz(tmp_path / "data", f"{flag}.npz", arrays)
+    with caplog.at_level(logging.WARNING):
+        data = _open(tmp_path, tmp_path / "data", flag=flag, channels=channels)
+    assert (data.grid, data.channels) == grid
+    for i, one in enumerate(data.splits["train"]):
+        expected = arrays["train_images"][i].reshape(*data.grid, data.channels) / np.float32(255)
+        np.testing.assert_array_equal(one["signal"], expected)
+    assert bool(said) == bool(caplog.records)
+    assert re.search(said, caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "message"),
+    [
+        ((12, 10, 4), 3, r"images are \(12, 10, 4\), so --config\.data\.channels must be 4 or 1, not 3"),
+        ((12, 10, 9, 2), 1, r"so --config\.data\.channels must be 2, not 1"),
+        ((12, 10), 10, r"which leaves a grid of \(12,\); move an axis of channels to the end, or set --"),
+        ((1, 12, 10), 0, r"which leaves a grid of \(1, 12, 10\); move an axis of channels to the end"),
+    ],
+)
+def test_channels_that_the_images_do_not_have(tmp_path, shape, channels, message):
+    write_npz(tmp_path / "data", "mine.npz", medmnist_arrays(shape))
+    with pytest.raises(DataError, match=message):
+        _open(tmp_path, tmp_path / "data", flag="mine", channels=channels)
+
+
+def test_a_set_of_medmnist_may_have_an_axis_of_one_channel(tmp_path):
+    write_npz(tmp_path / "data", "pneumoniamnist.npz", medmnist_arrays((28, 28, 1)))
+    data = _open(tmp_path, tmp_path / "data", flag="pneumoniamnist")
+    assert (data.grid, data.channels) == ((28, 28), 1)
+    with pytest.raises(SettingsError, match=r"data\.channels must be 0 or 1, which pneumoniamnist has, got 3"):
+        _open(tmp_path, tmp_path / "data", flag="pneumoniamnist", channels=3)

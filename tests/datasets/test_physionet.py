@@ -164,6 +164,93 @@ def test_damaged_record_is_named_in_one_line(tmp_path, records, suffix, damage, 
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda whole: whole[: len(whole) // 4 * 2], "cut short, for annotations end in two zero bytes"),
+        (lambda whole: whole[:-2], "cut short, for annotations end in two zero bytes"),
+        (lambda whole: b"", "an empty file, no annotations"),
+        (lambda whole: bytes(len(whole)), "a file of zeros, no annotations"),
+        (lambda whole: b"<html><body>" + b"404 not found. " * 40 + b"</body></html>", "an HTML page, no annotations"),
+        (lambda whole: b"version https://git-lfs.github.com/spec/v1\nsize 12\n", "a Git LFS pointer, no annotations"),
+        (
+            lambda whole: (1 << 10 | 1023).to_bytes(2, "little") * 40 + bytes(2),
+            "its annotations do not lie in",
+        ),
+    ],
+)
+def test_what_are_no_annotations_is_refused(tmp_path, records, content, message):
+    path = tmp_path / "mit bih é" / "100.atr"
+    path.write_bytes(content(path.read_bytes()))
+    with pytest.raises(DataError, match=rf"100\.atr: {message}.*; copy (it|the record) anew"):
+        Record(path.with_suffix(".hea"), "MLII").beats()
+
+
+def test_annotations_that_are_cut_are_refused_wherever_they_are_cut(written):
+    with tempfile.TemporaryDirectory() as folder:
+        for part in (".hea", ".dat", ".atr"):
+            shutil.copy(written[0] / f"100{part}", folder)
+        path = Path(folder) / "100.atr"
+        whole = path.read_bytes()
+        for length in range(0, len(whole), 7):
+            path.write_bytes(whole[:length])
+            with pytest.raises(DataError, match=r"100\.atr: (cut short|an empty file)"):
+                Record(path.with_suffix(".hea"), "MLII").beats()
+
+
+def test_annotations_may_count_at_a_rate_of_their_own(tmp_path):
+    samples, symbols, _ = _write_record(tmp_path, "100", 0)
+    record = Record(tmp_path / "100.hea", "MLII")
+    before = record.beats()
+    with warnings.catch_warnings(action="ignore"):
+        wfdb.wrann("100", "atr", samples * 2, symbols, write_dir=str(tmp_path), fs=720)
+    after = record.beats()
+    assert [beat.label for beat in after] == [beat.label for beat in before]
+    np.testing.assert_array_equal([beat.values for beat in after], [beat.values for beat in before])
+
+
+def test_a_signal_that_does_not_add_up_is_refused(tmp_path, records):
+    path = tmp_path / "mit bih é" / "100.dat"
+    content = bytearray(path.read_bytes())
+    content[3000] ^= 1  # of format 212, the first byte of three is of the first lead
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"100\.hea: the samples of MLII do not add up to its checksum; copy it anew"):
+        Record(path.with_suffix(".hea"), "MLII").beats()
+    header = path.with_suffix(".hea")
+    text = header.read_text().splitlines()
+    fields = text[1].split()
+    fields[6] = "0"  # as it is written where no checksum is known
+    header.write_text("\n".join([text[0], " ".join(fields), *text[2:]]))
+    assert Record(header, "MLII").beats()
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(
+    form=st.sampled_from(["16", "212", "24", "32", "80"]), gain=st.sampled_from([200.0, -200.0, 11.5]),
+    baseline=st.sampled_from([0, 100, -50]), unit=st.sampled_from(["mV", "uV"]), length=st.booleans(),
+)  # fmt: skip
+def test_any_header_is_read_as_it_is_meant(form, gain, baseline, unit, length):
+    """Beats are those of the ECG, or of its negative where the gain is negative: a window is scaled by itself."""
+    times, symbols, ecg = _made_up(3)
+    digital = np.rint(ecg(np.arange(35 * 360) / 360) * (50.0 if form == "80" else 500.0)).astype(np.int64)
+    samples = np.round(times * 360).astype(int)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):
+        wfdb.wrsamp(
+            "100", fs=360, units=["x", unit], sig_name=["V5", "MLII"], d_signal=np.stack([digital[::-1], digital], 1),
+            fmt=[form] * 2, adc_gain=[7.0, abs(gain)], baseline=[1, baseline], write_dir=folder,
+        )  # fmt: skip
+        wfdb.wrann("100", "atr", samples, symbols, write_dir=folder)
+        header = Path(folder) / "100.hea"
+        text = header.read_text().replace(f" {abs(gain):g}", f" {gain:g}")
+        header.write_text(text if length else text.replace(f" 360 {len(digital)}", " 360", 1))
+        found = Record(header, "MLII").beats()
+    samples = samples[[symbol in "NLRejBAaJSVEF/fQ" for symbol in symbols]]
+    kept, expected = extract_beats(digital * np.sign(gain), 360, samples)
+    assert len(kept) > 10
+    np.testing.assert_array_equal([beat.sample for beat in found], samples[kept])
+    np.testing.assert_allclose([beat.values for beat in found], expected, atol=1e-3)
+
+
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(suffix=st.sampled_from([".hea", ".hea", ".dat", ".atr"]), damage=DAMAGE)
 def test_any_record_is_read_or_refused_in_one_line(written, suffix, damage):

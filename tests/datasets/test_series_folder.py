@@ -197,6 +197,121 @@ def test_bad_row_is_skipped_and_listed(tmp_path, cells):
     assert_only_skipped(data, "all.csv:000010", r"all\.csv: line 10")
 
 
+def _frame(kind):
+    rng = np.random.default_rng(0)
+    values = rng.random((12, 13)) if kind == "decimals" else rng.integers(-99, 99, (12, 13))
+    return [[repr(float(x)) if kind == "decimals" else str(x) for x in row] for row in values]
+
+
+HEADERS = {
+    "none": None,
+    "pandas": [str(i) for i in range(13)],
+    "names": [f"t{i}" for i in range(13)],
+    "marked": ["# 0", *(str(i) for i in range(1, 13))],
+}
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, database=None)
+@given(
+    kind=st.sampled_from(["decimals", "whole"]), header=st.sampled_from([*HEADERS]), index=st.booleans(),
+    delimiter=st.sampled_from([",", ";", "\t"]), end=st.sampled_from(["\n", "\r\n"]), mark=st.booleans(),
+    layout=st.sampled_from(["file", "row"]), label=st.sampled_from(["", "-1", "12"]),
+)  # fmt: skip
+def test_any_first_line_is_read_as_it_is_meant(kind, header, index, delimiter, end, mark, layout, label):
+    """As DataFrame.to_csv writes tables, with its header or without, with its index or without."""
+    rows = _frame(kind)
+    lines = [[str(i), *row] if index and header != "none" else row for i, row in enumerate(rows)]
+    names = HEADERS[header]
+    if names is not None:
+        lines = [["", *names] if index and header != "marked" else names, *lines]
+    if header == "marked" and index:
+        return  # an index needs a cell in the header
+    text = end.join(delimiter.join(line) for line in [*lines, []])
+    label = label if layout == "row" else ""
+    if label == "12" and index and header not in ("none", "pandas"):
+        label = "-1"
+    options = series_folder.Options(
+        layout=layout, length=13 - bool(label), fit="crop", value_range=(-100.0, 100.0), label_column=label
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for name in "abc" if layout == "file" else "a":
+            (Path(folder) / f"{name}.csv").write_bytes(text.encode("utf-8-sig" if mark else "utf-8"))
+        plan = series_folder.plan(options, data_dir=folder, cache_root=Path(folder))
+        found = {one.id: one for split in plan.splits.values() for one in split.examples()}
+    values = (np.array(rows, np.float64) + 100) / 200
+    if layout == "file":
+        assert plan.channels == 13
+        np.testing.assert_allclose(found["a.csv"].signal[:12], values, atol=1e-6)
+        return
+    assert len(found) == 12
+    first = 1 + (header != "none")
+    for k in range(12):
+        one = found[f"a.csv:{first + k:06d}"]
+        np.testing.assert_allclose(one.signal[:, 0], values[k, : 13 - bool(label)], atol=1e-6)
+        if label:
+            assert plan.classes[one.label] == rows[k][-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "0\n0.5\n0.25\n",
+            r"line 1 \('0'\) could be a header or data; say which with --config\.data\.header=yes or no",
+        ),
+        ("0,1\n5.5,6.5\n7.5,8.5\n", r"line 1 \('0', '1'\) could be a header or data"),
+        ("0.0,0.1,0.2,0.3,0.4,0.5,0.6,0.7\n" + "3,1,4,1,5,9,2,6\n" * 3, r"'0\.2', '0\.3', \.\.\.\) could be a header"),
+        ("0.0,1.0,2.0\n5.5,6.5,1.5\n7.5,8.5,2.5\n", r"line 1 \('0\.0', '1\.0', '2\.0'\) could be a header or data"),
+        ("0,15\n0,2\n", r"lines such as '0,15' could be one column with decimal commas, or two of whole numbers"),
+        ("10,5\n11,25\n", r"lines such as '10,5' could be one column with decimal commas, or two of whole numbers"),
+        ("-1,5\n1,25\n", r"lines such as '-1,5' could be one column with decimal commas"),
+        ("0,05\n0,1\n", r"line 1, column 2: '05' is a part of a number with a decimal comma; write decimal points"),
+        ("-0,5\n1,1\n", r"line 1, column 1: '-0' is a part of a number with a decimal comma"),
+        ("0,15,0,2\n1,5,0,007\n", r"line 2, column 4: '007' is a part of a number"),
+        ("v\n0,15\n0,2\n", r"line 2, column 1: '0,15' is no finite number; write decimal points"),
+        ("0,15;1\n0,2;1\n", "is no finite number"),
+        (",a\nx,1.5\ny,2.5\n", "its first column has no name and does not count the rows; name it in line 1"),
+        ("1.25\n2.50\n3.75\n4.5", r"line 4 has no line break, and its last cell '4\.5' looks cut beside '3\.75'"),
+        ("a\n1.25e-01\n2.50e-01\n3.75e-01\n4.50e-", r"line 5 has no line break, and its last cell '4\.50e-' looks cut"),
+        ("1,2,3\n4,5,6\n7,8", "line 3 has 2 cells, line 1 has 3"),
+    ],
+)
+def test_a_text_of_two_readings_or_cut_is_refused(tmp_path, text, message):
+    for name in "abc":
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / f"{name}.csv").write_text(text)
+    with pytest.raises(DataError, match=message) as caught:
+        _open(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "expected"),
+    [
+        ("0\n0.5\n0.25\n", {"header": "yes"}, [[0.5], [0.25]]),
+        ("0\n0.5\n0.25\n", {"header": "no"}, [[0], [0.5], [0.25]]),
+        ("0\n0.5\n1\n", {}, [[0], [0.5], [1]]),  # no writer of decimals writes "1"
+        ("0\n1\n2\n5\n", {}, [[0], [1], [2], [5]]),  # it goes on as it begins
+        ("0,1,2\n1,2,3\n5,6,9\n", {}, [[0, 1, 2], [1, 2, 3], [5, 6, 9]]),
+        ("0,15\n0,2\n", {"columns": ("0", "1")}, [[0, 15], [0, 2]]),
+        ("0,-15\n0,2\n", {}, [[0, -15], [0, 2]]),
+        ("a,b\n0,15\n0,2\n", {}, [[0, 15], [0, 2]]),
+        ("0;15\n0;2\n", {}, [[0, 15], [0, 2]]),
+        ("005 -0\n007 3\n", {}, [[5, 0], [7, 3]]),  # only a comma can be a decimal one
+        (",a\n0,1.5\n1,2.5\n", {}, [[1.5], [2.5]]),
+        ("# a b\n1 2\n3 4\n", {}, [[1, 2], [3, 4]]),
+        ("1.25\n2.50\n3.75\n4.55", {}, [[1.25], [2.5], [3.75], [4.55]]),
+        ("1.25\n2.50\n3.75\n4.5\n", {}, [[1.25], [2.5], [3.75], [4.5]]),
+    ],
+)
+def test_a_text_of_one_reading_is_read(tmp_path, text, options, expected):
+    for name in "abc":
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / f"{name}.csv").write_text(text)
+    data = _open(tmp_path, length=len(expected), fit="crop", value_range=(-20.0, 20.0), **options)
+    np.testing.assert_allclose(data.splits["test"][0]["signal"], (np.array(expected) + 20) / 40, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -229,7 +344,7 @@ def test_any_text_is_read_or_refused_in_one_line(text, layout, label):
     options = series_folder.Options(layout=layout, length=5, label_column=label)
     with tempfile.TemporaryDirectory() as folder:
         for name in "abc":
-            (Path(folder) / f"{name}.csv").write_bytes(text if name == "b" else b"1,2\n3,4\n")
+            (Path(folder) / f"{name}.csv").write_bytes(text if name == "b" else b"1.5,2\n3,4\n")
         refusal, examples = "", {}
         try:
             plan = series_folder.plan(options, data_dir=folder, cache_root=Path(folder))

@@ -6,8 +6,9 @@ import sys
 import pytest
 
 from tests.experiments.command_line import ROOT, run_module
+from tests.experiments.release_files import network, torch
 
-__all__ = ["ROOT", "command", "run"]
+__all__ = ["ROOT", "command", "network", "run", "torch"]
 
 # Fits of all splits and of validation have one batch size, so that one program serves all.
 SMALL = {

@@ -4,34 +4,17 @@ Names, shapes and errors are tested on arrays; files need PyTorch, and are skipp
 """
 
 import sys
-import types
 
 import jax
 import numpy as np
 import pytest
-from absl import flags
 
 import medfuncta_jax as mf
-from experiments import import_release
 from experiments.import_release import ReleaseError, field_of
 from medfuncta_jax.checkpoint import load_field_and_about
+from tests.experiments.release_files import LATENT, LAYERS, WIDTH, one_line, run, wrapped
 
-LATENT, WIDTH, LAYERS = 5, 12, 4
 OMEGA = {"omega_first": 10.0, "omega_increment": 5.0}
-
-
-def run(*words):
-    options = flags.FlagValues()
-    import_release.define_flags(options)
-    return import_release.main(["import_release", *map(str, words)], options)
-
-
-def one_line(capsys, code, *words):
-    assert run(*words) == code
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    return lines[0]
 
 
 def release_arrays(*, prefix="model.", dims=2, channels=1, first=True, shift=True, scale=False, grid=()):
@@ -180,69 +163,6 @@ def test_a_run_is_not_overwritten(tmp_path, capsys):
     assert "holds a run of its own" in one_line(capsys, 1, "--weights=best.model", f"--out={tmp_path}")
 
 
-@pytest.fixture(scope="module")
-def torch():
-    return pytest.importorskip("torch", reason="PyTorch is not installed; only reading the authors' files needs it")
-
-
-@pytest.fixture
-def network(torch, monkeypatch):
-    """A maker of networks of the release's structure, as PyTorch modules of classes that only live in this test."""
-
-    class Layer(torch.nn.Module):
-        def __init__(self, inputs, outputs, omega, *, modulated, last=False):
-            super().__init__()
-            self.w0, self.last = omega, last
-            self.linear = torch.nn.Linear(inputs, outputs)
-            for parameter in self.linear.parameters():
-                torch.nn.init.uniform_(parameter, -((6 / inputs) ** 0.5) / omega, (6 / inputs) ** 0.5 / omega)
-            self.modulate_shift_layer = torch.nn.Linear(LATENT, outputs) if modulated else None
-
-        def forward(self, x, latents):
-            x = self.linear(x)
-            if self.last:
-                return x
-            shift = 0 if self.modulate_shift_layer is None else self.modulate_shift_layer(latents)[:, None]
-            return torch.sin(self.w0 * (x + shift))
-
-    class Network(torch.nn.Module):
-        def __init__(self, dims, *, first=True):
-            super().__init__()
-            self.layers = torch.nn.ModuleList(
-                Layer(WIDTH if k else dims, WIDTH, 10.0 + 5 * k, modulated=first or k > 0) for k in range(LAYERS - 1)
-            )
-            self.last_layer = Layer(WIDTH, 2, 10.0 + 5 * (LAYERS - 1), modulated=True, last=True)
-            self.enable_skip_connections = True
-            self.modulations = torch.zeros(LATENT, requires_grad=True) * 1.0  # as in the release: not a leaf
-
-        def forward(self, coords, latents):
-            h = self.layers[0](coords, latents)
-            for layer in self.layers[1:]:
-                h = h + layer(h, latents)
-            return self.last_layer(h, latents) + 0.5
-
-    module = types.ModuleType("models.inrs")
-    for made in (Layer, Network):
-        made.__module__, made.__qualname__ = "models.inrs", made.__name__
-        setattr(module, made.__name__, made)
-    monkeypatch.setitem(sys.modules, "models", types.ModuleType("models"))
-    monkeypatch.setitem(sys.modules, "models.inrs", module)
-
-    def make(dims, **variant):
-        torch.manual_seed(0)
-        return Network(dims, **variant)
-
-    return make
-
-
-def wrapped(torch, net, shape):
-    """The state dict that the release saves: of a wrapper that holds the network and the grid."""
-    return {
-        "grid": torch.from_numpy(mf.grid(shape).astype(np.float32)),
-        **{f"model.{key}": value for key, value in net.state_dict().items()},
-    }
-
-
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("kind", ["state dict", "network"])
@@ -292,18 +212,6 @@ def test_an_imported_field_fits_the_latents_that_the_release_fits(torch, network
     assert (fit.losses[:, -1] < fit.losses[:, 0]).all()
 
 
-def test_half_precision_weights_are_widened(torch, network, tmp_path):
-    net = network(2).half()
-    torch.save(net.state_dict(), tmp_path / "best.model")
-    assert (
-        run(f"--weights={tmp_path / 'best.model'}", f"--out={tmp_path}", "--omega_first=10", "--omega_increment=5") == 0
-    )
-    _, params = mf.load_field(tmp_path)
-    np.testing.assert_array_equal(
-        params["layer_2"]["kernel"], net.layers[1].linear.weight.detach().numpy().T.astype(np.float32)
-    )
-
-
 def save_datapoints(torch, folder, count, *, label=lambda i: [i % 3], latent_dim=LATENT):
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
@@ -320,7 +228,7 @@ def test_mednf_becomes_a_store_in_the_order_of_its_numbers(torch, network, tmp_p
     store = mf.load_latents(out)
     assert {name: len(split.latents) for name, split in store.items()} == {"train": 12, "val": 2, "test": 3}
     train = store["train"]
-    np.testing.assert_array_equal(train.latents[:, 0], np.arange(12) / 2)  # in the scale of the field
+    np.testing.assert_array_equal(train.latents[:][:, 0], np.arange(12) / 2)  # in the scale of the field
     np.testing.assert_array_equal(train.labels, np.arange(12) % 3)
     assert train.ids[10] == "train/datapoint_10"
     assert np.isnan(train.psnr).all()
@@ -389,49 +297,3 @@ def test_folders_without_datapoints(torch, tmp_path, capsys):
     assert "holds none of train/, val/ and test/" in one_line(capsys, 1, *words)
     (tmp_path / "train").mkdir()
     assert "train holds no datapoint_0.pt" in one_line(capsys, 1, *words)
-
-
-class Command:
-    """What a malicious file holds: unpickling it as usual would make a file."""
-
-    def __init__(self, function, argument):
-        self.content = function, (argument,)
-
-    def __reduce__(self):
-        return self.content
-
-
-@pytest.mark.parametrize(
-    ("write", "message"),
-    [
-        (lambda torch, path: None, "no such file"),
-        (lambda torch, path: path.write_text("hello\n" * 9), "is no file of the release"),
-        (lambda torch, path: path.write_bytes(b""), "is no file of the release"),
-        (lambda torch, path: path.write_bytes(b"PK" + bytes(99)), "is no file of the release"),
-        (lambda torch, path: torch.save({"epoch": 3}, path), "'epoch' is no array of floats"),
-        (lambda torch, path: torch.save({"a": torch.zeros(3)}, path), "0 networks in it"),
-        (lambda torch, path: torch.save(torch.zeros(3), path), "0 networks in it"),
-        (lambda torch, path: torch.save(torch.nn.Linear(2, 3), path), "it holds weight, bias"),
-        (lambda torch, path: torch.save(Command(exec, f"open({str(path) + '.run'!r}, 'w')"), path), "0 networks in it"),
-        (lambda torch, path: torch.save(Command(__import__("os").system, f"touch {path}.run"), path),
-         "it names posix.system, which is not run"),
-    ],
-)  # fmt: skip
-def test_weights_that_are_not_are_one_line_and_nothing_is_run(torch, tmp_path, capsys, write, message):
-    path = tmp_path / "model.pt"
-    write(torch, path)
-    error = one_line(capsys, 1, f"--weights={path}", f"--out={tmp_path / 'out'}", "--omega_first=10",
-                     "--omega_increment=5")  # fmt: skip
-    assert str(path) in error
-    assert message in error
-    assert not (tmp_path / "model.pt.run").exists()
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_grid_that_contradicts_the_file(torch, network, tmp_path, capsys):
-    net = network(2)
-    torch.save(wrapped(torch, net, (4, 3)), tmp_path / "best.model")
-    words = [f"--weights={tmp_path / 'best.model'}", f"--out={tmp_path}", "--omega_first=10", "--omega_increment=5"]
-    assert "its grid is 4x3, --grid says 8x8" in one_line(capsys, 1, *words, "--grid=8x8")
-    torch.save(net.state_dict(), tmp_path / "best.model")
-    assert "--grid 8x8x8 has 3 axes" in one_line(capsys, 1, *words, "--grid=8x8x8")
