@@ -23,6 +23,7 @@ from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets import Dataset, batches
 from medfuncta_jax.datasets.pipeline import batch_rows
 from medfuncta_jax.field import STEP_SIZE
+from medfuncta_jax.product import has_tensorfloat32
 from medfuncta_jax.settings import Settings
 
 _REMEDY = "try a lower train.learning_rate, inner.step_size or model.omega_last, or train.warmup_steps"
@@ -93,6 +94,8 @@ class _Loop:
         one = methods.make_update(self.field, settings, coords, self.dataset.grid, labels=labels, mesh=self.mesh)
         update = jax.jit(one, donate_argnums=0).lower(state, like, key, rows).compile()
         log.info("train: %s", check_memory(update, "a meta-update"))
+        if settings.model.products == "tensorfloat32" and not has_tensorfloat32(jax.devices()[0]):
+            log.info("train: model.products=tensorfloat32 is float32 here; this device has no TF32")
         return_freed()
         with (
             batches(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medfuncta_jax.point_field import PointField
-from medfuncta_jax.product import product
+from medfuncta_jax.product import FULL, product
 from medfuncta_jax.settings import ModelSettings
 from medfuncta_jax.sine import cosine, sine
 from medfuncta_jax.siren import ModulatedSiren, PointFeatures
@@ -82,8 +82,8 @@ class BasisField(PointField):
     def values(self, params, modulations, features):
         coefficients = self._coefficients(params, modulations)
         if len(features.functions) == 1:  # one matrix product for the whole batch
-            return features.constant + jnp.einsum("nk,bkd->bnd", features.functions[0], coefficients)
-        return features.constant + jnp.einsum("bnk,bkd->bnd", features.functions, coefficients)
+            return features.constant + jnp.einsum("nk,bkd->bnd", features.functions[0], coefficients, precision=FULL)
+        return features.constant + jnp.einsum("bnk,bkd->bnd", features.functions, coefficients, precision=FULL)
 
     def summarises(self, batch, points, channels, steps):
         # The equations cost n (2L)^2 products, and a gradient then 2 (2L)^2 B D instead of 2 n 2L B D.
@@ -93,8 +93,8 @@ class BasisField(PointField):
     def summary(self, features, targets):
         functions, rest, weight = features.functions[0], targets.signals - features.constant, targets.weights.ravel()
         return NormalEquations(
-            weight * (functions.T @ functions),
-            weight * jnp.einsum("nk,bnd->bkd", functions, rest),
+            weight * jnp.matmul(functions.T, functions, precision=FULL),
+            weight * jnp.einsum("nk,bnd->bkd", functions, rest, precision=FULL),
             weight * jnp.square(rest).sum(1),
         )
 
@@ -102,8 +102,8 @@ class BasisField(PointField):
         if targets is not None:
             return super().losses(params, modulations, features, targets)
         coefficients = self._coefficients(params, modulations)
-        fitted = jnp.einsum("kl,bld->bkd", features.gram, coefficients)
-        errors = jnp.einsum("bkd,bkd->bd", coefficients, fitted - 2 * features.cross) + features.square
+        fitted = jnp.einsum("kl,bld->bkd", features.gram, coefficients, precision=FULL)
+        errors = jnp.einsum("bkd,bkd->bd", coefficients, fitted - 2 * features.cross, precision=FULL) + features.square
         return errors.sum(-1)
 
     def _coefficients(self, params, modulations) -> jax.Array:

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 from medfuncta_jax.arrays import Array, as_array
+from medfuncta_jax.product import FULL
 from medfuncta_jax.settings import ClassifySettings
 
 
@@ -31,9 +32,9 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, features: Any, *, training: bool = False) -> jax.Array:
         for width in self.hidden:
-            features = nn.relu(nn.Dense(width)(features))
+            features = nn.relu(nn.Dense(width, precision=FULL)(features))
             features = nn.Dropout(self.dropout, deterministic=not training)(features)
-        return nn.Dense(self.outputs)(features)
+        return nn.Dense(self.outputs, precision=FULL)(features)
 
 
 class MlpFit(NamedTuple):

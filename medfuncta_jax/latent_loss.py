@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from medfuncta_jax.product import FULL
 from medfuncta_jax.settings import TrainSettings
 
 
@@ -42,7 +43,8 @@ def contrastive_loss(latents: jax.Array, labels: jax.Array, temperature: float) 
     """
     lengths = jnp.sqrt(jnp.square(latents).sum(-1, keepdims=True) + jnp.finfo(latents.dtype).tiny)
     itself = jnp.eye(len(latents), dtype=bool)
-    similar = jnp.where(itself, -jnp.inf, (latents / lengths) @ (latents / lengths).T / temperature)
+    cosines = jnp.matmul(latents / lengths, (latents / lengths).T, precision=FULL)
+    similar = jnp.where(itself, -jnp.inf, cosines / temperature)
     log_parts = jnp.where(itself, 0, similar) - jax.nn.logsumexp(similar, axis=1, keepdims=True)
     alike = (labels[:, None] == labels) & ~itself
     partners = alike.sum(1)

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medfuncta_jax.product import FULL
+
 Array = jax.Array | np.ndarray
 
 # Kernel size, stride, padding, input and output channels of the five stages; the second and third are max-pooled first.
@@ -128,7 +130,7 @@ def _features(weights: dict[str, jax.Array], images: jax.Array) -> list[jax.Arra
             values = jax.lax.reduce_window(values, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "VALID")
         values = jax.lax.conv_general_dilated(
             values, weights[f"conv_{k + 1}/kernel"], (stride, stride), [(padding, padding)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=jax.lax.Precision.HIGHEST,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=FULL,
         )  # fmt: skip
         values = jax.nn.relu(values + weights[f"conv_{k + 1}/bias"])
         features.append(values)

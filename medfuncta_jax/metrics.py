@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medfuncta_jax.product import FULL
+
 Array = jax.Array | np.ndarray
 
 # PSNR of a perfect reconstruction would be infinite, and so would be every mean that it enters. 100 dB is an error of
@@ -201,7 +203,7 @@ def _window_mean(values: jax.Array) -> jax.Array:
             jnp.asarray(taps, values.dtype).reshape(1, 1, -1, 1),
             window_strides=(1, 1),
             padding="VALID",
-            precision=jax.lax.Precision.HIGHEST,  # TF32 or bfloat16 products would leave no digits of a variance
+            precision=FULL,  # TF32 or bfloat16 products would leave no digits of a variance
         ).reshape(*before, count - len(taps) + 1, *after)
     return values
 

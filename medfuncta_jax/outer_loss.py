@@ -21,6 +21,7 @@ from medfuncta_jax.arrays import Array, as_array, check_signals, on_host, points
 from medfuncta_jax.field import Field, Params, params_dtype
 from medfuncta_jax.inner_steps import FitResult, InnerLoop, Loop, Reading, ct_readers, takes_features
 from medfuncta_jax.point_field import Observed, Targets, over_chunks, shares
+from medfuncta_jax.product import FULL
 
 
 class Batch(NamedTuple):
@@ -166,7 +167,7 @@ def _loss_jvp(static: tuple[Field, InnerLoop], primals: Any, tangents: Any) -> t
     of_readers = jax.tree.map(lambda leaf: leaf / inner.micro_batches, of_readers)
     gradient = (of_points | of_readers, of_alpha)
     products = jax.tree.map(
-        lambda slope, tangent: 0 if isinstance(tangent, SymbolicZero) else jnp.vdot(slope, tangent),
+        lambda slope, tangent: 0 if isinstance(tangent, SymbolicZero) else jnp.vdot(slope, tangent, precision=FULL),
         gradient,
         tuple(along),
     )

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from medfuncta_jax.point_field import Params, PointField
-from medfuncta_jax.product import Products, outer_product, product, transposed_product
+from medfuncta_jax.product import FULL, Products, outer_product, product, transposed_product
 from medfuncta_jax.sine import cosine, sine
 from medfuncta_jax.siren import ModulatedSiren, Modulations, PointFeatures
 
@@ -110,13 +110,15 @@ class Rows(NamedTuple):
 
     def spread(self, modulation: jax.Array) -> jax.Array:
         """A modulation at every point: [B, L], or [B, places, L] of a latent grid, -> [R, L]."""
-        return self.of(modulation[:, None] if self.weights is None else self.weights @ modulation)
+        if self.weights is None:
+            return self.of(modulation[:, None])
+        return self.of(jnp.matmul(self.weights, modulation, precision=FULL))
 
     def sums(self, rows: jax.Array) -> jax.Array:
         """The transpose of `spread`."""
         array = rows.reshape(self.batch, self.points, -1)
         if self.weights is not None:
-            return jnp.swapaxes(self.weights, 1, 2) @ array
+            return jnp.matmul(jnp.swapaxes(self.weights, 1, 2), array, precision=FULL)
         # Else the compiler reads all rows again for each sum of these sums, over signals and over steps.
         return jax.lax.optimization_barrier(array.sum(1))
 

@@ -117,8 +117,9 @@ class ModelSettings:
       modulate_scale: the latent also scales each layer's pre-activation.
       modulation_init: M_k starts "uniform" (the paper) or "orthogonal" with the same norm, so that no direction of the
         latent starts with next to no effect; of use where few inner steps meet a latent as large as the layer is wide.
-      products: "bfloat16" rounds the factors of the matrix products of layers 2 to K-1, and of their derivatives, sums
-        them in float32 and leaves all else as it is.
+      products: precision of the matrix products of layers 2 to K-1 and of their derivatives. "float32" is full
+        float32 on every device. "tensorfloat32" rounds factors to TF32 on a GPU that has it, and is "float32"
+        elsewhere. "bfloat16" rounds factors to bfloat16. Sums, and all other products, are full float32.
     """
 
     layers: int = 15
@@ -132,7 +133,7 @@ class ModelSettings:
     modulate_first_layer: bool = False
     modulate_scale: bool = False
     modulation_init: Literal["uniform", "orthogonal"] = "uniform"
-    products: Literal["float32", "bfloat16"] = "float32"
+    products: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
     latent_grid: tuple[int, ...] = ()
     latent_interpolation: Literal["linear", "nearest", "patches"] = "linear"
     codebook: int = 0

@@ -9,6 +9,7 @@ averaged over latents, which makes it one linear map for all.
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ import numpy as np
 
 from medfuncta_jax.arrays import Array, as_array, checked_coords
 from medfuncta_jax.field import Field, Params, params_dtype
+from medfuncta_jax.product import FULL
 
 _CHUNK = 1024
 _PAIRS_AN_ENTRY = 32
@@ -54,6 +56,7 @@ def signal_metric(
         keys = jax.random.split(key, 3)
         chosen = np.stack([jax.random.randint(k, (pairs,), 0, n) for k, n in zip(keys, ranges, strict=True)])
     dtype = params_dtype(params)
+    field = replace(field, model=replace(field.model, products="float32"))
     moment = np.zeros((size, size))
     for start in range(0, chosen.shape[1], _CHUNK):
         rows, points, channels = chosen[:, start : start + _CHUNK]
@@ -74,4 +77,4 @@ def _sum_of_squares(
         return field.apply(params, latent[None], point[None])[0, 0, channel]
 
     gradients = jax.vmap(jax.grad(value))(latents, points, channels)
-    return jnp.matmul(gradients.T, gradients, precision=jax.lax.Precision.HIGHEST)
+    return jnp.matmul(gradients.T, gradients, precision=FULL)

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medfuncta_jax.latent_grid import interpolation_weights, within_cells
-from medfuncta_jax.product import product
+from medfuncta_jax.product import FULL, product
 from medfuncta_jax.settings import ModelSettings
 from medfuncta_jax.sine import sine
 
@@ -153,7 +153,7 @@ class ModulatedSiren(nn.Module):
         """
         vectors = self.codebook.embedding  # [vectors, d]
         pieces = latents.reshape(len(latents), -1, vectors.shape[1])
-        distances = jnp.square(vectors).sum(-1) - 2 * pieces @ vectors.T  # less |piece|^2, which all share
+        distances = jnp.square(vectors).sum(-1) - 2 * jnp.matmul(pieces, vectors.T, precision=FULL)  # less |piece|^2, which all share
         nearest = self.codebook(jnp.argmin(distances, axis=-1)).reshape(latents.shape)
         return nearest + latents - jax.lax.stop_gradient(latents)
 
@@ -172,7 +172,7 @@ class ModulatedSiren(nn.Module):
 
         def modulation(name: str) -> jax.Array:
             given = modulations[name]
-            return given[:, None, :] if weights is None else weights @ given  # [B, 1 or n, L]
+            return given[:, None, :] if weights is None else jnp.matmul(weights, given, precision=FULL)  # [B, 1 or n, L]
 
         for k in range(first, model.layers):
             if k > first:
