@@ -37,10 +37,12 @@ from absl import app, flags
 from experiments.command import refuse
 from experiments.memory import check_memory, return_freed
 from experiments.run_directory import RunError
-from medfuncta_jax import fit_latent, grid, meta_step, methods, sharding
+from experiments.timed_program import prepare
+from medfuncta_jax import grid, meta_step, methods, sharding
 from medfuncta_jax.context import context_size
 from medfuncta_jax.datasets import DataError, batches, open_dataset
 from medfuncta_jax.field import parameter_count
+from medfuncta_jax.product import Products, product
 from medfuncta_jax.settings import Settings, SettingsError
 from medfuncta_jax.sine import cosine, sine
 
@@ -136,22 +138,51 @@ def work(case: Case, settings: Settings, *, mode: str, batch: int) -> dict[str, 
     return {"flops": float(flops), "sines": float(sines)}
 
 
-def machine_rates(width: int) -> dict[str, float]:
-    """Rates of this machine on a layer of 4096 points: products (flop/s), and pairs of sine and cosine (elements/s)."""
-    x, kernel = (jax.random.normal(jax.random.key(i), shape) for i, shape in ((0, (4096, width)), (1, (width, width))))
+_REPEATED = 16  # products, or sines, one after the other in one program
+
+
+def machine_rates(rows: int, width: int, products: Products) -> dict[str, float]:
+    """Rates of this machine on a layer of `rows` points: products (flop/s), and pairs of sine and cosine (elements/s).
+
+    Many run one after the other in one program, so that an accelerator is never waited for, and each sees an array as
+    large as the case's own.
+    """
+    x, kernel = (jax.random.normal(jax.random.key(i), shape) for i, shape in ((0, (rows, width)), (1, (width, width))))
+    kernel /= width**0.5  # so that repeated products neither grow nor vanish
+
+    def multiply(x, kernel):
+        return jax.lax.fori_loop(0, _REPEATED, lambda _, x: product(x, kernel, products), x)
+
+    def sines(x):
+        for _ in range(_REPEATED):  # one kernel, whose reading and writing then do not count
+            x = sine(x) + cosine(x)
+        return x
 
     def best(function, *arguments):
         run, seconds = jax.jit(function), []
-        for _ in range(500):  # half a second: longer than others on a shared machine take it away
-            began = time.perf_counter()
+        jax.block_until_ready(run(*arguments))
+        began = time.perf_counter()
+        while len(seconds) < 5 or time.perf_counter() - began < 0.5:  # longer than others on a shared machine take it
+            start = time.perf_counter()
             jax.block_until_ready(run(*arguments))
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - start)
         return min(seconds)
 
     return {
-        "flops_per_s": 2 * x.size * width / best(jnp.matmul, x, kernel),
-        "sines_per_s": 2 * x.size / best(lambda x: (sine(x), cosine(x)), x),
+        "flops_per_s": _REPEATED * 2 * rows * width**2 / best(multiply, x, kernel),
+        "sines_per_s": _REPEATED * 2 * rows * width / best(sines, x),
     }
+
+
+def rows_of(case: Case, settings: Settings, *, mode: str) -> int:
+    """R, the points of a layer in one step: of all signals at once on one device, or of a chunk."""
+    points = math.prod(case.grid)
+    batch = settings.train.micro_batch or settings.train.batch_size
+    if mode == "train":
+        points = context_size(context_size(points, settings.train.selection_ratio), settings.inner.selection_ratio)
+    else:
+        batch = settings.fit.batch_size
+    return max(1, batch // jax.device_count()) * points
 
 
 def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
@@ -163,59 +194,41 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
       repeats: runs that count; 0 counts the first, which also warms up, of what takes minutes.
     Returns:
       JSON-able; seconds, and those of processors, which others on a shared machine change less; bytes of temporaries in
-      the compiled program, GB of resident memory; `floor_s` is the least time that the machine's own rates of products
-      and sines allow, and `floor_part` that divided by `best_s`; both are absent for an auto-decoder, a latent grid,
-      hidden modulation layers and a pyramid.
+      the compiled program, GB of resident memory, and of the accelerator's where it has its own; `floor_s` is the
+      least time that the machine's own rates of products and sines allow, and `floor_part` that divided by `best_s`;
+      both are absent for an auto-decoder, a latent grid, hidden modulation layers and a pyramid.
     Raises:
-      RunError: the compiled update needs more memory than is free; it is not run.
+      RunError: the compiled update needs more memory than is free, and is not run; or the floor is above the time.
     """
-    field = methods.check(settings, case.grid, case.channels)
-    coords = jnp.asarray(grid(case.grid), jnp.float32)
     batch = settings.train.batch_size if mode == "train" else settings.fit.batch_size
-    signals = np.random.default_rng(0).uniform(size=(batch, len(coords), case.channels)).astype(np.float32)
-    mesh = sharding.data_mesh(jax.devices()[: math.gcd(batch, jax.device_count())])
-    if mode == "train":
-        state = methods.init_state(field, settings, jax.random.key(0), signals=batch)
-        state = sharding.place(mesh, state, meta_step.layout(field, state, mesh))
-        update = jax.jit(methods.make_update(field, settings, coords, case.grid, mesh=mesh), donate_argnums=0)
-        key = sharding.replicate(mesh, jax.random.key(1))
-        signals, rows = sharding.split_batch(mesh, (signals, np.arange(batch, dtype=np.int32)))
-        began = time.perf_counter()
-        program = update.lower(state, signals, key, rows).compile()
-        compile_s = time.perf_counter() - began
-        temporaries = getattr(program.memory_analysis(), "temp_size_in_bytes", None)
-        check_memory(program, "a meta-update")
-        return_freed()
-
-        def run():
-            nonlocal state
-            state, metrics = program(state, signals, key, rows)
-            return metrics["loss"]
-    else:
-        params, coords = sharding.replicate(mesh, (field.init(jax.random.key(0)), coords))
-        signals = sharding.split_batch(mesh, signals)
-
-        def run():
-            return fit_latent(field, params, signals, coords=coords, steps=settings.fit.steps).losses
-
-        began = time.perf_counter()
-        jax.block_until_ready(run())
-        compile_s, temporaries = time.perf_counter() - began, None  # with the first run
+    prepared = prepare(case, settings, mode=mode)
+    temporaries = None
+    if prepared.program is not None:
+        temporaries = getattr(prepared.program.memory_analysis(), "temp_size_in_bytes", None)
+        check_memory(prepared.program, "a meta-update")
+    return_freed()
     seconds, processor = [], []
     for _ in range(repeats + 1):
         began, used = time.perf_counter(), time.process_time()
-        value = jax.block_until_ready(run())
+        value = prepared.run()
         seconds.append(time.perf_counter() - began)
         processor.append(time.process_time() - used)
     seconds, processor = seconds[1:] or seconds, processor[1:] or processor  # the first warms up
+    peak_device_gb = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0) / 1e9 or None
     floor: dict[str, float] = {}
     model = settings.model
     if settings.train.method == "meta" and not (
         model.latent_grid or model.modulation_hidden or model.last_width
     ):  # else not counted
-        needed, rates = work(case, settings, mode=mode, batch=batch), machine_rates(model.width)
+        needed = work(case, settings, mode=mode, batch=batch)
+        rates = machine_rates(rows_of(case, settings, mode=mode), model.width, model.products)
         floor_s = needed["flops"] / rates["flops_per_s"] + needed["sines"] / rates["sines_per_s"]
         floor = {**needed, **rates, "floor_s": floor_s, "floor_part": floor_s / min(seconds)}
+        if floor_s > min(seconds):
+            raise RunError(
+                f"the floor, {floor_s:.3g} s, is above the time measured, {min(seconds):.3g} s: the machine was busier "
+                "when its rates were measured; run it again on a quiet one"
+            )
     return {
         "config": case.config,
         "mode": mode,
@@ -223,18 +236,19 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
         "channels": case.channels,
         "batch": batch,
         "latent_dim": settings.model.latent_dim,
-        "parameters": parameter_count(state.trainable.field if mode == "train" else params),
+        "parameters": parameter_count(prepared.field_params),
         "best_s": min(seconds),
         "median_s": statistics.median(seconds),
         "signals_per_s": batch / min(seconds),
         "best_cpu_s": min(processor),
         **floor,
-        "compile_s": compile_s,
+        "compile_s": prepared.compile_s,
         "temp_bytes": temporaries,
         "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_device_gb": peak_device_gb,
         "finite": bool(math.isfinite(float(jnp.sum(value)))),
         "device": jax.devices()[0].device_kind,
-        "devices": mesh.size,
+        "devices": prepared.devices,
         "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax")},
     }
 
