@@ -153,7 +153,8 @@ class ModulatedSiren(nn.Module):
         """
         vectors = self.codebook.embedding  # [vectors, d]
         pieces = latents.reshape(len(latents), -1, vectors.shape[1])
-        distances = jnp.square(vectors).sum(-1) - 2 * jnp.matmul(pieces, vectors.T, precision=FULL)  # less |piece|^2, which all share
+        products = jnp.matmul(pieces, vectors.T, precision=FULL)
+        distances = jnp.square(vectors).sum(-1) - 2 * products  # less |piece|^2, which all share
         nearest = self.codebook(jnp.argmin(distances, axis=-1)).reshape(latents.shape)
         return nearest + latents - jax.lax.stop_gradient(latents)
 
@@ -172,7 +173,8 @@ class ModulatedSiren(nn.Module):
 
         def modulation(name: str) -> jax.Array:
             given = modulations[name]
-            return given[:, None, :] if weights is None else jnp.matmul(weights, given, precision=FULL)  # [B, 1 or n, L]
+            # [B, 1 or n, L]
+            return given[:, None, :] if weights is None else jnp.matmul(weights, given, precision=FULL)
 
         for k in range(first, model.layers):
             if k > first:
