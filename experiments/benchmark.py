@@ -3,10 +3,14 @@
     python -m experiments.benchmark --case=2d --mode=train --batch=8 [--set=inner.remat=none,model.width=128]
     python -m experiments.benchmark --case=1d,2d,3d --mode=fit --batch=1,2,4,8
     python -m experiments.benchmark --case=1d --mode=input --data_dir=DIR
+    python -m experiments.benchmark --case=2d --batch=1 --vs=CHECKOUT
 
 Prints one JSON line for each. Signals are split over all devices; on a processor JAX_NUM_CPU_DEVICES=2 makes two.
 Several cases (`--case=ecg,chest_xray,brain_mri`, or `--case=all`) or batches run in a process each, one after the
 other, as the peak of resident memory is a process's, and end in a table.
+
+`--vs=CHECKOUT` runs the same program of another checkout in turns with this one's, each in a process of its own, and
+prints the ratios of time and memory, this over the other: what else a shared machine does then meets both alike.
 
 `--mode=input` times updates on the signals of the config as training reads them, and on one batch that is there
 already: the difference is what the device waits for.
@@ -28,17 +32,20 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from experiments import timed_program
 from experiments.command import refuse
 from experiments.memory import check_memory, return_freed
 from experiments.run_directory import RunError
 from experiments.timed_program import prepare
 from medfuncta_jax import grid, meta_step, methods, sharding
+from medfuncta_jax.basis import has_basis
 from medfuncta_jax.context import context_size
 from medfuncta_jax.datasets import DataError, batches, open_dataset
 from medfuncta_jax.field import parameter_count
@@ -196,7 +203,7 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
       JSON-able; seconds, and those of processors, which others on a shared machine change less; bytes of temporaries in
       the compiled program, GB of resident memory, and of the accelerator's where it has its own; `floor_s` is the
       least time that the machine's own rates of products and sines allow, and `floor_part` that divided by `best_s`;
-      both are absent for an auto-decoder, a latent grid, hidden modulation layers and a pyramid.
+      both are absent for an auto-decoder, one modulated layer, a latent grid, hidden modulation layers, a pyramid.
     Raises:
       RunError: the compiled update needs more memory than is free, and is not run; or the floor is above the time.
     """
@@ -218,7 +225,7 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
     floor: dict[str, float] = {}
     model = settings.model
     if settings.train.method == "meta" and not (
-        model.latent_grid or model.modulation_hidden or model.last_width
+        has_basis(model) or model.latent_grid or model.modulation_hidden or model.last_width
     ):  # else not counted
         needed = work(case, settings, mode=mode, batch=batch)
         rates = machine_rates(rows_of(case, settings, mode=mode), model.width, model.products)
@@ -320,6 +327,67 @@ def measure_input(case: Case, settings: Settings, *, data_dir: str | None, repea
     }
 
 
+def compare(case: str, other: Path, *, mode: str, batch: int, overrides: str, repeats: int) -> dict:
+    """Times the program of this checkout and that of another one in turns.
+
+    Args:
+      case: a name in `CASES`, which both checkouts know, as they do `overrides`.
+      other: the root of the other checkout.
+      repeats: turns that count, at least 1, after one that does not.
+    Returns:
+      JSON-able, this checkout over the other: `ratio`, the median over turns of the ratio of their seconds;
+      `best_ratio`, that of the least seconds; `host_ratio` and `device_ratio`, of peak memory; and the seconds.
+    Raises:
+      RunError: a checkout's process ended.
+    """
+    here = Path(__file__).resolve().parents[1]
+    script = Path(timed_program.__file__)
+    sides = [
+        subprocess.Popen(
+            [sys.executable, script, root, case, mode, str(batch), overrides], cwd=root,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for root in (here, other.resolve())
+    ]  # fmt: skip
+
+    def answer(side):
+        line = side.stdout.readline()
+        if not line:
+            raise RunError(f"the process of {side.args[2]} ended with code {side.wait()}; its own message is above")
+        return json.loads(line)
+
+    turns = []
+    try:
+        for side in sides:
+            answer(side)
+        for _ in range(repeats + 1):
+            turn = []
+            for side in sides:
+                side.stdin.write("run\n")
+                side.stdin.flush()
+                turn.append(answer(side))
+            turns.append(turn)
+    finally:
+        for side in sides:
+            side.kill()
+            side.communicate()
+    seconds = np.array([[side[0] for side in turn] for turn in turns[1:]])
+    (_, host, device), (_, other_host, other_device) = turns[-1]
+    return {
+        "case": case,
+        "mode": mode,
+        "batch": batch,
+        "set": overrides,
+        "vs": str(other),
+        "ratio": float(np.median(seconds[:, 0] / seconds[:, 1])),
+        "best_ratio": float(seconds[:, 0].min() / seconds[:, 1].min()),
+        "host_ratio": host / other_host,
+        "device_ratio": device / other_device if other_device else None,
+        "seconds": seconds[:, 0].tolist(),
+        "other_seconds": seconds[:, 1].tolist(),
+    }
+
+
 def as_markdown(rows: list[dict]) -> str:
     """The rows as a Markdown table."""
     lines = [
@@ -349,6 +417,7 @@ def define_flags() -> None:
     flags.DEFINE_list("grid", [], "Other sizes of the signals than the case's, as many as it has axes.")
     flags.DEFINE_string("data_dir", None, "Where the signals are. (input)")
     flags.DEFINE_integer("repeats", 5, "Runs that count; 0: the first, which also warms up.", lower_bound=0)
+    flags.DEFINE_string("vs", None, "Root of another checkout, whose program runs in turns with this one's.")
     flags.DEFINE_list("set", [], "Overrides of the config, GROUP.FIELD=VALUE.")
 
 
@@ -366,6 +435,25 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"--batch={','.join(sizes)} must be numbers of at least 1")
     if options.mode == "input" and (options.grid or not options.repeats):
         raise app.UsageError("--mode=input reads signals as they are, and needs --repeats of at least 1")
+    if options.vs is not None:
+        if options.mode == "input" or options.grid or not options.repeats:
+            raise app.UsageError("--vs needs --mode=train or fit, the cases' own grids and --repeats of at least 1")
+        if not (Path(options.vs) / "medfuncta_jax").is_dir():
+            raise app.UsageError(f"--vs={options.vs} holds no medfuncta_jax; it must be the root of a checkout")
+        for name, size in itertools.product(names, sizes):
+            try:
+                settings = settings_of(CASES[name], options.set, size and int(size))
+                batch = settings.train.batch_size if options.mode == "train" else settings.fit.batch_size
+                row = compare(
+                    name, Path(options.vs), mode=options.mode, batch=batch, overrides=",".join(options.set),
+                    repeats=options.repeats,
+                )  # fmt: skip
+            except ValueError as error:
+                raise app.UsageError(f"--set: {error}") from error
+            except RunError as error:
+                sys.exit(refuse(error, code=1))
+            print(json.dumps(row), flush=True)
+        return
     if len(names) == len(sizes) == 1:
         case = CASES[names[0]]
         if options.grid:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -12,6 +13,7 @@ from jax.extend.core import jaxprs_in_params
 
 import medfuncta_jax as mf
 from experiments import benchmark
+from experiments.run_directory import RunError
 from medfuncta_jax import meta_step
 from medfuncta_jax.settings import SettingsError
 from tests.datasets.made_up import beat_line
@@ -113,7 +115,7 @@ def test_several_batches_are_several_rows(monkeypatch, capsys):
         return SimpleNamespace(stdout=json.dumps(row) + "\n", returncode=0 if batch < 4 else 1)
 
     options = SimpleNamespace(
-        case=["1d"], batch=["1", "2", "4"], mode="fit", repeats=1, set=["fit.steps=2"], data_dir=None, grid=[]
+        case=["1d"], batch=["1", "2", "4"], mode="fit", repeats=1, set=["fit.steps=2"], data_dir=None, grid=[], vs=None
     )  # fmt: skip
     monkeypatch.setattr(benchmark, "flags", SimpleNamespace(FLAGS=options))
     monkeypatch.setattr(benchmark.subprocess, "run", run)
@@ -132,6 +134,28 @@ def test_several_batches_are_several_rows(monkeypatch, capsys):
     options.mode = "input"
     with pytest.raises(benchmark.app.UsageError, match="--mode=input reads signals as they are"):
         benchmark.main([])
+
+
+def test_a_floor_above_the_time_is_an_error(monkeypatch):
+    case = benchmark.CASES["ecg"]
+    settings = benchmark.settings_of(case, ["model.layers=4", *SMALL[1:]], 2)
+    row = benchmark.measure(case, settings, mode="fit", repeats=0)
+    assert 0 < row["floor_part"] < 1
+    monkeypatch.setattr(benchmark, "machine_rates", lambda *_: {"flops_per_s": 1.0, "sines_per_s": 1.0})
+    with pytest.raises(RunError, match=r"the floor, .* is above the time measured"):
+        benchmark.measure(case, settings, mode="fit", repeats=0)
+
+
+def test_two_checkouts_take_turns(tmp_path):
+    words = ["--case=1d", "--batch=2", "--repeats=2", f"--set={','.join(SMALL)}"]
+    ended = run_module("experiments.benchmark", *words, f"--vs={Path(benchmark.__file__).parents[1]}")
+    row = json.loads(ended.stdout)
+    assert ended.returncode == 0
+    assert row["ratio"] == pytest.approx(np.median(np.divide(row["seconds"], row["other_seconds"])))
+    assert (len(row["seconds"]), row["host_ratio"]) == (2, pytest.approx(1, abs=0.1))
+    ended = run_module("experiments.benchmark", *words, f"--vs={tmp_path}")
+    assert ended.returncode == 1
+    assert "holds no medfuncta_jax; it must be the root of a checkout" in ended.stderr + ended.stdout
 
 
 def test_a_refusal_is_one_line(tmp_path):
