@@ -166,7 +166,8 @@ def machine_rates(rows: int, width: int, products: Products) -> dict[str, float]
         return x
 
     def best(function, *arguments):
-        run, seconds = jax.jit(function), []
+        run = jax.jit(function)
+        seconds: list[float] = []
         jax.block_until_ready(run(*arguments))
         began = time.perf_counter()
         while len(seconds) < 5 or time.perf_counter() - began < 0.5:  # longer than others on a shared machine take it
@@ -350,10 +351,14 @@ def compare(case: str, other: Path, *, mode: str, batch: int, overrides: str, re
         for root in (here, other.resolve())
     ]  # fmt: skip
 
-    def answer(side):
+    def answer(side: subprocess.Popen[str], ask: str = "") -> list[float]:
+        assert side.stdin is not None
+        assert side.stdout is not None
+        side.stdin.write(ask)
+        side.stdin.flush()
         line = side.stdout.readline()
         if not line:
-            raise RunError(f"the process of {side.args[2]} ended with code {side.wait()}; its own message is above")
+            raise RunError(f"the program of a checkout ended with code {side.wait()}; its own message is above")
         return json.loads(line)
 
     turns = []
@@ -361,12 +366,7 @@ def compare(case: str, other: Path, *, mode: str, batch: int, overrides: str, re
         for side in sides:
             answer(side)
         for _ in range(repeats + 1):
-            turn = []
-            for side in sides:
-                side.stdin.write("run\n")
-                side.stdin.flush()
-                turn.append(answer(side))
-            turns.append(turn)
+            turns.append([answer(side, "run\n") for side in sides])
     finally:
         for side in sides:
             side.kill()

@@ -79,7 +79,7 @@ def prepare(case: Any, settings: Any, *, mode: str) -> TimedProgram:
 def _serve(case: str, mode: str, batch: str, overrides: str) -> None:
     """Runs the program once for every line of the input; prints seconds, and peak GB of the host and the device."""
     try:
-        from experiments.tools import benchmark  # type: ignore[import-not-found]
+        from experiments.tools import benchmark
     except ImportError:
         from experiments import benchmark
     settings = benchmark.settings_of(benchmark.CASES[case], [word for word in overrides.split(",") if word], int(batch))

@@ -194,10 +194,14 @@ def _fit(field: Field, rules: _Rules, params: Params, given: _Given) -> FitResul
     return FitResult(latents=last.latents, losses=losses.T)
 
 
+def default_chunk(field: Field, batch: int, *, accelerator: bool) -> int:
+    """Points of each of `batch` signals that are evaluated at once where nothing else is asked for."""
+    elements = _CHUNK_ELEMENTS_ON_ACCELERATORS if accelerator else _CHUNK_ELEMENTS
+    return max(1, elements // (max(1, batch) * max(field.model.widths)))
+
+
 def _chunk(field: Field, points: int | None, batch: int) -> int:
-    """Points of each of `batch` signals evaluated at once."""
-    elements = _CHUNK_ELEMENTS if jax.default_backend() == "cpu" else _CHUNK_ELEMENTS_ON_ACCELERATORS
-    return points or max(1, elements // (max(1, batch) * max(field.model.widths)))
+    return points or default_chunk(field, batch, accelerator=jax.default_backend() != "cpu")
 
 
 def _latents(field: Field, latents: Array) -> Array:

@@ -1,0 +1,105 @@
+"""The programs of a run, compiled for a GPU that is not here."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from experiments.memory import program_bytes
+from experiments.plan import roofline
+from experiments.plan.targets import Target
+from experiments.run_directory import RunError
+from medfuncta_jax import fit_latent, grid, methods
+from medfuncta_jax.field import Field
+from medfuncta_jax.fit import default_chunk
+from medfuncta_jax.settings import Settings
+
+# The part of a GPU's memory that JAX takes for arrays by itself.
+USABLE = 0.75
+
+
+class Predicted(NamedTuple):
+    """What a compiled program tells.
+
+    Attributes:
+      resident: bytes of arguments and results, of which parameters and their optimizer are most.
+      temporary: bytes of everything between them.
+      seconds: of one run.
+      text: the compiled program.
+    """
+
+    resident: float
+    temporary: float
+    seconds: float
+    text: str
+
+    @property
+    def bytes(self) -> float:
+        """All device memory that it takes."""
+        return self.resident + self.temporary
+
+
+def compile_for(target: Target, function: Any, *arguments: Any) -> jax.stages.Compiled:
+    """Compiles a function for one GPU of a kind that need not be here.
+
+    Products keep the kernels that the compiler chooses without timing them, which takes the GPU.
+
+    Args:
+      function: plain or jitted.
+      arguments: a tree of arrays or `jax.ShapeDtypeStruct` each.
+    Raises:
+      RunError: JAX has no CUDA plugin here.
+    """
+    try:
+        described = topologies.get_topology_desc(
+            "", platform="cuda", topology="1x1x1", target_config=target.description()
+        )
+    except Exception as error:  # of several types, by what is absent
+        raise RunError(
+            "planning needs JAX's CUDA plugin, which compiles without a GPU: pip install 'medfuncta_jax[plan]' "
+            f"({str(error).splitlines()[0][:120]})"
+        ) from error
+    place = SingleDeviceSharding(described.devices[0])
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=place), arguments)
+    jitted = function if hasattr(function, "trace") else jax.jit(function)
+    options = {"xla_gpu_autotune_level": "0"}
+    return jitted.trace(*like).lower(lowering_platforms=("cuda",)).compile(compiler_options=options)
+
+
+def predict(program: jax.stages.Compiled, target: Target) -> Predicted:
+    """Memory and time of a compiled program on its target."""
+    text = program.as_text() or ""
+    temporary = getattr(program.memory_analysis(), "temp_size_in_bytes", 0)
+    resident = (program_bytes(program) or temporary) - temporary
+    return Predicted(resident, temporary, roofline.cost(text, target)[0].seconds, text)
+
+
+def update(target: Target, field: Field, settings: Settings, shape: tuple[int, ...]) -> Predicted:
+    """A meta-update on signals of a grid, as the launcher runs it on one device."""
+    batch, coords = settings.train.batch_size, jnp.asarray(grid(shape), jnp.float32)
+    state = jax.eval_shape(lambda key: methods.init_state(field, settings, key, signals=batch), jax.random.key(0))
+    step = jax.jit(methods.make_update(field, settings, coords, shape), donate_argnums=0)
+    signals = jax.ShapeDtypeStruct((batch, len(coords), field.channels), jnp.float32)
+    rows = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    return predict(compile_for(target, step, state, signals, jax.random.key(0), rows), target)
+
+
+def fit(target: Target, field: Field, settings: Settings, shape: tuple[int, ...]) -> Predicted:
+    """A fit of `fit.batch_size` signals of a grid, on every point."""
+    batch, coords = settings.fit.batch_size, jnp.asarray(grid(shape), jnp.float32)
+    chunk = default_chunk(field, batch, accelerator=True)
+    params = jax.eval_shape(lambda key: field.init(key), jax.random.key(0))
+
+    def latents(params, signals):
+        return fit_latent(
+            field, params, signals, coords=coords, steps=settings.fit.steps, safeguard=settings.fit.safeguard,
+            points_per_chunk=chunk,
+        ).latents  # fmt: skip
+
+    signals = jax.ShapeDtypeStruct((batch, len(coords), field.channels), jnp.float32)
+    return predict(compile_for(target, latents, params, signals), target)
