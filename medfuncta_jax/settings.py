@@ -206,8 +206,10 @@ class InnerSettings:
         largest slopes in the last layer (Tack et al. 2023; the paper reports it as no better, at times unstable).
       shared_context: one subset a step for the whole batch (the release) instead of one a signal (the paper).
       first_order: hold the inner gradients constant (first-order MAML); exact second order otherwise.
-      remat: what the backward pass keeps of each inner step: "none" all intermediates, "layers" the matrix products,
-        "steps" only the latent; the rest is computed again. The gradient is the same.
+      remat: what the backward pass keeps of each inner step. "steps" keeps the latent alone and computes the step
+        again; "layers" keeps two arrays a layer, its pre-activation and its gradient; "none" keeps everything, and
+        unrolls the steps, so that nothing is copied. The gradient is the same; `experiments/PERFORMANCE.md` has time
+        and memory of each.
     """
 
     steps: int = 10
