@@ -116,10 +116,9 @@ def _run(stop: StopRequest) -> int:
         processes.wait_for_all("workdir")
         settings = run.settings = settled(settings, dataset, run)
         log.info(
-            "%s: %s signals of %s x %d on %d %s device(s), run in %s",
+            "%s: %s signals of %s x %d on %s, run in %s",
             dataset.name, " / ".join(f"{len(split)} {name}" for name, split in dataset.splits.items()),
-            "x".join(map(str, dataset.grid)), dataset.channels, jax.device_count(), jax.default_backend(),
-            run.path,
+            "x".join(map(str, dataset.grid)), dataset.channels, processes.devices(), run.path,
         )  # fmt: skip
         for name in STAGES if _MODE.value == "all" else [_MODE.value]:
             more = {"data_dir": _DATA_DIR.value} if name == "curves" else {}

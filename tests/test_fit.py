@@ -306,7 +306,8 @@ def test_fits_and_reconstructions_compose(layers):
     np.testing.assert_allclose(hessian, hessian.T, rtol=1e-8, atol=1e-10)
     value, gradient, step = jax.jit(error), jax.jit(jax.grad(error, argnums=1)), 1e-6
     numerical = jnp.stack([
-        (gradient(params, signals + step * e, coords) - gradient(params, signals - step * e, coords)).ravel() / (2 * step)
+        (gradient(params, signals + step * e, coords)
+         - gradient(params, signals - step * e, coords)).ravel() / (2 * step)
         for e in jnp.eye(10).reshape(10, 2, 5, 1)
     ])  # fmt: skip
     np.testing.assert_allclose(hessian, numerical, rtol=1e-4, atol=1e-6)
