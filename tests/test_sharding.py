@@ -92,7 +92,8 @@ EIGHT_AGAINST_ONE = """
 
 
 def test_eight_devices_give_the_result_of_one(tmp_path):
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(EIGHT_AGAINST_ONE), str(tmp_path)],
         cwd=ROOT, env=environment, capture_output=True, text=True,
