@@ -13,9 +13,13 @@ import importlib
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from absl import app, flags
-from ml_collections import config_flags
+try:
+    from absl import app, flags
+    from ml_collections import config_flags
+except ModuleNotFoundError as missing:
+    sys.exit(f"error: {missing.name} is not installed: pip install 'medfuncta_jax[train]'")
 
 from experiments.command import FULL_DISK
 from experiments.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
@@ -57,7 +61,17 @@ def main(argv: Sequence[str]) -> int:
     return leave_after_error(code)
 
 
+def _installed(word: str) -> str:
+    """--config=FILE, of the file that lies beside this package where the working directory has none of that name."""
+    name, equals, value = word.partition("=")
+    file, beside = value.partition(":")[0], Path(__file__).parents[1]
+    if name.lstrip("-") != "config" or Path(file).is_file() or not (beside / file).is_file():
+        return word
+    return f"{name}{equals}{beside / value}"
+
+
 def _parse(argv: Sequence[str]) -> None:
+    argv = [_installed(word) for word in argv]
     file = next((word.partition("=")[2] for word in argv if word.lstrip("-").startswith("config=")), "")
     try:
         rest = flags.FLAGS(list(argv))
@@ -116,10 +130,9 @@ def _run(stop: StopRequest) -> int:
         processes.wait_for_all("workdir")
         settings = run.settings = settled(settings, dataset, run)
         log.info(
-            "%s: %s signals of %s x %d on %d %s device(s), run in %s",
+            "%s: %s signals of %s x %d on %s, run in %s",
             dataset.name, " / ".join(f"{len(split)} {name}" for name, split in dataset.splits.items()),
-            "x".join(map(str, dataset.grid)), dataset.channels, jax.device_count(), jax.default_backend(),
-            run.path,
+            "x".join(map(str, dataset.grid)), dataset.channels, processes.devices(), run.path,
         )  # fmt: skip
         for name in STAGES if _MODE.value == "all" else [_MODE.value]:
             more = {"data_dir": _DATA_DIR.value} if name == "curves" else {}

@@ -7,7 +7,10 @@ All train one batch together; each fits its own files of latents; the first alon
 from __future__ import annotations
 
 import os
+import platform
 import sys
+import zlib
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -29,7 +32,8 @@ def join(slurm: bool, coordinator: str | None, processes: int | None, process: i
       processes: how many.
       process: which one this is, from 0.
     Raises:
-      ProcessesError: one of the three is missing or out of range, or the others did not come.
+      ProcessesError: one of the three is missing or out of range, the others did not come, or the GPUs of this node
+        cannot be shared by its processes.
     """
     given = [coordinator is not None, processes is not None, process is not None]
     by_slurm = slurm and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
@@ -43,7 +47,7 @@ def join(slurm: bool, coordinator: str | None, processes: int | None, process: i
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
-            coordinator, processes, process,
+            coordinator, processes, process, local_device_ids=own_devices(os.environ),
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS, shutdown_timeout_seconds=2 * _HEARTBEAT_SECONDS,
         )  # fmt: skip
     except RuntimeError as error:
@@ -51,6 +55,55 @@ def join(slurm: bool, coordinator: str | None, processes: int | None, process: i
         raise ProcessesError(
             f"the processes of this run did not find each other ({reason}); see --coordinator"
         ) from error
+
+
+def own_devices(environment: Mapping[str, str]) -> list[int]:
+    """The GPUs of this process among those that it sees, as JAX numbers them; none named means all.
+
+    Under Slurm, JAX would take the one GPU whose number is that of the task on its node. This is right only where each
+    task has one GPU and sees those of the others.
+
+    Args:
+      environment: of the process.
+    Raises:
+      ProcessesError: several tasks of a node see GPUs that cannot be shared evenly.
+    """
+    tasks = _tasks_on_node(environment)
+    seen = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    on_node = int(environment.get("SLURM_GPUS_ON_NODE", len(seen)))
+    if tasks == 1 or len(seen) == 1 or len(seen) < on_node or "SLURM_GPUS_PER_TASK" in environment:
+        return []  # all that it sees: nobody else is here, or Slurm has bound each task to its own
+    local = int(environment.get("SLURM_LOCALID", 0))
+    if not seen:
+        return [local]  # nothing says how many there are
+    if len(seen) % tasks:
+        raise ProcessesError(
+            f"{tasks} tasks on this node cannot share its {len(seen)} GPUs evenly; set --ntasks-per-node to 1 or "
+            f"{len(seen)}"
+        )
+    share = len(seen) // tasks
+    return list(range(local * share, (local + 1) * share))
+
+
+def _tasks_on_node(environment: Mapping[str, str]) -> int:
+    """Slurm's tasks of this step on this node; it writes "2(x3),1" for 2, 2, 2 and 1 on four nodes."""
+    counts: list[int] = []
+    for part in environment.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
+        tasks, _, nodes = part.rstrip(")").partition("(x")
+        counts += [int(tasks)] * int(nodes or 1)
+    node = int(environment.get("SLURM_NODEID", 0))
+    return counts[node] if node < len(counts) else counts[0]
+
+
+def devices() -> str:
+    """How many devices of how many processes and nodes work together; all must ask."""
+    text = f"{jax.device_count()} {jax.default_backend()} device(s)"
+    if jax.process_count() == 1:
+        return text
+    from jax.experimental import multihost_utils
+
+    names = multihost_utils.process_allgather(np.asarray(zlib.crc32(platform.node().encode()), np.uint32))
+    return f"{text} of {jax.process_count()} processes on {len(np.unique(names))} node(s)"
 
 
 def first() -> bool:

@@ -43,6 +43,9 @@ _OPERATION = re.compile(
 )
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 _IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_MESH = re.compile(
+    r"replica_groups=mesh\[([^]]+)\](?:, device_ids=\((?:\[([\d,]+)\](?:T\(([\d,]+)\))?|([\d,]+))\))? \{([^}:]*)\}"
+)
 # Rings a value goes through: a sum goes round once to be made and once to be told.
 _ROUNDS = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}
 
@@ -82,7 +85,8 @@ def collectives(program: str, devices: int) -> list[Collective]:
     """The collective operations in the text of a compiled program for `devices` devices.
 
     Raises:
-      ValueError: one that is done more than once, in a loop, or of another kind: its bytes cannot be told.
+      ValueError: one that is done more than once, in a loop, or of another kind: its bytes cannot be told; or by
+        devices that cannot be told.
     """
     found, in_entry = [], False
     for line in program.splitlines():
@@ -104,15 +108,31 @@ def collectives(program: str, devices: int) -> list[Collective]:
 
 
 def _group(line: str, devices: int) -> tuple[int, ...]:
-    listed, iota = _LISTED.search(line), _IOTA.search(line)
-    if listed:
-        return tuple(int(n) for n in listed[1].split(","))
-    if iota:
-        numbers = np.arange(devices).reshape([int(n) for n in iota[3].split(",")])
-        if iota[4]:
-            numbers = numbers.transpose([int(n) for n in iota[4].split(",")])
-        return tuple(numbers.reshape(int(iota[1]), int(iota[2]))[0].tolist())
-    return tuple(range(devices))  # written in another way: as if by all, which is never too little
+    """The first group of devices, in each of the ways in which XLA writes them."""
+    if listed := _LISTED.search(line):
+        return _numbers(listed[1])
+    if iota := _IOTA.search(line):
+        return tuple(_iota(iota[3], iota[4]).reshape(int(iota[1]), int(iota[2]))[0].tolist())
+    if mesh := _MESH.search(line):
+        axes, shape, order, ids, own = mesh.groups()
+        lengths = {name: int(length) for name, length in (axis.split("=") for axis in axes.split(","))}
+        numbers = np.asarray(_numbers(ids)) if ids else _iota(shape or str(math.prod(lengths.values())), order)
+        # Devices of one group differ in their places along the axes named last, and in no other.
+        numbers = numbers.reshape(tuple(lengths.values()))
+        return tuple(numbers[tuple(slice(None) if name in own.split(",") else 0 for name in lengths)].ravel().tolist())
+    if "replica_groups={}" in line or "replica_groups=" not in line:
+        return tuple(range(devices))
+    raise ValueError(f"groups of devices written in an unknown way: {line.strip()[:200]}")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in text.split(","))
+
+
+def _iota(shape: str, order: str | None) -> np.ndarray:
+    """0, 1, ... in an array of this shape, its axes then in this order."""
+    numbers = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
+    return numbers.transpose(_numbers(order)) if order else numbers
 
 
 def seconds(operation: Collective, rates: Rates) -> float:

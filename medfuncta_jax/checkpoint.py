@@ -111,8 +111,13 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path | str):
-        import orbax.checkpoint as ocp
-        from orbax.checkpoint import checkpoint_managers as managers
+        try:
+            import orbax.checkpoint as ocp
+            from orbax.checkpoint import checkpoint_managers as managers
+        except ModuleNotFoundError as error:
+            raise CheckpointError(
+                f"checkpoints need {error.name}, which is not installed: pip install 'medfuncta_jax[train]'"
+            ) from error
 
         self._ocp = ocp
         self._directory = Path(directory).absolute()

@@ -283,28 +283,39 @@ def test_fits_and_reconstructions_compose(layers):
     coords = jnp.asarray(mf.grid((5,)))
 
     def error(params, signals, coords):
-        latents = mf.fit_latent(field, params, signals, coords=coords, steps=3, step_size=0.3).latents
+        latents = mf.fit_latent(field, params, signals, coords=coords, steps=2, step_size=0.3).latents
         values = mf.reconstruct(field, params, latents, coords)
         return jnp.square(values - field.apply(params, latents / 2, coords)).sum() + latents.sum()
 
+    @jax.jit
+    def derivatives(params, signals, coords, along):
+        at = params, signals, coords
+        return {
+            "gradient": jax.grad(error, argnums=(0, 1, 2))(*at),
+            "jvp": jax.jvp(error, at, along)[1],
+            "jacfwd": jax.jacfwd(error, argnums=1)(*at),
+            "hessian": jax.hessian(error, argnums=1)(*at),
+            "mapped": jax.vmap(error, in_axes=(None, 0, None))(params, jnp.stack([signals, 1 - signals]), coords),
+        }
+
     arguments = params, signals, coords
     along = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(1), leaf.shape), arguments)
-    gradient = jax.jit(jax.grad(error, argnums=(0, 1, 2)))(*arguments)
-    tangent = jax.jvp(error, arguments, along)[1]
-    dots = jax.tree.map(lambda g, t: (g * t).sum(), gradient, along)
-    np.testing.assert_allclose(tangent, sum(jax.tree.leaves(dots)), rtol=1e-10)
-    np.testing.assert_allclose(jax.jacfwd(error, argnums=1)(*arguments), gradient[1], rtol=1e-9, atol=1e-12)
-    hessian = jax.hessian(error, argnums=1)(*arguments).reshape(10, 10)
+    found = derivatives(*arguments, along)
+    dots = jax.tree.map(lambda g, t: (g * t).sum(), found["gradient"], along)
+    np.testing.assert_allclose(found["jvp"], sum(jax.tree.leaves(dots)), rtol=1e-10)
+    np.testing.assert_allclose(found["jacfwd"], found["gradient"][1], rtol=1e-9, atol=1e-12)
+    hessian = found["hessian"].reshape(10, 10)
     np.testing.assert_allclose(hessian, hessian.T, rtol=1e-8, atol=1e-10)
-    step = 1e-6
+    value, gradient, step = jax.jit(error), jax.jit(jax.grad(error, argnums=1)), 1e-6
     numerical = jnp.stack([
-        (jax.grad(error, argnums=1)(params, signals + step * e, coords)
-         - jax.grad(error, argnums=1)(params, signals - step * e, coords)).ravel() / (2 * step)
+        (gradient(params, signals + step * e, coords)
+         - gradient(params, signals - step * e, coords)).ravel() / (2 * step)
         for e in jnp.eye(10).reshape(10, 2, 5, 1)
     ])  # fmt: skip
     np.testing.assert_allclose(hessian, numerical, rtol=1e-4, atol=1e-6)
-    mapped = jax.vmap(error, in_axes=(None, 0, None))(params, jnp.stack([signals, 1 - signals]), coords)
-    np.testing.assert_allclose(mapped, [error(params, each, coords) for each in (signals, 1 - signals)], rtol=1e-11)
+    np.testing.assert_allclose(
+        found["mapped"], [value(params, each, coords) for each in (signals, 1 - signals)], rtol=1e-11
+    )
 
 
 def test_values_in_another_unit_are_mentioned(field, params, signals):

@@ -11,7 +11,7 @@ ORDER = (
     "atomic", "settings", "coordinates", "arrays", "sine", "product", "latent_grid", "siren", "point_field", "passes",
     "basis", "field", "context", "inner_steps", "fit", "signal_metric", "sharding", "outer_loss", "latent_loss",
     "meta_step", "baselines", "methods", "checkpoint", "latent_store", "codec", "metrics", "lpips", "classify",
-    "datasets",
+    "datasets", "console",
 )  # fmt: skip
 HEAVY = (
     "tensorflow",

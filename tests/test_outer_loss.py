@@ -1,6 +1,7 @@
 """`meta_loss` against the method as it is written down, and what it lets through."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -55,7 +56,7 @@ CONTEXTS = {
 
 def problem(kind, channels=2, **options):
     model = mf.ModelSettings(
-        **({"layers": 5, "width": 8, "latent_dim": 6, "omega_first": 15.0, "omega_last": 30.0} | KINDS[kind] | options)
+        **({"layers": 4, "width": 8, "latent_dim": 6, "omega_first": 15.0, "omega_last": 30.0} | KINDS[kind] | options)
     )
     field = mf.Field(model, 2, channels)
     signals = np.random.default_rng(0).uniform(size=(4, 5, 4, channels))
@@ -63,32 +64,52 @@ def problem(kind, channels=2, **options):
 
 
 def contexts(kind):
+    """As `meta_loss` takes them; and those of each signal, repeated to 20 points, which is the same mean."""
     rng = np.random.default_rng(1)
     rows = {
-        "own": rng.integers(20, size=(4, 2, 9)), "shared": rng.integers(20, size=(2, 9)),
+        "own": rng.integers(20, size=(4, 2, 10)), "shared": rng.integers(20, size=(2, 10)),
         "few": rng.integers(20, size=(2, 2)), "all": None,
     }[kind]  # fmt: skip
-    each = np.broadcast_to(np.arange(20), (4, 2, 20)) if rows is None else np.broadcast_to(rows, (4, *rows.shape[-2:]))
-    return rows, each
+    each = np.arange(20)[None] if rows is None else np.tile(rows, 20 // rows.shape[-1])
+    return rows, np.broadcast_to(each, (4, 2, 20))
 
 
-def compared(kind, *, context="own", **options):
-    """Loss and gradients of `meta_loss`, and as the method is written down."""
+def gradient(kind, *, context="own", **options):
+    """Loss and gradients of `meta_loss` in parameters and step sizes."""
     field, params, signals = problem(kind)
-    rows, each = contexts(context)
-    inner = dataclasses.replace(INNER, **options)
-    alpha = jnp.linspace(0.5, 1, field.model.latent_dim) * inner.step_size
+    rows, inner = contexts(context)[0], dataclasses.replace(INNER, **options)
 
-    def ours(params, alpha):
+    def loss(params, alpha):
         return mf.meta_loss(field, params, signals, rows, inner=inner, step_size=alpha)
 
-    def plain(params, alpha):
-        return plain_field.meta_loss(
-            field.model, params, COORDS, signals.reshape(4, 20, -1), each, alpha,
-            channel_loss=inner.channel_loss, first_order=inner.first_order,
-        )[0]  # fmt: skip
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, step_sizes(inner.step_size, field))
 
-    return tuple(jax.jit(jax.value_and_grad(function, argnums=(0, 1)))(params, alpha) for function in (ours, plain))
+
+def written_down(kind, *, context="own", step_size=INNER.step_size, channel_loss="mean", first_order=False, **_):
+    """The same as the method is written down."""
+    field, params, signals = problem(kind)
+    alpha, rows = step_sizes(step_size, field), contexts(context)[1]
+    return plain(kind, channel_loss, first_order)(params, alpha, signals.reshape(4, 20, 2), rows)
+
+
+@functools.cache  # compiled once for all contexts
+def plain(kind, channel_loss="mean", first_order=False):
+    model = problem(kind)[0].model
+
+    def loss(params, alpha, signals, rows):
+        return plain_field.meta_loss(
+            model, params, COORDS, signals, rows, alpha, channel_loss=channel_loss, first_order=first_order
+        )
+
+    def value_and_gradient(*arguments):
+        (value, _), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(*arguments)
+        return value, gradients
+
+    return jax.jit(value_and_gradient)
+
+
+def step_sizes(step_size, field):
+    return jnp.linspace(0.5, 1, field.model.latent_dim) * step_size
 
 
 def assert_close(actual, expected):
@@ -100,59 +121,68 @@ def assert_close(actual, expected):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_gradient_is_that_of_the_method_as_it_is_written_down(kind):
     """Every kind of field, whole and in chunks."""
-    assert_close(*compared(kind))
-    assert_close(*compared(kind, context="all", points_per_chunk=6, remat="layers"))
+    assert_close(gradient(kind), written_down(kind))
+    chunks = {"context": "all", "points_per_chunk": 6, "remat": "layers"}
+    assert_close(gradient(kind, **chunks), written_down(kind, **chunks))
 
 
 @pytest.mark.parametrize("how", CONTEXTS)
 @pytest.mark.parametrize("kind", ["shift", "basis"])
 def test_every_way_to_compute_it_gives_the_same_gradient(kind, how):
-    assert_close(*compared(kind, **CONTEXTS[how]))
+    assert_close(gradient(kind, **CONTEXTS[how]), written_down(kind, **CONTEXTS[how]))
 
 
 def test_one_signal_takes_the_features_of_its_context_from_those_of_all_points():
     field, params, signals = problem("shift")
-    rows = contexts("own")[0][:1]
-
-    def gradient(**options):
-        inner = dataclasses.replace(INNER, **options)
-        return jax.grad(lambda params: mf.meta_loss(field, params, signals[:1], rows, inner=inner))(params)
-
-    expected = jax.grad(
-        lambda params: plain_field.meta_loss(field.model, params, COORDS, signals[:1].reshape(1, 20, 2), rows, 0.3)[0]
-    )(params)
+    rows, alpha = contexts("own")[0][:1], jnp.full(6, INNER.step_size)
+    four = np.tile(signals[:1].reshape(1, 20, 2), (4, 1, 1)), np.tile(rows, (4, 1, 2))
+    expected = plain("shift")(params, alpha, *four)[1][0]
     for options in ({}, {"points_per_chunk": 15}, {"remat": "none"}):
-        assert_close(gradient(**options), expected)
+        inner = dataclasses.replace(INNER, **options)
+
+        def loss(params, inner=inner):
+            return mf.meta_loss(field, params, signals[:1], rows, inner=inner)
+
+        assert_close(jax.jit(jax.grad(loss))(params), expected)
 
 
 @pytest.mark.parametrize("kind", ["shift", "basis", "scale"])
-@pytest.mark.parametrize("chunk", [0, 3])
-def test_contexts_of_the_points_with_the_largest_gradients(kind, chunk):
+def test_contexts_of_the_points_with_the_largest_gradients(kind):
     """Each point's gradient in the last layer one by one, and steps on the points chosen by them."""
     field, params, signals = problem(kind)
     flat, last = signals.reshape(4, 20, 2), f"layer_{field.model.layers}"
 
-    def errors(layer, latents):
-        return jnp.square(field.apply({**params, last: layer}, latents, COORDS) - flat).sum(-1)
+    @jax.jit
+    def norms_one_by_one(latents):
+        def errors(layer):
+            return jnp.square(field.apply({**params, last: layer}, latents, COORDS) - flat).sum(-1)
+
+        each = jax.jacobian(errors)(params[last])
+        return jnp.sqrt(sum(jnp.square(leaf).sum(range(2, leaf.ndim)) for leaf in jax.tree.leaves(each)))
+
+    @jax.jit
+    def latents_after(rows):
+        return plain_field.meta_loss(field.model, params, COORDS, flat, rows, INNER.step_size)[1]
 
     latents, rows = jnp.zeros((4, 6)), []
     for _ in range(2):
-        each = jax.jacobian(errors)(params[last], latents)
-        norms = jnp.sqrt(sum(jnp.square(leaf).sum(range(2, leaf.ndim)) for leaf in jax.tree.leaves(each)))
+        norms = norms_one_by_one(latents)
         np.testing.assert_allclose(gradient_norms(field, params, latents, COORDS, flat), norms, rtol=1e-10)
         rows.append(np.argsort(-np.asarray(norms), axis=1)[:, :7])
-        _, latents = plain_field.meta_loss(
-            field.model, params, COORDS, flat, np.stack(rows, axis=1), INNER.step_size
-        )  # fmt: skip
-    inner = dataclasses.replace(INNER, choose=GradientContext(7), points_per_chunk=chunk)
-    np.testing.assert_allclose(
-        mf.inner_loop(field, params, signals, None, inner=inner).latents, latents, rtol=1e-9, atol=1e-13
-    )
-    one, other = (
-        jax.grad(lambda params, given=given: mf.meta_loss(field, params, signals, given[0], inner=given[1]))(params)
-        for given in ((None, inner), (np.stack(rows, axis=1), INNER))
-    )
-    assert_close(one, other)
+        latents = latents_after(np.stack(rows, axis=1))
+    rows = np.stack(rows, axis=1)
+    expected = jax.jit(jax.grad(lambda params: mf.meta_loss(field, params, signals, rows, inner=INNER)))(params)
+    for chunk in (0, 3):
+        inner = dataclasses.replace(INNER, choose=GradientContext(7), points_per_chunk=chunk)
+
+        @jax.jit
+        def ours(params, inner=inner):
+            latents = mf.inner_loop(field, params, signals, None, inner=inner).latents
+            return latents, jax.grad(lambda params: mf.meta_loss(field, params, signals, None, inner=inner))(params)
+
+        found, own = ours(params)
+        np.testing.assert_allclose(found, latents, rtol=1e-9, atol=1e-13)
+        assert_close(own, expected)
 
 
 def test_a_key_draws_the_contexts_that_inner_describes():
@@ -172,7 +202,7 @@ def test_a_key_draws_the_contexts_that_inner_describes():
 @pytest.mark.parametrize("kind", ["shift", "basis", "scale"])
 def test_meta_loss_composes(kind):
     """jit, vmap, and derivatives in both modes; the second derivative is forward over reverse."""
-    field, params, signals = problem(kind, layers=3 if kind == "basis" else 4)
+    field, params, signals = problem(kind, layers=4 if kind == "shift" else 3)
     signals, rows = jnp.asarray(signals[:2]), contexts("own")[0][:2]
     rng, pair = np.random.default_rng(2), jnp.stack([signals, 1 - signals])
     along = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), params)
@@ -191,12 +221,12 @@ def test_meta_loss_composes(kind):
             "second": jax.jvp(jax.grad(loss), (params,), (along,))[1],
         }
 
-    found = derivatives(params)
+    found, value = derivatives(params), jax.jit(loss)
     of_params, of_step_size = found["gradient"]
     expected = sum(jax.tree.leaves(jax.tree.map(lambda g, t: (g * t).sum(), of_params, along))) + of_step_size
-    np.testing.assert_allclose(found["jvp"], (loss(params), expected), rtol=1e-10)
+    np.testing.assert_allclose(found["jvp"], (value(params, 0.3), expected), rtol=1e-10)
     np.testing.assert_allclose(found["jacfwd"], of_step_size, rtol=1e-10)
-    np.testing.assert_allclose(found["mapped"], [loss(params, 0.1), loss(params, 0.3)], rtol=1e-12)
+    np.testing.assert_allclose(found["mapped"], [value(params, alpha) for alpha in (0.1, 0.3)], rtol=1e-12)
     assert_close(jax.tree.map(lambda leaf: leaf[0], found["mapped gradient"]), of_params)
     step, gradient = 1e-6, jax.jit(jax.grad(loss))
     ahead, behind = (
@@ -224,14 +254,17 @@ def test_the_inner_loop_composes_too(kind):
         return jnp.square(field.apply(params, latents, COORDS) - signals.reshape(4, 20, 2)).mean()
 
     signals = jnp.asarray(signals)
-    gradient = jax.grad(own, argnums=(0, 1))(params, signals)
-    assert_close(gradient[0], jax.grad(lambda params: mf.meta_loss(field, params, signals, rows, inner=INNER))(params))
+    gradient = jax.jit(jax.grad(own, argnums=(0, 1)))(params, signals)
+    alpha, each = jnp.full(6, INNER.step_size), contexts("own")[1]
+    assert_close(gradient[0], plain(kind)(params, alpha, signals.reshape(4, 20, 2), each)[1][0])
     direction = jax.random.normal(jax.random.key(1), signals.shape)
-    tangent = jax.jvp(lambda signals: own(params, signals), (signals,), (direction,))[1]
+    tangent = jax.jit(lambda t: jax.jvp(lambda signals: own(params, signals), (signals,), (t,))[1])(direction)
     np.testing.assert_allclose(tangent, (gradient[1] * direction).sum(), rtol=1e-9)
     result = mf.inner_loop(field, params, signals, rows, inner=INNER)
     assert result.losses.shape == (4, 2)
-    _, latents = plain_field.meta_loss(field.model, params, COORDS, signals.reshape(4, 20, 2), rows, 0.3)
+    latents = jax.jit(
+        lambda signals: plain_field.meta_loss(field.model, params, COORDS, signals, rows, INNER.step_size)[1]
+    )(signals.reshape(4, 20, 2))
     np.testing.assert_allclose(result.latents, latents, rtol=1e-9, atol=1e-12)
 
 
@@ -242,7 +275,7 @@ def test_latent_loss_is_added_and_decides_what_is_decoded():
     def penalised(noise, latents):
         return latents + noise, 0.5 * jnp.square(latents).mean()
 
-    def ours(params, parts):
+    def ours(parts, params):
         inner = dataclasses.replace(INNER, micro_batches=parts)
         return mf.meta_loss(
             field, params, signals, rows, inner=inner, latent_loss=jax.tree_util.Partial(penalised, noise)
@@ -253,8 +286,9 @@ def test_latent_loss_is_added_and_decides_what_is_decoded():
         values = field.apply(params, latents + noise, COORDS)
         return jnp.square(values - signals.reshape(4, 20, 2)).mean() + 0.5 * jnp.square(latents).mean()
 
+    expected = jax.jit(jax.value_and_grad(plain))(params)
     for parts in (1, 2):
-        assert_close(jax.value_and_grad(ours)(params, parts), jax.value_and_grad(plain)(params))
+        assert_close(jax.jit(jax.value_and_grad(functools.partial(ours, parts)))(params), expected)
 
 
 @pytest.mark.parametrize("layers", [3, 4])
@@ -312,15 +346,7 @@ def test_no_large_array_is_transposed():
 
 
 def test_first_order_is_not_second_order():
-    field, params, signals = problem("shift")
-    exact, first = (
-        jax.grad(
-            lambda params, order=order: mf.meta_loss(
-                field, params, signals, None, inner=dataclasses.replace(INNER, first_order=order)
-            )
-        )(params)
-        for order in (False, True)
-    )
+    exact, first = (gradient("shift", context="all", first_order=order)[1][0] for order in (False, True))
     difference = optax.tree.norm(jax.tree.map(jnp.subtract, exact, first))
     assert difference > 1e-3 * optax.tree.norm(exact)
 

@@ -4,10 +4,11 @@
 # The processes find each other through Slurm. If one is lost the others end, and the job starts again from the newest
 # checkpoint; the run directory and the data lie on a file system that all nodes share.
 #SBATCH --job-name=medfuncta
-#SBATCH --nodes=2 --ntasks-per-node=1 --cpus-per-task=32 --mem=128G --gres=gpu:8
+#SBATCH --nodes=2 --ntasks-per-node=1 --cpus-per-task=32 --mem=128G --gres=gpu:8 --gpus-per-node=8
 #SBATCH --time=24:00:00 --requeue --open-mode=append --signal=TERM@120
 CONFIG=${1:?config file} WORKDIR=${2:?run directory} DATA=${3:?data folder}
 shift 3
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK" # srun no longer takes it from sbatch
 srun --kill-on-bad-exit=1 python -m experiments.main --config="$CONFIG" --workdir="$WORKDIR" --data_dir="$DATA" \
     --config.train.checkpoint_every=1000 "$@"
 code=$?

@@ -11,7 +11,10 @@ that importing `medfuncta_jax` stays light.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from medfuncta_jax.datasets.dataset import DataError, Dataset, Split, cache_root, required_folder
@@ -37,7 +40,23 @@ SOURCES = {
 def _module(source: str) -> Any:
     if source not in SOURCES:
         raise SettingsError(f"unknown data.source {source!r}; known: {', '.join(sorted(SOURCES))}")
-    return importlib.import_module(SOURCES[source])
+    with _needing_packages():
+        return importlib.import_module(SOURCES[source])
+
+
+@contextlib.contextmanager
+def _needing_packages() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if sys.platform == "win32":
+            raise DataError(
+                "data sets need array_record, which is not to be had on Windows; use Linux, macOS or WSL. Fields and "
+                "latents work here: fit_latent, reconstruct, load_field, load_latents"
+            ) from error
+        raise DataError(
+            f"data sets need {error.name}, which is not installed: pip install 'medfuncta_jax[train]'"
+        ) from error
 
 
 def source_options(source: str) -> type:
@@ -45,6 +64,7 @@ def source_options(source: str) -> type:
 
     Raises:
       SettingsError: an unknown source.
+      DataError: a package of the extra `train` is not installed.
     """
     return _module(source).Options
 
@@ -64,8 +84,8 @@ def open_dataset(data: DataSettings | str, *, data_dir: str | None = None, **opt
       options: beside the name of a source, its options (`source_options`), and `cache_dir`.
     Raises:
       SettingsError: an unknown source or option, or an option out of range.
-      DataError: files missing or damaged, more than half of the signals or a whole split skipped, or a cache directory
-        that cannot be written.
+      DataError: files missing or damaged, more than half of the signals or a whole split skipped, a cache directory
+        that cannot be written, or a package of the extra `train` that is not installed.
     """
     if isinstance(data, str):
         cache_dir = options.pop("cache_dir", "")
@@ -78,13 +98,15 @@ def open_dataset(data: DataSettings | str, *, data_dir: str | None = None, **opt
     root = cache_root(data.cache_dir)
     plan = _module(data.source).plan(checked, data_dir=data_dir, cache_root=root)
 
-    from medfuncta_jax.datasets.prepared import prepared_dataset
+    with _needing_packages():
+        from medfuncta_jax.datasets.prepared import prepared_dataset
 
     return prepared_dataset(plan, root)
 
 
 def batches(split: Split, *, batch_size: int, seed: int, start_step: int = 0) -> BatchStream:
     """An endless stream of shuffled batches, float32 [batch_size, *grid, D]; see `pipeline.batches`."""
-    from medfuncta_jax.datasets import pipeline
+    with _needing_packages():
+        from medfuncta_jax.datasets import pipeline
 
     return pipeline.batches(split, batch_size=batch_size, seed=seed, start_step=start_step)

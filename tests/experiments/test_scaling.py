@@ -30,8 +30,32 @@ def test_bytes_and_groups_are_those_of_the_program():
         Collective("all-reduce", 4 * 12 + 2 * 5 + 4, (0, 2, 4, 6)),
         Collective("all-gather", 4 * 24, (0, 1)),
         Collective("reduce-scatter", 4 * 16, (0, 2, 4, 6)),  # of what is summed
-        Collective("all-reduce", 4, tuple(range(8))),  # groups in words it does not know: the most it can be
+        Collective("all-reduce", 4, (0, 1)),  # of devices (0, 2, 4, 6, 1, 3, 5, 7) as a mesh of 2 x 4
     ]
+
+
+@pytest.mark.parametrize(
+    ("groups", "first"),
+    [
+        ("mesh['data'=4,'model'=2] {'model'}", (0, 1)),
+        ("mesh['data'=4,'model'=2] {'data'}", (0, 2, 4, 6)),
+        ("mesh['data'=4,'model'=2] {'data','model'}", tuple(range(8))),
+        ("mesh['a'=2,'b'=1,'c'=4], device_ids=([4,2]T(1,0)) {'c'}", (0, 2, 4, 6)),
+        ("mesh['a'=2,'b'=4], device_ids=(0,7,1,6,2,5,3,4) {'a'}", (0, 2)),
+        ("{}", tuple(range(8))),
+    ],
+)
+def test_groups_are_read_in_every_way_that_xla_writes_them(groups, first):
+    line = f"  %x = f32[] all-reduce(%a), replica_groups={groups}, to_apply=%region"
+    (found,) = collectives(f"ENTRY %main (p: f32[]) -> f32[] {{\n{line}\n}}\n", 8)
+    assert found.group == first
+
+
+@pytest.mark.parametrize("groups", ["rings[8]", "mesh['a'=8] {'a':(2)2}"])
+def test_groups_that_cannot_be_read_are_refused(groups):
+    line = f"  %x = f32[] all-reduce(%a), replica_groups={groups}"
+    with pytest.raises(ValueError, match="groups of devices written in an unknown way: %x = f32"):
+        collectives(f"ENTRY %main (p: f32[]) -> f32[] {{\n{line}\n}}\n", 8)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The job scripts: their syntax, and that the launcher understands the commands they give."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -19,7 +20,7 @@ def test_there_is_a_script_for_each_way_to_run():
 def test_the_launcher_takes_the_command_of_a_job_script(script, tmp_path):
     """With stand-ins for Slurm's commands; without a data folder the launcher gets as far as to say so."""
     for name, body in (
-        ("srun", 'while [[ $1 == --* ]]; do shift; done; exec "$@"'),
+        ("srun", 'echo "$SRUN_CPUS_PER_TASK cores a task"; while [[ $1 == --* ]]; do shift; done; exec "$@"'),
         ("scontrol", 'echo "scontrol $*"'),
         ("python", f'exec {sys.executable} "$@"'),
     ):
@@ -27,6 +28,7 @@ def test_the_launcher_takes_the_command_of_a_job_script(script, tmp_path):
         (tmp_path / name).chmod(0o755)
     environment = os.environ | {
         "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "3",
+        "SLURM_CPUS_PER_TASK": "5",
         "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_ID": "3",
     }  # fmt: skip
     words = ["configs/ecg.py", str(tmp_path / "run"), str(tmp_path / "no data"), "--config.train.batch_size=32"]
@@ -35,6 +37,9 @@ def test_the_launcher_takes_the_command_of_a_job_script(script, tmp_path):
     assert done.stderr.splitlines()[-1].startswith("error: "), done.stderr
     assert "no data" in done.stderr
     assert "scontrol" not in done.stdout
+    assert done.stdout.startswith("5 cores a task\n")
+    (gpus,) = set(re.findall(r"gpu:(\d+) --gpus-per-node=(\d+)", script.read_text()))
+    assert gpus[0] == gpus[1]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
