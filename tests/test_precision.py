@@ -1,6 +1,7 @@
 """`model.products` names the precision of hidden layers; everything else is full float32, on every device."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -62,8 +63,9 @@ def programs(field):
 
 
 def test_everything_but_the_hidden_layers_is_full_float32():
-    for kind in MODELS:
-        for products, of_hidden in (("float32", HIGHEST), ("tensorfloat32", HIGH), ("bfloat16", DEFAULT)):
+    asked = {"float32": HIGHEST, "tensorfloat32": HIGH, "bfloat16": DEFAULT}
+    for kind in MODELS:  # all three of one kind; of the others, whose layers are the same, one
+        for products in asked if kind == "siren" else ["tensorfloat32"]:
             reduced = 0
             for function, arguments in programs(field_of(kind, products)):
                 found = list(products_in(jax.make_jaxpr(function)(*arguments).jaxpr))
@@ -73,7 +75,7 @@ def test_everything_but_the_hidden_layers_is_full_float32():
                         assert types == {"float32"}, kind
                     else:
                         assert hidden, kind
-                        assert precision == {of_hidden}, kind
+                        assert precision == {asked[products]}, kind
                         assert ("bfloat16" in types) == (products == "bfloat16"), kind
                         reduced += 1
             assert (reduced > 0) == (products != "float32"), (kind, products)
@@ -108,6 +110,13 @@ def test_float32_is_float32_on_the_device_at_hand(kind):
         gradients.append(jax.jit(jax.grad(loss))(cast))
     difference = optax.tree.norm(jax.tree.map(jnp.subtract, *gradients))
     assert difference < 1e-4 * optax.tree.norm(gradients[1])
+
+
+def test_gpus_have_tensorfloat32_from_compute_capability_8_on():
+    for platform, capability, expected in (("gpu", "7.5", False), ("gpu", "8.0", True), ("gpu", "12.1", True)):
+        device = SimpleNamespace(platform=platform, compute_capability=capability)
+        assert has_tensorfloat32(device) is expected
+    assert not has_tensorfloat32(SimpleNamespace(platform="cpu"))
 
 
 def test_tensorfloat32_is_float32_where_there_is_none():
