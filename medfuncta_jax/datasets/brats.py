@@ -118,6 +118,8 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
         dtype="float32",
         splits=splits_by_name(cases, example),
         affines=True,
+        gathered=True,
+        patients=patients,
         about=about_files(
             "brats", folder, options, {path.relative_to(folder).as_posix(): path for path in files.values()}
         )
@@ -126,7 +128,7 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
             "title": f"{folder.name}, {options.sequence}",
             "orientation": "RAS+",
             "other_shapes": other,
-            "split_rule": f"by patient, a permutation with seed {options.seed}: test, then val, the rest to train",
+            "split_rule": f"by patient, a hash with seed {options.seed}: test, then val, the rest to train",
             "split": cases,
         },
     )

@@ -27,6 +27,7 @@ from medfuncta_jax.datasets.dataset import (
 )
 from medfuncta_jax.datasets.dicom_file import AIR
 from medfuncta_jax.datasets.folder_files import about_files, files_below, name_below
+from medfuncta_jax.datasets.masks import refuse_masks
 from medfuncta_jax.datasets.splits import require_split_options, split_names
 from medfuncta_jax.datasets.volume_files import Volume, read_volume, volume_header
 from medfuncta_jax.datasets.volumes import (
@@ -87,11 +88,12 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     """The folder's volumes; headers are read now, voxels when the plan is carried out.
 
     Raises:
-      DataError: no folder, or too few patients to split.
+      DataError: no folder, masks beside their volumes, or too few patients to split.
     """
     folder = required_folder(data_dir, "the CT volumes")
     nifti = {name_below(folder, path): path for path in files_below(folder) if _NIFTI.search(path.name)}
     files = {name: path for name, path in nifti.items() if fnmatch.fnmatchcase(name, options.pattern)}
+    refuse_masks(folder, files, lambda path: read_volume(path).values)
     patients = {name: _patient(name, options.patient) for name in files}
     if (count := len(set(patients.values()))) < len(SPLITS):
         raise DataError(
@@ -118,12 +120,14 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
         dtype="float32",
         splits=splits_by_name(names, example),
         affines=True,
+        gathered=True,
+        patients=patients,
         about=about_files("lung_ct", folder, options, files)
         | {
             "licence": "as its publisher says",
             "orientation": "RAS+",
             "padded": short,
-            "split_rule": f"by patient, a permutation with seed {options.seed}: test, then val, the rest to train",
+            "split_rule": f"by patient, a hash with seed {options.seed}: test, then val, the rest to train",
             "split": names,
         },
     )

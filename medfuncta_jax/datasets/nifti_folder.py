@@ -22,6 +22,7 @@ from medfuncta_jax.datasets.dataset import (
     splits_by_name,
 )
 from medfuncta_jax.datasets.folder_files import FolderOptions, about_files, arranged, matching_files
+from medfuncta_jax.datasets.masks import refuse_masks
 from medfuncta_jax.datasets.volume_files import Volume, read_volume
 from medfuncta_jax.datasets.volumes import resample_volume, scale_to_unit
 from medfuncta_jax.settings import SettingsError
@@ -60,10 +61,12 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     """The folder's volumes; voxels are read only when the plan is carried out.
 
     Raises:
-      DataError: no folder, no files that match, too few to split, or a table of labels that cannot be used.
+      DataError: no folder, no files that match, masks among them, too few to split, or a table of labels that cannot
+        be used.
     """
     folder = required_folder(data_dir, "the NIfTI volumes")
     files = matching_files(folder, options)
+    refuse_masks(folder, files, lambda path: read_volume(path).values)
     arrangement = arranged(list(files), folder, options, by_folders=False)
 
     ignored = IgnoredFields()
@@ -83,5 +86,7 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
         classes=arrangement.classes,
         task=arrangement.task,
         affines=True,
+        gathered=True,
+        patients=arrangement.labels.patients or {},
         about=about_files("nifti_folder", folder, options, files) | arrangement.about,
     )

@@ -121,6 +121,8 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
         },
         classes=arrangement.classes,
         task=arrangement.task,
+        gathered=True,
+        patients=arrangement.labels.patients or {},
         about=about_files("series_folder", folder, options, files) | arrangement.about,
     )
 
