@@ -87,6 +87,7 @@ def _run(stop: StopRequest) -> int:
     from experiments.batch_size import settled
     from experiments.compilation import keep_compiled
     from experiments.run_directory import RunDirectory, RunError
+    from experiments.signal_record import held_apart
     from experiments.summary import summary
     from medfuncta_jax.checkpoint import CheckpointError
     from medfuncta_jax.datasets import DataError, open_dataset
@@ -113,7 +114,11 @@ def _run(stop: StopRequest) -> int:
             dataset = open_dataset(settings.data, data_dir=_DATA_DIR.value)
         check(settings, dataset.grid, dataset.channels, task=dataset.task)
         run = RunDirectory(str(_WORKDIR.value), settings, writes=processes.first())
+        if processes.first():  # it writes what the others then read
+            dataset = held_apart(dataset, run)
         processes.wait_for_all("workdir")
+        if not processes.first():
+            dataset = held_apart(dataset, run)
         settings = run.settings = settled(settings, dataset, run)
         log.info(
             "%s: %s signals of %s x %d on %d %s device(s), run in %s",

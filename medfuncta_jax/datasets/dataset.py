@@ -6,7 +6,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -288,6 +288,30 @@ class Dataset:
     task: Task = "none"
     about: dict[str, Any] = field(default_factory=dict)
     contents: Mapping[str, Contents] = field(default_factory=dict)
+
+    def rearranged(self, places: Mapping[str, Sequence[tuple[str, int]]]) -> Dataset:
+        """The same signals in other splits.
+
+        Args:
+          places: for each split, which signals it holds, by the split and the row where they are now.
+        """
+        splits, contents = {}, {}
+        for name, rows in places.items():
+            splits[name] = Split.of([(self.splits[split], [i]) for split, i in rows])
+            held = [(self.contents[split], i) for split, i in rows]
+            several = {
+                part: [getattr(one, part)[i] for one, i in held if getattr(one, part) is not None]
+                for part in ("fingerprints", "patients")
+            }
+            contents[name] = Contents(
+                tuple(one.ids[i] for one, i in held),
+                np.stack(several["fingerprints"]) if several["fingerprints"] else None,
+                tuple(several["patients"]) or None,
+            )
+        about = self.about
+        if "split" in about and set(about["split"]) == set(contents):
+            about = about | {"split": {name: list(one.ids) for name, one in contents.items()}}
+        return replace(self, splits=splits, contents=contents, about=about)
 
 
 def cache_root(cache_dir: str) -> Path:

@@ -317,7 +317,7 @@ def _write_contents(plan: Plan, directory: Path, builder: _Builder, splits: dict
                 ids[row], name, ids[arrays["same_as"][row]], kept, ", with another label" if differs else "",
             )  # fmt: skip
     with atomic_path(directory / _CONTENTS) as partial:
-        np.savez_compressed(partial, **arrays)
+        np.savez_compressed(partial, allow_pickle=False, **arrays)
 
 
 def _contents(

@@ -28,7 +28,7 @@ def test_a_finished_run_holds_everything(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {
         "config.json", "checkpoints", "field.safetensors", "metrics.jsonl", "tensorboard", "latents",
-        "evaluation.json", "evaluation.csv", "figures", "seconds.json",
+        "evaluation.json", "evaluation.csv", "figures", "seconds.json", "signals.json", ".lock",
     }  # fmt: skip
     evaluation = json.loads((finished / "evaluation.json").read_text())
     assert evaluation.keys() == {"test", "val", "seconds", "protocol"}
