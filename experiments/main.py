@@ -9,9 +9,11 @@ SIGTERM with everything saved: the same command goes on from there.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from absl import app, flags
@@ -23,6 +25,7 @@ from experiments.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
 STAGES = ("train", "extract", "evaluate")  # of --mode=all, in this order
 MODES = (*STAGES, "curves", "compress", "classify", "report", "decode", "all")
 _TOGETHER = ("train", "extract")  # by all processes; the rest by the first alone
+_BESIDE = ("report", "decode")  # which write what no other stage reads, and may run beside others
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; an interrupted run in it goes on.")
@@ -46,15 +49,18 @@ def main(argv: Sequence[str]) -> int:
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         return _refuse(error, code=2)
     try:
-        with StopRequest() as stop:
-            code = _run(stop)
+        with StopRequest() as stop, contextlib.ExitStack() as resources:
+            code = _run(stop, resources)
     except KeyboardInterrupt:
-        return _refuse("stopped at once; what was saved before is kept, run the same command again", code=130)
+        code = _refuse("stopped at once; what was saved before is kept, run the same command again", code=130)
+    except Exception:  # a fault of this program
+        traceback.print_exc()
+        code = 1
     if code in (0, EXIT_INTERRUPTED):
         return code
     from experiments.processes import leave_after_error
 
-    return leave_after_error(code)
+    leave_after_error(code)
 
 
 def _parse(argv: Sequence[str]) -> None:
@@ -79,13 +85,14 @@ def _parse(argv: Sequence[str]) -> None:
         raise flags.Error(f"{rest[1]!r} is not a flag; overrides are written --config.train.steps=1000")
 
 
-def _run(stop: StopRequest) -> int:
+def _run(stop: StopRequest, resources: contextlib.ExitStack) -> int:
     # After the flags, so that a typo is answered at once: these imports take seconds.
     import jax
 
     from experiments import memory, processes
     from experiments.batch_size import settled
     from experiments.compilation import keep_compiled
+    from experiments.lock import held
     from experiments.run_directory import RunDirectory, RunError
     from experiments.signal_record import held_apart
     from experiments.summary import summary
@@ -113,7 +120,11 @@ def _run(stop: StopRequest) -> int:
         if not processes.first():
             dataset = open_dataset(settings.data, data_dir=_DATA_DIR.value)
         check(settings, dataset.grid, dataset.channels, task=dataset.task)
-        run = RunDirectory(str(_WORKDIR.value), settings, writes=processes.first())
+        run = RunDirectory(str(_WORKDIR.value), settings, writes=False)  # refused before it waits
+        if processes.first() and _MODE.value not in _BESIDE:
+            array = _MODE.value == "extract" and settings.extract.shards > 1
+            resources.enter_context(held(run.path, f"--mode={_MODE.value}", shared=array, stop=stop))
+        run = RunDirectory(run.path, settings, writes=processes.first())
         if processes.first():  # it writes what the others then read
             dataset = held_apart(dataset, run)
         processes.wait_for_all("workdir")
