@@ -1,6 +1,6 @@
 """The launcher: meta-training, latent extraction, evaluation and decoding of one config.
 
-    python -m experiments.main --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m experiments.main --config=quickstart --workdir=runs/quickstart
     python -m experiments.main --config=configs/brain_mri.py --workdir=runs/brain --data_dir=DATA --config.seed=1
 
 Exit codes: 0 done; 1 refused or failed, with one line that says why; 2 a flag is wrong; 75 stopped by Ctrl-C or
@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags
 from ml_collections import config_flags
 
+from experiments import config_files
 from experiments.command import FULL_DISK
 from experiments.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
 
@@ -65,6 +66,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> None:
     file = next((word.partition("=")[2] for word in argv if word.lstrip("-").startswith("config=")), "")
+    argv = config_files.resolved(argv)
     try:
         rest = flags.FLAGS(list(argv))
     except (ImportError, NameError, OSError, SyntaxError) as error:  # raised by the config file
