@@ -52,7 +52,7 @@ class FolderOptions:
       pattern: which files, a glob relative to the data directory; "**" is any folders (links to folders, which could
         lead in circles, are not followed).
       labels: a table of labels, relative to the data directory; "" if there is none.
-      label_column, patient_column: of that table; see `label_table.read_label_table`.
+      id_column, label_column, patient_column: of that table; see `label_table.read_label_table`.
       no_value: what a cell of these columns holds where there is no label or patient, beside the empty cell, NA, nan,
         NULL and the like; in any case.
       seed: of the split.
@@ -62,6 +62,7 @@ class FolderOptions:
 
     pattern: str = "**/*"
     labels: str = ""
+    id_column: str = ""
     label_column: str = ""
     patient_column: str = ""
     no_value: tuple[str, ...] = ()
@@ -211,7 +212,13 @@ def first_readable(paths: Iterable[Path], read: Callable[[Path], _T]) -> _T:
 
 
 def arranged(
-    names: Sequence[str], folder: Path, options: FolderOptions, *, labels: Labels | None = None, by_folders: bool = True
+    names: Sequence[str],
+    folder: Path,
+    options: FolderOptions,
+    *,
+    labels: Labels | None = None,
+    by_folders: bool = True,
+    columns_of_rows: bool = False,
 ) -> Arrangement:
     """Labels and splits of named signals.
 
@@ -221,16 +228,21 @@ def arranged(
       options: the table of labels, the seed and the fractions.
       labels: where the source knows them itself; a table in `options` goes before.
       by_folders: whether folders may say splits and classes.
+      columns_of_rows: whether `id_column` is of tables of signals, not of the table of labels.
     Raises:
-      DataError: too few signals or patients to split, a table that cannot be used, or files beside the split folders.
+      DataError: too few signals or patients to split, a table that cannot be used or is not named, or files beside the
+        split folders.
     """
     given = _given_splits(folder, names) if by_folders else None
     table = _table(folder, options)
+    if table is None and options.id_column and not columns_of_rows:
+        raise DataError(f"{folder}: id_column is of a table of labels; name the table with --config.data.labels")
     if table is not None:
         labels = read_label_table(
             table,
             names,
             label_column=options.label_column,
+            id_column="" if columns_of_rows else options.id_column,
             patient_column=options.patient_column,
             no_value=options.no_value,
         )
