@@ -30,7 +30,7 @@ import tensorflow_datasets as tfds
 
 from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.datasets import equal_signals
-from medfuncta_jax.datasets.dataset import SPLITS, Contents, DataError, Dataset, Example, Plan, Split, unit_scaled
+from medfuncta_jax.datasets.dataset import Contents, DataError, Dataset, Example, Plan, Split, unit_signal
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def prepared_dataset(plan: Plan, cache_root: Path) -> Dataset:
       DataError: an empty split, also one whose signals all repeat others, more than half of the signals skipped, a
         fault of the whole source, or a cache directory that cannot be written or read.
     """
-    for name in SPLITS:
+    for name in plan.splits:
         if plan.splits[name].length < 1:
             raise DataError(
                 f"{plan.name}: the {name} split is empty; give more data or change the split fractions in config.data"
@@ -90,13 +90,13 @@ def prepared_dataset(plan: Plan, cache_root: Path) -> Dataset:
             "%d of %d signals are there under two names (%s%s); one of each is kept",
             len(repeated), _planned(plan), first, ", ..." * (len(repeated) > 3),
         )  # fmt: skip
-        for name in SPLITS:
+        for name in plan.splits:
             if not len(kept[name]):
                 raise DataError(
                     f"{plan.name}: the {name} split is empty, for all of its signals repeat others ({first}); remove "
                     "what is there twice and give more data, or change --config.data.seed"
                 )
-        splits = {name: Split.of([(splits[name], kept[name])]) for name in SPLITS}
+        splits = {name: Split.of([(splits[name], kept[name])]) for name in plan.splits}
     return Dataset(
         name=plan.name,
         grid=plan.grid,
@@ -119,7 +119,7 @@ def _content_hash(plan: Plan) -> str:
         "about": plan.about,
         "shape": plan.signal_shape,
         "dtype": plan.dtype,
-        "lengths": {name: plan.splits[name].length for name in SPLITS},
+        "lengths": {name: plan.splits[name].length for name in plan.splits},
         "classes": plan.classes,
         "task": plan.task,
     }
@@ -188,8 +188,8 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
 
     def __init__(self, plan: Plan, directory: Path):
         self._plan = plan
-        self.ids: dict[str, list[str]] = {name: [] for name in SPLITS}
-        self.fingerprints: dict[str, list[np.ndarray]] = {name: [] for name in SPLITS}
+        self.ids: dict[str, list[str]] = {name: [] for name in plan.splits}
+        self.fingerprints: dict[str, list[np.ndarray]] = {name: [] for name in plan.splits}
         super().__init__(data_dir=str(directory))
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -210,7 +210,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         parts = {}
-        for name in SPLITS:
+        for name in self._plan.splits:
             # tfds makes the parts one after the other, in this order, so they can share one pass over the source.
             examples = self._usable(name)
             for part, length in _parts(self._plan, name).items():
@@ -230,7 +230,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
                 used += 1
                 self.ids[name].append(one.id)
                 if self._plan.gathered:
-                    self.fingerprints[name].append(equal_signals.fingerprint(unit_scaled(one.signal)))
+                    self.fingerprints[name].append(equal_signals.fingerprint(unit_signal(one.signal)))
                 yield one
                 continue
             skipped[one.id] = one.reason
@@ -297,16 +297,16 @@ def _write(plan: Plan, directory: Path) -> None:
 
 def _write_contents(plan: Plan, directory: Path, builder: _Builder, splits: dict[str, Split]) -> None:
     """What tells the signals apart, and which repeat others: rows are counted over all splits, in their order."""
-    ids = [id for name in SPLITS for id in builder.ids[name]]
+    ids = [id for name in plan.splits for id in builder.ids[name]]
     arrays = {"ids": np.frombuffer(json.dumps(ids).encode(), np.uint8), "same_as": np.full(len(ids), -1)}
     if plan.gathered:
-        places = [(name, i) for name in SPLITS for i in range(len(builder.ids[name]))]
+        places = [(name, i) for name in plan.splits for i in range(len(builder.ids[name]))]
 
         def signal(row: int) -> np.ndarray:
             name, i = places[row]
             return splits[name].signals([i])[0]
 
-        arrays["fingerprints"] = np.stack([one for name in SPLITS for one in builder.fingerprints[name]])
+        arrays["fingerprints"] = np.stack([one for name in plan.splits for one in builder.fingerprints[name]])
         if math.prod(plan.signal_shape) >= equal_signals.FEWEST_SAMPLES:
             arrays["same_as"] = np.array(equal_signals.repeated(arrays["fingerprints"], signal))
         for row in np.flatnonzero(arrays["same_as"] >= 0)[:_LOGGED]:
@@ -330,7 +330,7 @@ def _contents(
     if len(ids) != sum(len(split) for split in splits.values()):
         raise ValueError(folder)
     contents, kept, first = {}, {}, 0
-    for name in SPLITS:
+    for name in plan.splits:
         kept[name] = np.flatnonzero(same_as[first : first + len(splits[name])] < 0)
         rows = first + kept[name]
         own = tuple(ids[row] for row in rows)
@@ -345,7 +345,7 @@ def _read(plan: Plan, folder: Path) -> tuple[dict[str, Split], dict[str, str]]:
     builder = tfds.builder_from_directory(str(folder / _RECORDS))
     metadata = builder.info.metadata
     splits = {}
-    for name in SPLITS:
+    for name in plan.splits:
         parts = [part for part in _parts(plan, name) if metadata["stored"][part]]
         records = builder.as_data_source("+".join(parts))
         records[len(records) - 1]  # so that damage shows now
