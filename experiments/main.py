@@ -15,6 +15,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -105,6 +106,8 @@ def _run(stop: StopRequest, resources: contextlib.ExitStack) -> int:
     from medfuncta_jax.methods import check
     from medfuncta_jax.settings import Settings, SettingsError
 
+    if _DATA_DIR.value and Path(_DATA_DIR.value).resolve() == Path(str(_WORKDIR.value)).resolve():
+        return _refuse("--workdir is the data directory; name a folder of its own, which may lie inside it", code=2)
     try:
         settings = Settings.from_dict(_CONFIG.value.to_dict())
         keep_compiled(cache_root(settings.data.cache_dir))

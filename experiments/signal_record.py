@@ -19,6 +19,7 @@ import numpy as np
 
 from experiments.progress import log
 from experiments.run_directory import RunDirectory, RunError, write_json
+from medfuncta_jax.checkpoint import CheckpointError, load_field_and_about
 from medfuncta_jax.datasets import Dataset
 from medfuncta_jax.datasets.dataset import SPLITS
 from medfuncta_jax.datasets.equal_signals import equal, near
@@ -54,16 +55,19 @@ def held_apart(dataset: Dataset, run: RunDirectory) -> Dataset:
     would be drawn for today.
 
     Raises:
-      RunError: the record is damaged, none of its signals is there, or a split is empty.
+      RunError: the record is damaged, or missing in a run that was trained; none of its signals is there; or a split is
+        empty.
     """
     file = run.path / "signals.json"
     entries = _entries(dataset)
     if not file.exists():
+        known = _known_before(dataset, run)
         if run.writes:
-            write_json(file, _as_json(entries))
-        return dataset
+            write_json(file, _as_json(known or entries))
+        if not known:
+            return dataset
     try:
-        known = _from_json(json.loads(file.read_text()))
+        known = _from_json(json.loads(file.read_text())) if file.exists() else known
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"{file} is damaged, and says which signals this run was trained on; bring it back or name another "
@@ -91,6 +95,28 @@ def held_apart(dataset: Dataset, run: RunDirectory) -> Dataset:
                 f"such as {found.moved[0].id} to {found.moved[0].split}; give more data, or name another --workdir"
             )
     return dataset.rearranged(places)
+
+
+def _known_before(dataset: Dataset, run: RunDirectory) -> list[_Entry]:
+    """The signals of a run from before there was a record, whose split was drawn in another way: its field names them.
+
+    Raises:
+      RunError: it does not.
+    """
+    drawn = "split" in dataset.about or any(one.fingerprints is not None for one in dataset.contents.values())
+    if not drawn or not (run.checkpoints.is_dir() and any(run.checkpoints.iterdir())):
+        return []
+    try:
+        named = load_field_and_about(run.path)[2]["data"]["split"]
+        entries = [_Entry(id, split, None, None) for split in SPLITS for id in named[split]]
+    except (CheckpointError, KeyError, TypeError):
+        entries = []
+    if not {entry.id for entry in entries} & {id for one in dataset.contents.values() for id in one.ids}:
+        raise RunError(
+            f"workdir {run.path} was trained before runs kept the splits of their signals, which are drawn in another "
+            "way now; name another --workdir"
+        )
+    return entries
 
 
 class _Found:

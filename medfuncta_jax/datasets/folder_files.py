@@ -27,8 +27,8 @@ from medfuncta_jax.settings import SettingsError
 
 _T = TypeVar("_T")
 
-# What a run directory holds, and a folder of data does not.
-_RUN_FILES = ("config.json", "signals.json")
+# What a run directory holds, with one of the second, and a folder of data does not.
+_RUN_CONFIG, _RUN_REST = "config.json", ("signals.json", "checkpoints")
 
 # Suffixes after which two names are one signal in two formats, or the two files of an Analyze image.
 _SUFFIX = re.compile(r"(\.(nii|hdr|img|mgh|mgz|png|jpe?g|tiff?|csv|tsv|txt))?(\.gz)?$", re.IGNORECASE)
@@ -135,7 +135,7 @@ def files_below(folder: Path) -> Iterator[Path]:
             names = sorted(os.listdir(directory))
         except OSError as error:
             raise DataError(f"{directory}: cannot be listed ({error.strerror or error})") from error
-        if (state.st_dev, state.st_ino) in visited or set(_RUN_FILES) <= set(names):
+        if (state.st_dev, state.st_ino) in visited or (_RUN_CONFIG in names and set(_RUN_REST) & set(names)):
             return
         visited.add((state.st_dev, state.st_ino))
         for path in (directory / name for name in names if not name.startswith(".")):
@@ -164,9 +164,8 @@ def matching_files(folder: Path, options: FolderOptions, suffixes: Sequence[str]
 
     @functools.cache
     def in_run(directory: Path) -> bool:
-        return all((directory / name).is_file() for name in _RUN_FILES) or (
-            directory != folder and in_run(directory.parent)
-        )
+        is_run = (directory / _RUN_CONFIG).is_file() and any((directory / name).exists() for name in _RUN_REST)
+        return is_run or (directory != folder and in_run(directory.parent))
 
     for path in sorted(folder.glob(options.pattern)):
         # Copies from some systems come with "._name.nii.gz" files that are no images.

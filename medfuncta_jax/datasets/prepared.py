@@ -35,7 +35,7 @@ from medfuncta_jax.datasets.dataset import Contents, DataError, Dataset, Example
 _log = logging.getLogger(__name__)
 
 # Part of the hash: another layout of the records makes other folders.
-_LAYOUT = 3
+_LAYOUT = 4
 
 _STAGING = ".staging-"
 

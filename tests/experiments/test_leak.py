@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import medfuncta_jax as mf
+from medfuncta_jax.checkpoint import load_field_and_about, save_field
 from tests.experiments.conftest import run
 
 SIZE = {"data__size": 16, "config": "configs/image_folder.py:cpu", "train__steps": 20, "train__eval_every": 20}
@@ -132,6 +133,30 @@ def test_a_folder_without_any_of_them_is_refused_and_nothing_is_lost(root):
     assert last.startswith("error: none of the 20 signals that this run began with, such as ")
     assert "name another --workdir" in last
     assert files == {path: path.read_bytes() for path in (workdir / "latents").iterdir()}
+
+
+def test_a_run_from_before_the_record_keeps_the_split_that_its_field_names(root):
+    workdir = root / "data" / "run"
+    field, params, about = load_field_and_about(workdir)
+    former = about["data"]["split"]
+    former["train"], former["test"] = former["test"], former["train"]
+    save_field(workdir / "field.safetensors", field, params, about)
+    (workdir / "signals.json").unlink()
+    done = _run(workdir, root / "data", mode="extract")
+    assert done.returncode == 0, done.stderr
+    assert _stored(workdir) == {name: set(ids) for name, ids in former.items()}
+    (workdir / "signals.json").unlink()
+    (workdir / "field.safetensors").unlink()
+    done = _run(workdir, root / "data", mode="extract")
+    assert done.returncode == 1
+    assert "was trained before runs kept the splits of their signals" in done.stderr.strip().splitlines()[-1]
+
+
+def test_the_data_directory_is_no_run_directory(root):
+    done = _run(root / "data", root / "data")
+    assert done.returncode == 2
+    assert "error: --workdir is the data directory" in done.stderr
+    assert not (root / "data" / "config.json").exists()
 
 
 def test_a_damaged_record_is_named(root):
