@@ -74,7 +74,9 @@ def _at_hand(options: Any, scale: int, folders: Sequence[Path]) -> Any:
 
 
 def true_signals(plan: Plan, ids: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Id and signal, float32 [*grid, D] in [0, 1], of the test signals named in `ids`, in the order of the source.
+    """Id and signal, float32 [*grid, D] in [0, 1], of the signals named in `ids`, in the order of the source.
+
+    Those of its test split come first.
 
     Raises:
       DataError: the source holds no test signal of such a name, or a damaged file.
