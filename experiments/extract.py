@@ -38,8 +38,8 @@ from medfuncta_jax.settings import Settings
 
 CARD = "README.md"
 # Where the source's files lie and when they were copied there, in which the machines of one job array may differ, and
-# the names in each split, which the ids say.
-_NOT_KEPT = ("folder", "files", "split")
+# the names in each split, which the ids say; and what else was there.
+_NOT_KEPT = ("folder", "files", "split", "repeated")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The launcher: meta-training, latent extraction, evaluation and decoding of one config.
 
-    python -m experiments.main --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m experiments.main --config=quickstart --workdir=runs/quickstart
     python -m experiments.main --config=configs/brain_mri.py --workdir=runs/brain --data_dir=DATA --config.seed=1
 
 Exit codes: 0 done; 1 refused or failed, with one line that says why; 2 a flag is wrong; 75 stopped by Ctrl-C or
@@ -9,9 +9,11 @@ SIGTERM with everything saved: the same command goes on from there.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,12 +23,14 @@ try:
 except ModuleNotFoundError as missing:
     sys.exit(f"error: {missing.name} is not installed: pip install 'medfuncta_jax[train]'")
 
+from experiments import config_files
 from experiments.command import FULL_DISK
 from experiments.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
 
 STAGES = ("train", "extract", "evaluate")  # of --mode=all, in this order
 MODES = (*STAGES, "curves", "compress", "classify", "report", "decode", "all")
 _TOGETHER = ("train", "extract")  # by all processes; the rest by the first alone
+_BESIDE = ("report", "decode")  # which write what no other stage reads, and may run beside others
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; an interrupted run in it goes on.")
@@ -50,29 +54,23 @@ def main(argv: Sequence[str]) -> int:
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         return _refuse(error, code=2)
     try:
-        with StopRequest() as stop:
-            code = _run(stop)
+        with StopRequest() as stop, contextlib.ExitStack() as resources:
+            code = _run(stop, resources)
     except KeyboardInterrupt:
-        return _refuse("stopped at once; what was saved before is kept, run the same command again", code=130)
+        code = _refuse("stopped at once; what was saved before is kept, run the same command again", code=130)
+    except Exception:  # a fault of this program
+        traceback.print_exc()
+        code = 1
     if code in (0, EXIT_INTERRUPTED):
         return code
     from experiments.processes import leave_after_error
 
-    return leave_after_error(code)
-
-
-def _installed(word: str) -> str:
-    """--config=FILE, of the file that lies beside this package where the working directory has none of that name."""
-    name, equals, value = word.partition("=")
-    file, beside = value.partition(":")[0], Path(__file__).parents[1]
-    if name.lstrip("-") != "config" or Path(file).is_file() or not (beside / file).is_file():
-        return word
-    return f"{name}{equals}{beside / value}"
+    leave_after_error(code)
 
 
 def _parse(argv: Sequence[str]) -> None:
-    argv = [_installed(word) for word in argv]
     file = next((word.partition("=")[2] for word in argv if word.lstrip("-").startswith("config=")), "")
+    argv = config_files.resolved(argv)
     try:
         rest = flags.FLAGS(list(argv))
     except (ImportError, NameError, OSError, SyntaxError) as error:  # raised by the config file
@@ -93,14 +91,16 @@ def _parse(argv: Sequence[str]) -> None:
         raise flags.Error(f"{rest[1]!r} is not a flag; overrides are written --config.train.steps=1000")
 
 
-def _run(stop: StopRequest) -> int:
+def _run(stop: StopRequest, resources: contextlib.ExitStack) -> int:
     # After the flags, so that a typo is answered at once: these imports take seconds.
     import jax
 
     from experiments import memory, processes
     from experiments.batch_size import settled
     from experiments.compilation import keep_compiled
+    from experiments.lock import held
     from experiments.run_directory import RunDirectory, RunError
+    from experiments.signal_record import held_apart
     from experiments.summary import summary
     from medfuncta_jax.checkpoint import CheckpointError
     from medfuncta_jax.datasets import DataError, open_dataset
@@ -109,6 +109,8 @@ def _run(stop: StopRequest) -> int:
     from medfuncta_jax.methods import check
     from medfuncta_jax.settings import Settings, SettingsError
 
+    if _DATA_DIR.value and Path(_DATA_DIR.value).resolve() == Path(str(_WORKDIR.value)).resolve():
+        return _refuse("--workdir is the data directory; name a folder of its own, which may lie inside it", code=2)
     try:
         settings = Settings.from_dict(_CONFIG.value.to_dict())
         keep_compiled(cache_root(settings.data.cache_dir))
@@ -126,8 +128,16 @@ def _run(stop: StopRequest) -> int:
         if not processes.first():
             dataset = open_dataset(settings.data, data_dir=_DATA_DIR.value)
         check(settings, dataset.grid, dataset.channels, task=dataset.task)
-        run = RunDirectory(str(_WORKDIR.value), settings, writes=processes.first())
+        run = RunDirectory(str(_WORKDIR.value), settings, writes=False)  # refused before it waits
+        if processes.first() and _MODE.value not in _BESIDE:
+            array = _MODE.value == "extract" and settings.extract.shards > 1
+            resources.enter_context(held(run.path, f"--mode={_MODE.value}", shared=array, stop=stop))
+        run = RunDirectory(run.path, settings, writes=processes.first())
+        if processes.first():  # it writes what the others then read
+            dataset = held_apart(dataset, run)
         processes.wait_for_all("workdir")
+        if not processes.first():
+            dataset = held_apart(dataset, run)
         settings = run.settings = settled(settings, dataset, run)
         log.info(
             "%s: %s signals of %s x %d on %s, run in %s",

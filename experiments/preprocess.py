@@ -1,10 +1,15 @@
-"""Raw scans to the files that a data source reads: LIDC-IDRI, from DICOM to NIfTI with cubic voxels of 1 mm.
+"""Raw scans to the files that a data source reads: CT and MR from DICOM to NIfTI.
 
-    python -m experiments.preprocess --source=lidc --input=LIDC-IDRI --output=lidc_1mm --processes=8
+    python -m experiments.preprocess --input=LIDC-IDRI --output=lidc_1mm --processes=8
     python -m experiments.main --config=configs/lung_ct.py --workdir=runs/lung --data_dir=lidc_1mm
 
-Every folder in --input is a patient, with DICOM files at any depth. Of each, the largest axial CT series becomes
-OUTPUT/PATIENT.nii.gz: Hounsfield units as int16, RAS+, interpolated by cubic splines, uncropped. A patient that cannot
+    python -m experiments.preprocess --kind=mr --series=T1 --input=DICOM --output=t1
+    python -m experiments.main --config=configs/brain_mri.py:folder --workdir=runs/t1 --data_dir=t1
+
+Every folder in --input is a patient, with DICOM files at any depth. Of each, the largest series becomes
+OUTPUT/PATIENT.nii.gz, RAS+ and uncropped; --series chooses among them by their descriptions. Of --kind=ct, axial series
+alone, Hounsfield units as int16, interpolated by cubic splines to cubic voxels of 1 mm. Of --kind=mr, the values as the
+scanner scales them, float32, on the grid and in the direction in which they were scanned. A patient that cannot
 be converted is skipped, and OUTPUT/report.json says why. Running the command again does only what is not done yet, or
 what changed; original files are kept unless --nokeep_originals is given.
 
@@ -38,15 +43,17 @@ from experiments.interruption import StopRequest
 from experiments.progress import Progress
 from experiments.run_directory import write_json
 from medfuncta_jax.datasets.dataset import DataError
-from medfuncta_jax.datasets.dicom import read_ct
-from medfuncta_jax.datasets.dicom_file import AIR, READING
+from medfuncta_jax.datasets.dicom import read_scan
+from medfuncta_jax.datasets.dicom_file import AIR, KINDS, READING
 from medfuncta_jax.datasets.folder_files import files_below
 from medfuncta_jax.datasets.lung_ct import SPACING
 from medfuncta_jax.datasets.prepared import file_md5
 from medfuncta_jax.datasets.volume_files import write_volume
 from medfuncta_jax.datasets.volumes import resample_isotropic
 
-_SOURCE = flags.DEFINE_enum("source", "lidc", ["lidc"], "What --input holds.")
+_KIND = flags.DEFINE_enum("kind", "ct", sorted(KINDS), "What is taken from --input.")
+_SERIES = flags.DEFINE_string("series", "", "Only series in whose description this is found, in any case.")
+_SOURCE = flags.DEFINE_enum("source", "lidc", ["lidc"], "Former name of --kind=ct; changes nothing.")
 _INPUT = flags.DEFINE_string("input", None, "Folder with one folder a patient; only read, unless --nokeep_originals.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the NIfTI files and report.json; made if absent.")
 _PROCESSES = flags.DEFINE_integer(
@@ -55,6 +62,7 @@ _PROCESSES = flags.DEFINE_integer(
 _KEEP = flags.DEFINE_bool("keep_originals", True, "Whether the DICOM slices of a patient stay once it is converted.")
 
 # What determines an output beside its source; a change converts anew.
+# Of MR see `Patient.settings`.
 SETTINGS = {"version": 1, "reading": READING, "spacing_mm": SPACING, "interpolation": "cubic spline", "dtype": "int16"}
 
 log = logging.getLogger("medfuncta")
@@ -73,12 +81,22 @@ class Patient:
       folder: the DICOM files, at any depth.
       output: where the NIfTI file and, in `records/`, what is known of it go.
       keep_originals: whether the slices stay.
+      kind: of `KINDS`.
+      series: what the description of the series must hold.
     """
 
     name: str
     folder: Path
     output: Path
     keep_originals: bool
+    kind: str = "ct"
+    series: str = ""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What determines the output beside its source; a change converts anew."""
+        own = dict(SETTINGS) if self.kind == "ct" else {"version": 1, "reading": READING, "kind": self.kind}
+        return own | ({"series": self.series} if self.series else {})
 
     @property
     def volume(self) -> Path:
@@ -102,7 +120,7 @@ def convert(patient: Patient) -> Outcome:
     """Convert one patient unless that is done; never raises, so that one patient cannot end the others' work."""
     try:
         record = _record(patient)
-        whole = record is not None and record["settings"] == SETTINGS and _is_whole(patient, record)
+        whole = record is not None and record["settings"] == patient.settings and _is_whole(patient, record)
         removed = record is not None and record["originals_removed"]
         if removed and not whole:  # what is left in the folder may be another series
             raise DataError(
@@ -130,12 +148,14 @@ def convert(patient: Patient) -> Outcome:
 
 
 def _converted(patient: Patient, source: str) -> dict[str, Any]:
-    scan = read_ct(patient.folder)
-    volume = resample_isotropic(scan.volume, SPACING, AIR, name=str(patient.folder))
-    write_volume(patient.volume, volume.values, volume.affine, dtype=str(SETTINGS["dtype"]))
+    scan = read_scan(patient.folder, KINDS[patient.kind], patient.series)
+    volume, dtype = scan.volume, "float32"
+    if patient.kind == "ct":
+        volume, dtype = resample_isotropic(volume, SPACING, AIR, name=str(patient.folder)), str(SETTINGS["dtype"])
+    write_volume(patient.volume, volume.values, volume.affine, dtype=dtype)
     record = {
         "source": source,
-        "settings": SETTINGS,
+        "settings": patient.settings,
         "series": scan.series,
         "slices": len(scan.files),
         "scanned_spacing_mm": scan.volume.spacing.round(4).tolist(),
@@ -182,7 +202,9 @@ def _listing_checksum(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def find_patients(source: Path, output: Path, *, keep_originals: bool) -> list[Patient]:
+def find_patients(
+    source: Path, output: Path, *, keep_originals: bool, kind: str = "ct", series: str = ""
+) -> list[Patient]:
     """The folders in `source`, or `source` itself if it holds files only.
 
     Raises:
@@ -196,11 +218,18 @@ def find_patients(source: Path, output: Path, *, keep_originals: bool) -> list[P
     folders = [path for path in visible if path.is_dir()] or [source for path in visible[:1]]
     if not folders:
         raise PreprocessError(f"{source}: empty; --input must name the folder that holds the patients")
-    return [Patient(folder.name, folder, output, keep_originals) for folder in folders]
+    return [Patient(folder.name, folder, output, keep_originals, kind, series) for folder in folders]
 
 
 def preprocess(
-    source: Path, output: Path, *, processes: int, keep_originals: bool, stop: StopRequest
+    source: Path,
+    output: Path,
+    *,
+    processes: int,
+    keep_originals: bool,
+    stop: StopRequest,
+    kind: str = "ct",
+    series: str = "",
 ) -> dict[str, Any]:
     """Convert every patient and write `output/report.json`.
 
@@ -209,13 +238,14 @@ def preprocess(
       processes: how many patients at the same time.
       keep_originals: False removes the slices of converted patients.
       stop: looked at between patients; those being converted are finished.
+      kind, series: --kind and --series.
     Returns:
       The report: "patients" converted now or before, with their records, and "skipped" ones, with their reasons.
     Raises:
       PreprocessError: refused, a full disk, or no patient could be converted.
       Interrupted: a stop was asked for.
     """
-    patients = find_patients(source, output, keep_originals=keep_originals)
+    patients = find_patients(source, output, keep_originals=keep_originals, kind=kind, series=series)
     output.mkdir(parents=True, exist_ok=True)
     outcomes: dict[str, Outcome] = {}
     with _alone(output), Progress("preprocess", total=len(patients), unit="patients") as progress:
@@ -309,7 +339,13 @@ def _alone(output: Path) -> Iterator[None]:
 
 
 def _report(source: Path, patients: Sequence[Patient], outcomes: dict[str, Outcome]) -> dict[str, Any]:
-    report: dict[str, Any] = {"input": str(source), "settings": SETTINGS, "patients": {}, "skipped": {}, "not_done": []}
+    report: dict[str, Any] = {
+        "input": str(source),
+        "settings": patients[0].settings,
+        "patients": {},
+        "skipped": {},
+        "not_done": [],
+    }
     for patient in patients:
         outcome = outcomes.get(patient.name)
         if outcome is None:
@@ -344,7 +380,10 @@ def main(argv: Sequence[str]) -> int:
 
     def convert_all() -> None:
         with StopRequest() as stop:
-            report = preprocess(source, output, processes=_PROCESSES.value, keep_originals=_KEEP.value, stop=stop)
+            report = preprocess(
+                source, output, processes=_PROCESSES.value, keep_originals=_KEEP.value, stop=stop,
+                kind=_KIND.value, series=_SERIES.value,
+            )  # fmt: skip
         print(summary(report, output))
 
     return command.carry_out(

@@ -11,6 +11,7 @@ import platform
 import sys
 import zlib
 from collections.abc import Mapping
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -120,13 +121,11 @@ def agreed(flag: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
-def leave_after_error(code: int) -> int:
-    """`code`, or, of several processes, this one's end: an orderly one would wait for others that wait for this one."""
-    if jax.process_count() > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+def leave_after_error(code: int) -> NoReturn:
+    """End this process now: an orderly end would wait for threads, and for processes that wait for this one."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def wait_for_all(name: str) -> None:

@@ -55,8 +55,8 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 class RunDirectory:
     """Paths and small files of one run.
 
-    Holds `config.json, checkpoints/, field.safetensors, metrics.jsonl, tensorboard/, latents/, decoded/,
-    evaluation.json, figures/` and `seconds.json` (time spent a stage).
+    Holds `config.json, signals.json` (what is in which split), `checkpoints/, field.safetensors, metrics.jsonl,
+    tensorboard/, latents/, decoded/, evaluation.json, figures/` and `seconds.json` (time spent a stage).
     """
 
     def __init__(self, path: Path | str, settings: Settings, *, writes: bool = True):

@@ -48,10 +48,9 @@ def train(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopReq
     progress_so_far: dict[str, Any] = {"seconds": 0.0, "best_psnr": None}
 
     with Checkpoints(run.checkpoints) as checkpoints:
-        latest = checkpoints.latest_step()
-        if latest is not None:
-            state, progress_so_far = checkpoints.restore(latest, state)
-        start = latest or 0
+        start = 0
+        if (saved := checkpoints.restore_newest(state)) is not None:
+            start, state, progress_so_far = saved
         run.rewind_metrics(start)
         if start >= config.steps:
             return

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import math
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -22,15 +24,23 @@ import safetensors.numpy
 from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.field import Field, Params, field_from_layers, named_layers
 
+_log = logging.getLogger(__name__)
+
 FIELD_FILE = "field.safetensors"
 # The one entry of the file's metadata: the order of several would vary, and with it the bytes of the same field.
 _ENTRY = "field"
+# How long an error may be held up by saves in the background.
+_CLOSING_SECONDS = 5.0
 # Free space that a checkpoint needs beside its arrays, in bytes.
 _ROOM = 1 << 20
 
 
 class CheckpointError(ValueError):
     """A checkpoint or a saved field is absent, damaged or of another layout; the message names it."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint cannot be read."""
 
 
 def save_field(path: Path | str, field: Field, params: Params, about: dict[str, Any]) -> None:
@@ -104,6 +114,17 @@ def _layout(state: Any) -> list[str]:
     return [f"{jax.tree_util.keystr(path)}: {leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves]
 
 
+def _mend_scores(directory: Path) -> None:
+    """Orbax opens no directory in which one score cannot be read; such a checkpoint counts as not validated."""
+    for file in directory.glob("*/metrics/metrics"):
+        try:
+            json.loads(file.read_text())["val_psnr"]
+        except (ValueError, KeyError, TypeError):
+            _log.warning("%s is damaged; this checkpoint counts as not validated", file)
+            with atomic_path(file) as partial:
+                partial.write_text(json.dumps({"val_psnr": -math.inf}))
+
+
 class Checkpoints:
     """The checkpoints of one run: the newest two and the best by validation PSNR, written in the background.
 
@@ -121,6 +142,8 @@ class Checkpoints:
 
         self._ocp = ocp
         self._directory = Path(directory).absolute()
+
+        _mend_scores(self._directory)
 
         def score(metrics):
             return metrics["val_psnr"]
@@ -180,7 +203,8 @@ class Checkpoints:
         Returns:
           (state, about).
         Raises:
-          CheckpointError: the checkpoint holds other shapes or dtypes, which Orbax would cast in silence; damaged.
+          CheckpointError: the checkpoint holds other shapes or dtypes, which Orbax would cast in silence.
+          DamagedCheckpointError: it cannot be read.
         """
         place = self._directory / str(step)
         try:
@@ -199,11 +223,37 @@ class Checkpoints:
             return self._manager.restore(step, args=arguments)["state"], about
         except CheckpointError:
             raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # whatever damaged files make Orbax and its libraries raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CheckpointError(
+            raise DamagedCheckpointError(
                 f"checkpoint {place} is damaged ({reason}); remove that folder and run again"
             ) from error
+
+    def restore_newest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """Restore the newest checkpoint that can be read; damaged ones after it are logged and removed.
+
+        Args:
+          like: as in `restore`.
+        Returns:
+          (step, state, about), or None where there is no checkpoint.
+        Raises:
+          CheckpointError: as `restore`; that of the newest one if all are damaged.
+        """
+        damaged: list[tuple[int, DamagedCheckpointError]] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state, about = self.restore(step, like)
+            except DamagedCheckpointError as error:
+                damaged.append((step, error))
+                continue
+            for other, fault in damaged:
+                reason = str(fault).removesuffix("; remove that folder and run again")
+                _log.warning("%s; it is removed, and the one before it is taken: step %d", reason, step)
+                self._manager.delete(other)  # the step will be saved again
+            return step, state, about
+        if damaged:
+            raise damaged[0][1]
+        return None
 
     def wait(self) -> None:
         """Block until every save is on disk; raises what a save in the background raised."""
@@ -227,6 +277,17 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # While an error is on its way, what closing has to add is that same error again.
-        with contextlib.suppress(*() if kind is None else (Exception,)), self._write_errors():
-            self._manager.close()
+        if kind is None:
+            with self._write_errors():
+                self._manager.close()
+            return
+
+        # While an error is on its way, what closing has to add is that same error again; and after some errors it waits
+        # for a save that never ends.
+        def close() -> None:
+            with contextlib.suppress(Exception):
+                self._manager.close()
+
+        closing = threading.Thread(target=close, daemon=True)
+        closing.start()
+        closing.join(_CLOSING_SECONDS)

@@ -1,6 +1,9 @@
 import dataclasses
 import errno
 import json
+import logging
+import shutil
+import threading
 import types
 
 import jax
@@ -92,6 +95,78 @@ def test_damaged_checkpoint_is_named(tmp_path, state):
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with Checkpoints(tmp_path / "c") as checkpoints, pytest.raises(CheckpointError, match=r"c/1 is damaged"):
         checkpoints.restore(1, state)
+
+
+def _spoil(folder, how):
+    """Cut or empty the files of a checkpoint, or take a part of it away."""
+    kind, _, part = how.partition(" ")
+    if kind == "no":
+        shutil.rmtree(folder / part) if (folder / part).is_dir() else (folder / part).unlink()
+        return
+    for file in (folder / part).rglob("*") if (folder / part).is_dir() else [folder / part]:
+        if file.is_file():
+            file.write_bytes(b"" if kind == "empty" else file.read_bytes()[: file.stat().st_size // 2])
+
+
+DAMAGES = [
+    "cut state",
+    "empty state",
+    "no state",
+    "cut about",
+    "no about",
+    "cut .",
+    "empty .",
+    "no _CHECKPOINT_METADATA",
+    "no metrics",
+    "empty metrics",
+]
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, state, caplog, how):
+    fill(tmp_path / "c", state, {1: 20.0, 2: 21.0, 3: None})
+    _spoil(tmp_path / "c" / "3", how)
+    with Checkpoints(tmp_path / "c") as checkpoints, caplog.at_level(logging.WARNING):
+        step, restored, about = checkpoints.restore_newest(state)
+        if how in ("no _CHECKPOINT_METADATA", "no metrics", "empty metrics"):  # the state is whole
+            assert step == 3
+            return
+        assert step == 2
+        assert about == {"seconds": 2.0}
+        for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(shifted(state, 2)), strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert "c/3 is damaged" in caplog.text
+        assert "the one before it is taken: step 2" in caplog.text
+        checkpoints.save(3, shifted(state, 3), val_psnr=None, about={"seconds": 3.0})
+        checkpoints.wait()
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        step, restored, _ = checkpoints.restore_newest(state)
+        assert step == 3
+        for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(shifted(state, 3)), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_when_all_are_damaged_the_newest_is_named_and_nothing_is_removed(tmp_path, state):
+    fill(tmp_path / "c", state, {1: 20.0, 2: 21.0})
+    for step in "12":
+        _spoil(tmp_path / "c" / step, "cut state")
+    with Checkpoints(tmp_path / "c") as checkpoints, pytest.raises(CheckpointError, match=r"c/2 is damaged"):
+        checkpoints.restore_newest(state)
+    assert {path.name for path in (tmp_path / "c").iterdir()} >= {"1", "2"}
+
+
+def test_an_error_is_not_held_up_by_a_save_that_never_ends(tmp_path, state, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_CLOSING_SECONDS", 0.1)
+    never = threading.Event()
+
+    def fails():
+        with Checkpoints(tmp_path / "c") as checkpoints:
+            monkeypatch.setattr(checkpoints._manager, "close", never.wait)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    never.set()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import medfuncta_jax as mf
 from medfuncta_jax import meta_step
@@ -39,6 +40,7 @@ COLOURED = ("colon_histopathology", "dermatoscope", "fundus")
 SHAPES = {
     "brain_mri": (32, 32, 32, 1),
     "ecg": (187, 1),
+    "series_folder": (256, 1),
     "lung_ct": (32, 32, 32, 1),
     "medmnist_3d": (28, 28, 28, 1),
     "pneumonia_xray_28": (28, 28, 1),
@@ -48,6 +50,8 @@ VARIANTS = {
     **dict.fromkeys(set(MEDMNIST) - set(SHAPES), ("", "28", "128", "224", "cpu")),
     **dict.fromkeys(("ecg", "lung_ct", "medmnist_3d"), ("", "cpu")),
     "brain_mri": ("", "cpu", "folder", "folder_cpu"),
+    "image_folder": ("", "64", "128", "224", "cpu"),
+    "series_folder": ("", "cpu", "row", "row_cpu"),
 }
 
 
@@ -84,8 +88,20 @@ def made_up_folder(root, source, flag, shape):
             name = f"{flag}.npz" if shape[0] == 28 else f"{flag}_{shape[0]}.npz"
             image = shape if shape[-1] == 3 else shape[:-1]
             write_npz(folder, name, medmnist_arrays(image, width=14 if flag == "chestmnist" else 1))
+        case "image_folder":
+            for i in range(4):
+                folder.mkdir(exist_ok=True)
+                values = np.random.default_rng(i).integers(0, 256, (240, 250), np.uint8)
+                Image.fromarray(values).save(folder / f"{i}.png")
         case "nibabel_slices":
             return None
+        case "series_folder":
+            folder.mkdir()
+            values = np.random.default_rng(0).random((4, 300))
+            if flag == "rows":
+                np.savetxt(folder / "rows.csv", values, delimiter=",")
+            for i, row in enumerate([] if flag == "rows" else values):
+                np.savetxt(folder / f"{i}.txt", row)
         case "nifti_folder":
             for i in range(4):
                 path = folder / f"site {i % 2}" / f"scan {i}.nii.gz"
@@ -102,7 +118,8 @@ def root(tmp_path_factory):
 @pytest.mark.parametrize(("name", "variant"), [(name, v) for name in CONFIGS for v in VARIANTS.get(name, ("",))])
 def test_config_trains_when_shrunk(name, variant, root):
     settings, shape = get_config(name, variant), signal_shape(name, variant)
-    train_one_step(settings, shape, root, made_up_folder(root, settings.data.source, MEDMNIST.get(name), shape))
+    flag = "rows" if "row" in variant else MEDMNIST.get(name)
+    train_one_step(settings, shape, root, made_up_folder(root, settings.data.source, flag, shape))
 
 
 @needs_real

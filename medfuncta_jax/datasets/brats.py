@@ -31,7 +31,7 @@ from medfuncta_jax.datasets.dataset import (
 )
 from medfuncta_jax.datasets.folder_files import about_files, files_below, name_below
 from medfuncta_jax.datasets.splits import require_split_options, split_names
-from medfuncta_jax.datasets.volume_files import Volume, read_volume, volume_header
+from medfuncta_jax.datasets.volume_files import Volume, nan_value, read_volume, volume_header
 from medfuncta_jax.datasets.volumes import (
     block_average,
     crop_or_pad,
@@ -59,6 +59,7 @@ class Options:
       sequence: "t1n" (native T1, the paper's), "t1c" (with contrast), "t2w" or "t2f" (FLAIR).
       size: voxels along each side, 32, 64, 128 or 256; one voxel is 256 / size millimetres wide.
       quantile_low, quantile_high: of a volume's intensities, scaled to 0 and 1.
+      nan: what NaN voxels become, such as 0; "" refuses a volume with NaN.
       seed: of the split.
       test_fraction: of the patients.
       val_fraction: of the patients, taken from those that are not for testing; the test split does not depend on it.
@@ -68,11 +69,13 @@ class Options:
     size: int = 32
     quantile_low: float = 0.001
     quantile_high: float = 0.999
+    nan: str | float = ""
     seed: int = 42
     val_fraction: float = 0.1
     test_fraction: float = 0.2
 
     def __post_init__(self):
+        nan_value(self.nan)
         if self.sequence not in SEQUENCES:
             raise SettingsError(f"sequence must be one of {', '.join(SEQUENCES)}, got {self.sequence!r}")
         if self.size not in SIZES:
@@ -108,7 +111,7 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     cases = split_names(list(files), fractions, seed=options.seed, groups=patients)
 
     def example(case: str) -> Example:
-        volume = preprocess(read_volume(files[case], ignored), options, name=str(files[case]))
+        volume = preprocess(read_volume(files[case], ignored, nan_value(options.nan)), options, name=str(files[case]))
         return Example(volume.values[..., None], case, affine=volume.affine)
 
     return Plan(
@@ -118,6 +121,8 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
         dtype="float32",
         splits=splits_by_name(cases, example),
         affines=True,
+        gathered=True,
+        patients=patients,
         about=about_files(
             "brats", folder, options, {path.relative_to(folder).as_posix(): path for path in files.values()}
         )
@@ -126,7 +131,7 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
             "title": f"{folder.name}, {options.sequence}",
             "orientation": "RAS+",
             "other_shapes": other,
-            "split_rule": f"by patient, a permutation with seed {options.seed}: test, then val, the rest to train",
+            "split_rule": f"by patient, a hash with seed {options.seed}: test, then val, the rest to train",
             "split": cases,
         },
     )

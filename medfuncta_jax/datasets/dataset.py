@@ -6,7 +6,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -111,6 +111,9 @@ class Plan:
       dtype: of the stored signals.
       splits: "train", "val" and "test".
       affines: whether every example has one.
+      gathered: whether the signals are a user's own files, among which equal ones are looked for and kept once; a
+        published set is taken as it is.
+      patients: by id, the patient of each signal where that is known.
     """
 
     name: str
@@ -122,6 +125,8 @@ class Plan:
     classes: tuple[str, ...] = ()
     task: Task = "none"
     affines: bool = False
+    gathered: bool = False
+    patients: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def signal_shape(self) -> tuple[int, ...]:
@@ -168,20 +173,20 @@ class Split(Sequence[dict[str, Any]]):
         memory = self._in_memory()
         if memory is None:
             record = _decoded(self._records[i])
-            return record | {"signal": _unit(record["signal"])}
+            return record | {"signal": unit_signal(record["signal"])}
         stored, rest = memory
-        return rest[i] | {"signal": _unit(stored[i])}
+        return rest[i] | {"signal": unit_signal(stored[i])}
 
     def signals(self, rows: slice | Sequence[int] | np.ndarray) -> np.ndarray:
         """Several signals at once, float32 [n, *grid, D] in [0, 1]; `rows` may repeat."""
         memory = self._in_memory()
         if memory is not None:
-            return _unit(memory[0][rows])
+            return unit_signal(memory[0][rows])
         indices = range(*rows.indices(len(self))) if isinstance(rows, slice) else rows
         stored = np.empty((len(indices), *self._shape), self._dtype)
         for position, i in enumerate(indices):
             stored[position] = self._records[int(i)]["signal"]
-        return _unit(stored)
+        return unit_signal(stored)
 
     def annotations(self) -> Annotations:
         """Ids, labels and affines of all signals."""
@@ -192,6 +197,12 @@ class Split(Sequence[dict[str, Any]]):
             labels=np.stack([record["label"] for record in rest]).astype(np.int64),
             affines=np.stack([record["affine"] for record in rest]) if "affine" in rest[0] else None,
         )
+
+    @classmethod
+    def of(cls, parts: Sequence[tuple[Split, Sequence[int] | np.ndarray]]) -> Split:
+        """A split of chosen signals of one or more splits that hold signals of one shape and dtype, in this order."""
+        places = [(split._records, int(i)) for split, rows in parts for i in rows]
+        return cls(_Chosen(places), parts[0][0]._shape, parts[0][0]._dtype.name)
 
     def _in_memory(self) -> tuple[np.ndarray, list[dict[str, Any]]] | None:
         if self._memory is None and len(self) * self._dtype.itemsize * int(np.prod(self._shape)) < MEMORY_LIMIT:
@@ -206,6 +217,20 @@ class Split(Sequence[dict[str, Any]]):
         return self._memory
 
 
+class _Chosen(Sequence[Mapping[str, Any]]):
+    """Records at places in other sequences, read when asked for."""
+
+    def __init__(self, places: list[tuple[Sequence[Mapping[str, Any]], int]]):
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: Any) -> Any:
+        records, i = self._places[index]
+        return records[i]
+
+
 def _decoded(record: Mapping[str, Any]) -> dict[str, Any]:
     label, name = np.asarray(record["label"]), record["id"]
     decoded = {
@@ -216,11 +241,26 @@ def _decoded(record: Mapping[str, Any]) -> dict[str, Any]:
     return decoded | ({"affine": np.array(record["affine"], np.float64)} if "affine" in record else {})
 
 
-def _unit(stored: np.ndarray) -> np.ndarray:
+def unit_signal(stored: np.ndarray) -> np.ndarray:
     """uint8 in [0, 255] or float32 in [0, 1] to a new float32 array in [0, 1]."""
     if stored.dtype == np.uint8:
         return np.divide(stored, np.float32(255), dtype=np.float32)
     return np.array(stored, np.float32)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What tells the signals of a split apart, in its order.
+
+    Attributes:
+      ids: n names.
+      fingerprints: uint16 [n, F], see `equal_signals.fingerprint`; None for a published set.
+      patients: n names, or None where they are not known.
+    """
+
+    ids: tuple[str, ...]
+    fingerprints: np.ndarray | None = None
+    patients: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -235,7 +275,9 @@ class Dataset:
       splits: "train", "val" and "test", each a `Split` that is not empty.
       task: what the labels mean; "multi-label" has one 0/1 a class, "ordinal-regression" ordered classes.
       about: JSON-able: source, licence, options, checksums, split rule; and under "skipped" the signals that were
-        planned, perhaps listed by split, but cannot be used: {id: reason}.
+        planned, perhaps listed by split, but cannot be used, {id: reason}; and under "repeated" those that are left out
+        because they equal another, {id: id of the one that is kept}.
+      contents: of each split, for programs that must tell whether they have met a signal before; {} if not known.
     """
 
     name: str
@@ -245,6 +287,31 @@ class Dataset:
     splits: dict[str, Split]
     task: Task = "none"
     about: dict[str, Any] = field(default_factory=dict)
+    contents: Mapping[str, Contents] = field(default_factory=dict)
+
+    def rearranged(self, places: Mapping[str, Sequence[tuple[str, int]]]) -> Dataset:
+        """The same signals in other splits.
+
+        Args:
+          places: for each split, which signals it holds, by the split and the row where they are now.
+        """
+        splits, contents = {}, {}
+        for name, rows in places.items():
+            splits[name] = Split.of([(self.splits[split], [i]) for split, i in rows])
+            held = [(self.contents[split], i) for split, i in rows]
+            several = {
+                part: [getattr(one, part)[i] for one, i in held if getattr(one, part) is not None]
+                for part in ("fingerprints", "patients")
+            }
+            contents[name] = Contents(
+                tuple(one.ids[i] for one, i in held),
+                np.stack(several["fingerprints"]) if several["fingerprints"] else None,
+                tuple(several["patients"]) or None,
+            )
+        about = self.about
+        if "split" in about and set(about["split"]) == set(contents):
+            about = about | {"split": {name: list(one.ids) for name, one in contents.items()}}
+        return replace(self, splits=splits, contents=contents, about=about)
 
 
 def cache_root(cache_dir: str) -> Path:

@@ -1,4 +1,4 @@
-"""Chest CT from DICOM files: the series of a patient, its slices by their position in space, in Hounsfield units.
+"""CT and MR from DICOM files: a series of a patient, its slices by their position in space.
 
 Neither file names nor instance numbers nor the stated slice thickness say where a slice lies; only its position does.
 Which fields of a file count and which do not: see `dicom_file.py`.
@@ -16,7 +16,7 @@ import numpy as np
 
 from medfuncta_jax.datasets.contents import contents
 from medfuncta_jax.datasets.dataset import DataError
-from medfuncta_jax.datasets.dicom_file import LeftOut, Slice, hounsfield, pydicom_module, read_header
+from medfuncta_jax.datasets.dicom_file import CT, Kind, LeftOut, Slice, pixel_values, pydicom_module, read_header
 from medfuncta_jax.datasets.folder_files import files_below
 from medfuncta_jax.datasets.volume_files import Volume, canonical_volume
 
@@ -31,11 +31,12 @@ _REPLACEMENTS = ("an empty file", "a file of zeros", "an HTML page", "a Git LFS 
 
 
 @dataclass(frozen=True)
-class CtScan:
-    """A patient's CT.
+class Scan:
+    """A patient's CT or MR.
 
     Attributes:
-      volume: Hounsfield units, RAS+, spacing as scanned; padding outside the scanner's field is air, -1000.
+      volume: RAS+, spacing as scanned. Of a CT Hounsfield units, where padding outside the scanner's field is air,
+        -1000; of an MR as the scanner scales it, padding 0.
       series: the UID.
       files: every slice file of the series, those that repeat another one included.
       notes: a line for each thing that was left out or decided.
@@ -47,21 +48,30 @@ class CtScan:
     notes: tuple[str, ...]
 
 
-def read_ct(folder: Path) -> CtScan:
-    """The largest axial CT series among all files below a patient's folder.
+def read_ct(folder: Path) -> Scan:
+    """`read_scan` of an axial CT."""
+    return read_scan(folder, CT)
+
+
+def read_scan(folder: Path, kind: Kind, series: str = "") -> Scan:
+    """The largest series of a kind among all files below a patient's folder; of CT the largest axial one.
 
     Localisers, other modalities and objects that are no single slices are passed over and noted. Of series with equally
     many slices the one whose UID sorts first is taken.
 
+    Args:
+      folder: of the patient.
+      kind: `CT` or `MR`.
+      series: takes only those in whose description this is found, in any case.
     Raises:
-      DataError: pydicom or a decoder is not installed, no axial CT series, several patients, slices missing, damaged,
-        or not of one grid; the line names the file or the folder.
+      DataError: pydicom or a decoder is not installed, no such series, several patients, slices missing, damaged, or
+        not of one grid; the line names the file or the folder.
     """
     pydicom_module()  # said before files are gone through
     slices: list[Slice] = []
     left_out: list[LeftOut] = []
     for path in files_below(folder):
-        found = read_header(path)
+        found = read_header(path, kind)
         if isinstance(found, Slice):
             slices.append(found)
         else:
@@ -69,8 +79,12 @@ def read_ct(folder: Path) -> CtScan:
     reasons = Counter(one.reason for one in left_out)
     first = {one.reason: one.path.name for one in reversed(left_out)}
     notes = [f"{count} files left out: {reason} (first: {first[reason]})" for reason, count in reasons.items()]
-    if not any(one.axial for one in slices):
-        raise DataError("; ".join([f"{folder}: no axial CT slices in it", *notes]))
+    if not any(one.usable for one in slices):
+        raise DataError("; ".join([f"{folder}: no {'axial ' * kind.axial}{kind.name} slices in it", *notes]))
+    described = sorted({one.description for one in slices})
+    slices = [one for one in slices if series.casefold() in one.description.casefold()]
+    if not any(one.usable for one in slices):
+        raise DataError(f"{folder}: no series described as {series!r}; there are {', '.join(described)}")
     patients = sorted({one.patient for one in slices} - {""})
     if len(patients) > 1:
         raise DataError(
@@ -85,7 +99,7 @@ def read_ct(folder: Path) -> CtScan:
             it = f" (it is {what})" if what else ""
             raise DataError(f"{one.path}: {one.reason}; copy the file anew, or remove it if it is no slice{it}")
     ordered, repeats = _in_order(folder, chosen)
-    return CtScan(
+    return Scan(
         volume=_stacked(ordered),
         series=chosen[0].series,
         files=tuple(one.path for one in chosen),
@@ -99,24 +113,30 @@ def _ignored(slices: Sequence[Slice]) -> list[str]:
 
 
 def _largest_series(slices: Sequence[Slice]) -> tuple[list[Slice], list[str]]:
-    """The series with most places along the body, and notes on the others."""
+    """The series, or stack of one, with most places along its normal, and notes on the others."""
     series = defaultdict(list)
     for one in slices:
-        series[one.series].append(one)
+        series[_named(one)].append(one)
     places = {
-        uid: len({round(float(one.position @ one.normal) / _SAME_POSITION) for one in members if one.axial})
+        uid: len({round(float(one.position @ one.normal) / _SAME_POSITION) for one in members if one.usable})
         for uid, members in series.items()
     }
     first, *others = sorted(places, key=lambda uid: (-places[uid], uid))
     notes = []
+    axial = "axial " * slices[0].kind.axial
     for uid in others:
         if places[uid] == 0:
             notes.append(f"series {uid} left out: not axial")
         elif places[uid] == places[first]:
             notes.append(f"series {uid} left out: {places[uid]} slices as in {first}, whose UID sorts before it")
         else:
-            notes.append(f"series {uid} left out: {places[uid]} axial slices, {first} has {places[first]}")
+            notes.append(f"series {uid} left out: {places[uid]} {axial}slices, {first} has {places[first]}")
     return series[first], notes
+
+
+def _named(one: Slice) -> str:
+    about = ", ".join(part for part in (one.description if one.kind is not CT else "", one.stack) if part)
+    return f"{one.series} ({about})" if about else one.series
 
 
 def _in_order(folder: Path, slices: list[Slice]) -> tuple[list[Slice], list[str]]:
@@ -140,7 +160,7 @@ def _in_order(folder: Path, slices: list[Slice]) -> tuple[list[Slice], list[str]
         before = ordered[-1]
         if np.linalg.norm(one.position - before.position) > _SAME_POSITION:
             ordered.append(one)
-        elif np.array_equal(hounsfield(one), hounsfield(before)):
+        elif np.array_equal(pixel_values(one), pixel_values(before)):
             repeats += 1
         else:
             raise DataError(f"{one.path}: lies where {before.path.name} lies and differs from it; remove one of them")
@@ -151,7 +171,10 @@ def _in_order(folder: Path, slices: list[Slice]) -> tuple[list[Slice], list[str]
 def _require_even_steps(folder: Path, ordered: Sequence[Slice], normal: np.ndarray) -> None:
     uid = ordered[0].series
     if len(ordered) < 2:
-        raise DataError(f"{folder}: only one axial slice in its largest series {uid}; a volume is needed")
+        raise DataError(
+            f"{folder}: only one {'axial ' * ordered[0].kind.axial}slice in its largest series {uid}; a volume is "
+            "needed"
+        )
     places = np.array([one.position for one in ordered])
     heights = places @ normal
     steps = np.diff(heights)
@@ -175,7 +198,7 @@ def _stacked(ordered: Sequence[Slice]) -> Volume:
     first, last = ordered[0], ordered[-1]
     stack = np.empty((len(ordered), *first.shape), np.float32)
     for k, one in enumerate(ordered):
-        stack[k] = hounsfield(one)
+        stack[k] = pixel_values(one)
     # Along a row the column changes, by the spacing between columns, which DICOM states second.
     affine = np.eye(4)
     affine[:3, 0] = first.orientation[:3] * first.spacing[1]

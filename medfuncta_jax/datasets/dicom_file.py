@@ -1,4 +1,5 @@
-"""One DICOM file: whether it is a slice of a CT, where the slice lies, and its pixels in Hounsfield units.
+"""One DICOM file: whether it is a slice of a CT or MR, where the slice lies, and its pixels in Hounsfield units, or of
+an MR as they are scaled.
 
 Honoured: the class (from the file's meta group where the data set states none, as in a DICOMDIR), modality and type of
 the image; series and patient; position, orientation, spacing, rows and columns; bits allocated and stored, the high
@@ -6,6 +7,9 @@ bit, sign and byte order; padding value and its range; slope, intercept and thei
 decoder is installed. Files without preamble and meta group, as old ones are, are read.
 Ignored: file names, instance numbers, thickness, times, windows, overlays. Ignored and noted where set: MONOCHROME1
 (how it is shown), a modality look-up table beside slope and intercept, and an aspect of pixels beside their spacing.
+
+Of an MR slope and intercept may be absent; padding is 0; and slices of one series that differ in direction, echo, time,
+inversion, diffusion weighting or kind of image (magnitude, phase) are of different stacks.
 """
 
 from __future__ import annotations
@@ -37,7 +41,28 @@ _SMALLEST_SPACING = 1e-4
 # The cosine from which on a slice's normal runs along the body: a gantry tilts by 30 degrees at most.
 _AXIAL = 0.8
 
-_CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+
+@dataclass(frozen=True)
+class Kind:
+    """What slices are looked for.
+
+    Attributes:
+      name, modality, image: as people say it, as DICOM says it, and the class of its images.
+      axial: whether slices must lie across the body.
+    """
+
+    name: str
+    modality: str
+    image: str
+    axial: bool
+
+
+CT = Kind("CT", "CT", "1.2.840.10008.5.1.4.1.1.2", True)
+MR = Kind("MR", "MR", "1.2.840.10008.5.1.4.1.1.4", False)
+KINDS = {"ct": CT, "mr": MR}
+
+# What parts the slices of an MR series into stacks, beside their direction.
+_OF_A_STACK = ("EchoTime", "InversionTime", "TemporalPositionIdentifier", "DiffusionBValue")
 
 # Hounsfield units, and what is said where it is not specified; others are doses, densities or made-up energies.
 _RESCALE_TYPES = ("", "HU", "US")
@@ -45,7 +70,7 @@ _RESCALE_TYPES = ("", "HU", "US")
 _TAGS = [
     "SOPClassUID", "Modality", "ImageType", "SeriesInstanceUID", "PatientID", "ImagePositionPatient", "NumberOfFrames",
     "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "RescaleSlope", "RescaleIntercept", "RescaleType",
-    "PhotometricInterpretation", "ModalityLUTSequence", "PixelAspectRatio",
+    "PhotometricInterpretation", "ModalityLUTSequence", "PixelAspectRatio", "SeriesDescription", *_OF_A_STACK,
 ]  # fmt: skip
 
 # How a data set begins, in both byte orders: the group of its first element.
@@ -59,7 +84,7 @@ EXTRA = "pip install 'medfuncta_jax[dicom]'"
 
 @dataclass(frozen=True)
 class Slice:
-    """A header: where a CT slice lies (millimetres, LPS as in DICOM) and what its stored values mean.
+    """A header: where a slice lies (millimetres, LPS as in DICOM) and what its stored values mean.
 
     Attributes:
       path, series, patient: of the file.
@@ -69,6 +94,9 @@ class Slice:
       shape: rows, columns.
       rescale: slope, intercept.
       ignored: fields that are set and change nothing here.
+      kind: of the slice.
+      description: of the series, for people.
+      stack: parts the slices of one series that make no volume together; "" of CT.
     """
 
     path: Path
@@ -80,6 +108,9 @@ class Slice:
     shape: tuple[int, int]
     rescale: tuple[float, float]
     ignored: tuple[str, ...] = ()
+    kind: Kind = CT
+    description: str = ""
+    stack: str = ""
 
     @property
     def normal(self) -> np.ndarray:
@@ -91,10 +122,15 @@ class Slice:
         """Whether that is along the body."""
         return bool(abs(self.normal[2]) > _AXIAL)
 
+    @property
+    def usable(self) -> bool:
+        """Whether slices of its kind are taken from this direction."""
+        return self.axial or not self.kind.axial
+
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A file that is no CT slice, and why; if it may be a damaged one, `slice_of` is how its series' UID starts."""
+    """A file that is no slice, and why; if it may be a damaged one, `slice_of` is how its series' UID starts."""
 
     path: Path
     reason: str
@@ -120,31 +156,33 @@ def pydicom_module() -> ModuleType:
     return pydicom
 
 
-def read_header(path: Path) -> Slice | LeftOut:
-    """The header of a file, if it is a CT slice; whatever the file holds, nothing is raised."""
+def read_header(path: Path, wanted: Kind = CT) -> Slice | LeftOut:
+    """The header of a file, if it is a slice of the wanted kind; whatever the file holds, nothing is raised."""
     pydicom = pydicom_module()
     try:
         with warnings.catch_warnings(action="ignore"):  # about malformed values of elements that do not matter here
             header = _data_set(path, pydicom, stop_before_pixels=True, specific_tags=_TAGS)
             kind = pydicom.uid.UID(str(header.get("SOPClassUID") or _meta_class(header)))
             # pydicom takes a value that the end of the file cuts short as it is.
-            cut_short = kind != _CT_IMAGE and _CT_IMAGE.startswith(kind)
-            if cut_short or (kind == _CT_IMAGE and header.get("Modality") != "CT"):
+            cut_short = kind != wanted.image and wanted.image.startswith(kind)
+            if cut_short or (kind == wanted.image and header.get("Modality") != wanted.modality):
                 return LeftOut(path, "unreadable DICOM (its class or modality is cut short or wrong)", "")
-            if kind != _CT_IMAGE:
-                return LeftOut(path, f"no CT image but {kind.name}")
+            if kind != wanted.image:
+                return LeftOut(path, f"no {wanted.name} image but {kind.name}")
+            if "MOSAIC" in str(header.get("ImageType", "")).upper():
+                return LeftOut(path, "a mosaic of slices, which is not read")
             if any(word in str(header.get("ImageType", "")).upper() for word in ("LOCALIZER", "SCOUT")):
                 return LeftOut(path, "localiser")
             if int(header.get("NumberOfFrames") or 1) > 1:
                 return LeftOut(path, "several frames in one file, which are not read")
-            found = _slice(path, header)
+            found = _slice(path, header, wanted)
             return LeftOut(path, found, str(header.get("SeriesInstanceUID", ""))) if isinstance(found, str) else found
     except pydicom.errors.InvalidDicomError:
         return LeftOut(path, "no DICOM file", "" if path.suffix.lower() == ".dcm" else None)
     except PermissionError:
         return LeftOut(path, "cannot be read, for lack of the right to", "")
     except Exception:  # pydicom parses whatever the file holds
-        other = path.name.upper().startswith("DICOMDIR") or _is_of_another_class(path, pydicom)
+        other = path.name.upper().startswith("DICOMDIR") or _is_of_another_class(path, pydicom, wanted)
         return LeftOut(path, "unreadable DICOM (its header is damaged)", None if other else "")
 
 
@@ -166,15 +204,15 @@ def _meta_class(header: Any) -> str:
     return str(getattr(header, "file_meta", {}).get("MediaStorageSOPClassUID", ""))
 
 
-def _is_of_another_class(path: Path, pydicom: ModuleType) -> bool:
-    """Whether the meta group, which comes first, says that a damaged file is no CT image."""
+def _is_of_another_class(path: Path, pydicom: ModuleType, wanted: Kind) -> bool:
+    """Whether the meta group, which comes first, says that a damaged file is no image of the wanted kind."""
     with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
         kind = str(pydicom.filereader.read_file_meta_info(path).get("MediaStorageSOPClassUID", ""))
-        return not _CT_IMAGE.startswith(kind)
+        return not wanted.image.startswith(kind)
     return False
 
 
-def _slice(path: Path, header: Any) -> Slice | str:
+def _slice(path: Path, header: Any, kind: Kind) -> Slice | str:
     """A slice, or what is wrong with it."""
     if not (header.get("Rows") and header.get("Columns")):
         return "no image in it"
@@ -193,12 +231,13 @@ def _slice(path: Path, header: Any) -> Slice | str:
         return "its ImageOrientationPatient is no pair of perpendicular directions"
     if spacing.min() < _SMALLEST_SPACING:
         return "its PixelSpacing is not above 0"
-    rescale = (header.get("RescaleSlope"), header.get("RescaleIntercept"))
+    absent = (1, 0) if kind is MR else (None, None)  # the values of an MR have no unit
+    rescale = (header.get("RescaleSlope", absent[0]), header.get("RescaleIntercept", absent[1]))
     if None in rescale:
         return "no RescaleSlope or RescaleIntercept, so its values are no Hounsfield units"
     if not (np.abs(np.array(rescale, np.float64)) <= _LARGEST_RESCALE).all() or float(rescale[0]) == 0:
         return "its RescaleSlope or RescaleIntercept is wrong"
-    if str(header.get("RescaleType") or "").strip().upper() not in _RESCALE_TYPES:
+    if kind is CT and str(header.get("RescaleType") or "").strip().upper() not in _RESCALE_TYPES:
         return f"its RescaleType is {header.RescaleType}, so its values are no Hounsfield units"
     return Slice(
         path=path,
@@ -210,7 +249,16 @@ def _slice(path: Path, header: Any) -> Slice | str:
         shape=(int(header.Rows), int(header.Columns)),
         rescale=(float(rescale[0]), float(rescale[1])),
         ignored=tuple(_ignored(header)),
+        kind=kind,
+        description=" ".join(str(header.get("SeriesDescription") or "").split()),
+        stack=_stack(header, orientation) if kind is MR else "",
     )
+
+
+def _stack(header: Any, orientation: np.ndarray) -> str:
+    values = [f"{name} {header.get(name)}" for name in _OF_A_STACK if header.get(name) not in (None, "")]
+    form = "/".join(map(str, list(header.get("ImageType") or [])[2:]))
+    return f"direction {np.round(orientation, 2) + 0.0}, image {form}, {', '.join(values)}"
 
 
 def _ignored(header: Any) -> list[str]:
@@ -224,11 +272,27 @@ def _ignored(header: Any) -> list[str]:
 
 
 def hounsfield(one: Slice) -> np.ndarray:
-    """float32 [rows, columns] with the slice's own slope and intercept; padding outside the scanner's field is air.
+    """`pixel_values` of a CT, in Hounsfield units; padding outside the scanner's field is air."""
+    values, padded = _scaled(one)
+    values[padded | (values < _PADDING_BELOW)] = AIR
+    return values
+
+
+def pixel_values(one: Slice) -> np.ndarray:
+    """float32 [rows, columns] with the slice's own slope and intercept; padding is air in a CT, else 0.
 
     Raises:
       DataError: no pixels, truncated or damaged ones, or no decoder for them.
     """
+    if one.kind is CT:
+        return hounsfield(one)
+    values, padded = _scaled(one)
+    values[padded] = 0
+    return values
+
+
+def _scaled(one: Slice) -> tuple[np.ndarray, np.ndarray]:
+    """Values and which of them are padding."""
     pydicom = pydicom_module()
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -255,9 +319,7 @@ def hounsfield(one: Slice) -> np.ndarray:
         reason = "its pixels are damaged, cut short or of a kind that no decoder here reads"
         raise DataError(f"{one.path}: unreadable slice ({reason}); copy the file anew") from error
     slope, intercept = one.rescale
-    values = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
-    values[padded | (values < _PADDING_BELOW)] = AIR
-    return values
+    return stored.astype(np.float32) * np.float32(slope) + np.float32(intercept), padded
 
 
 def _stored_values(file: Any, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -97,7 +97,7 @@ def _record_splits(folder: Path, options: Options) -> tuple[dict[str, PlannedSpl
         folder,
         lead=options.lead,
         test_records=options.test_records,
-        fractions={"val": options.val_fraction, "test": options.test_fraction},
+        fractions={"test": options.test_fraction, "val": options.val_fraction},
         seed=options.seed,
     )
 

@@ -3,13 +3,18 @@
 Labels and patients come from a table (`label_table.py`). Without one, folders can say it: files below `train`, `val`
 and `test` (or `training`, `valid`, `validation`, `testing`) stay in these splits, a missing `val` or `test` is drawn
 from `train`; and where every file lies in exactly one more folder, and there are two or more of these, a folder is a
-class. What no folder says is split at random by a seed: by patient where a table states them, else by file.
+class. What no folder says is split by a hash of the seed and of the patient where a table states them, else of the
+file's name without its suffix, so that files that come later move no other (`splits.split_names`).
+
+The folder of a run that lies inside the data directory is left out.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -21,6 +26,12 @@ from medfuncta_jax.datasets.splits import require_split_options, split_names
 from medfuncta_jax.settings import SettingsError
 
 _T = TypeVar("_T")
+
+# What a run directory holds, with one of the second, and a folder of data does not.
+_RUN_CONFIG, _RUN_REST = "config.json", ("signals.json", "checkpoints")
+
+# Suffixes after which two names are one signal in two formats, or the two files of an Analyze image.
+_SUFFIX = re.compile(r"(\.(nii|hdr|img|mgh|mgz|png|jpe?g|tiff?|csv|tsv|txt))?(\.gz)?$", re.IGNORECASE)
 
 _SPLIT_FOLDERS = {
     "train": "train",
@@ -41,16 +52,17 @@ class FolderOptions:
       pattern: which files, a glob relative to the data directory; "**" is any folders (links to folders, which could
         lead in circles, are not followed).
       labels: a table of labels, relative to the data directory; "" if there is none.
-      label_column, patient_column: of that table; see `label_table.read_label_table`.
+      id_column, label_column, patient_column: of that table; see `label_table.read_label_table`.
       no_value: what a cell of these columns holds where there is no label or patient, beside the empty cell, NA, nan,
         NULL and the like; in any case.
       seed: of the split.
-      val_fraction, test_fraction: of the patients, or of the files where patients are not known, above 0; at least
-        one each.
+      val_fraction, test_fraction: the chance of a patient, or of a file where patients are not known, to be in this
+        split, above 0; there is at least one in each.
     """
 
     pattern: str = "**/*"
     labels: str = ""
+    id_column: str = ""
     label_column: str = ""
     patient_column: str = ""
     no_value: tuple[str, ...] = ()
@@ -109,7 +121,8 @@ class Arrangement:
 def files_below(folder: Path) -> Iterator[Path]:
     """All files at any depth below a folder, in an order that stays; names that start with a dot are left out.
 
-    Links to folders are followed, but no folder is visited twice, so that a loop of links ends.
+    Links to folders are followed, but no folder is visited twice, so that a loop of links ends. The directories of runs
+    are left out.
 
     Raises:
       DataError: a folder that cannot be listed.
@@ -122,7 +135,7 @@ def files_below(folder: Path) -> Iterator[Path]:
             names = sorted(os.listdir(directory))
         except OSError as error:
             raise DataError(f"{directory}: cannot be listed ({error.strerror or error})") from error
-        if (state.st_dev, state.st_ino) in visited:
+        if (state.st_dev, state.st_ino) in visited or (_RUN_CONFIG in names and set(_RUN_REST) & set(names)):
             return
         visited.add((state.st_dev, state.st_ino))
         for path in (directory / name for name in names if not name.startswith(".")):
@@ -135,7 +148,9 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def matching_files(folder: Path, options: FolderOptions, suffixes: Sequence[str] = ()) -> dict[str, Path]:
-    """The files that match, by their names relative to `folder`, sorted; hidden ones and the table of labels left out.
+    """The files that match, by their names relative to `folder`, sorted.
+
+    Hidden ones, the table of labels and what lies in a run directory are left out.
 
     Args:
       folder: the data directory.
@@ -146,9 +161,15 @@ def matching_files(folder: Path, options: FolderOptions, suffixes: Sequence[str]
     """
     table = _table(folder, options)
     files = {}
+
+    @functools.cache
+    def in_run(directory: Path) -> bool:
+        is_run = (directory / _RUN_CONFIG).is_file() and any((directory / name).exists() for name in _RUN_REST)
+        return is_run or (directory != folder and in_run(directory.parent))
+
     for path in sorted(folder.glob(options.pattern)):
         # Copies from some systems come with "._name.nii.gz" files that are no images.
-        if path.name.startswith(".") or path == table or not path.is_file():
+        if path.name.startswith(".") or path == table or not path.is_file() or in_run(path.parent):
             continue
         if suffixes and path.suffix.lower() not in suffixes:
             continue
@@ -190,7 +211,13 @@ def first_readable(paths: Iterable[Path], read: Callable[[Path], _T]) -> _T:
 
 
 def arranged(
-    names: Sequence[str], folder: Path, options: FolderOptions, *, labels: Labels | None = None, by_folders: bool = True
+    names: Sequence[str],
+    folder: Path,
+    options: FolderOptions,
+    *,
+    labels: Labels | None = None,
+    by_folders: bool = True,
+    columns_of_rows: bool = False,
 ) -> Arrangement:
     """Labels and splits of named signals.
 
@@ -200,16 +227,21 @@ def arranged(
       options: the table of labels, the seed and the fractions.
       labels: where the source knows them itself; a table in `options` goes before.
       by_folders: whether folders may say splits and classes.
+      columns_of_rows: whether `id_column` is of tables of signals, not of the table of labels.
     Raises:
-      DataError: too few signals or patients to split, a table that cannot be used, or files beside the split folders.
+      DataError: too few signals or patients to split, a table that cannot be used or is not named, or files beside the
+        split folders.
     """
     given = _given_splits(folder, names) if by_folders else None
     table = _table(folder, options)
+    if table is None and options.id_column and not columns_of_rows:
+        raise DataError(f"{folder}: id_column is of a table of labels; name the table with --config.data.labels")
     if table is not None:
         labels = read_label_table(
             table,
             names,
             label_column=options.label_column,
+            id_column="" if columns_of_rows else options.id_column,
             patient_column=options.patient_column,
             no_value=options.no_value,
         )
@@ -219,22 +251,23 @@ def arranged(
         labels = labels_of(by_class, None, about | {"classes": "folders"})
         labels = Labels(labels.classes, labels.labels, patients, labels.about)
     labels = labels or Labels((), {}, None, {})
-    fractions = {"val": options.val_fraction, "test": options.test_fraction}
+    fractions = {"test": options.test_fraction, "val": options.val_fraction}
     splits: dict[str, list[str]] = {}
     if given is not None:
         fractions = {name: part for name, part in fractions.items() if name not in given}
         splits = dict(given)
         names = splits["train"]
-    units = names if labels.patients is None else {labels.patients[name] for name in names}
+    groups = labels.patients or {name: _SUFFIX.sub("", name) for name in names}
+    units = {groups[name] for name in names}
     if len(units) <= len(fractions):
         kind = "signals" if labels.patients is None else "patients"
         raise DataError(
             f"{folder}: {len(units)} {kind} of files that match {options.pattern!r}, at least {len(fractions) + 1} are "
             "needed to train, validate and test; check --data_dir and --config.data.pattern"
         )
-    splits |= split_names(names, fractions, seed=options.seed, groups=labels.patients)
+    splits |= split_names(names, fractions, seed=options.seed, groups=groups)
     unit = "file" if labels.patients is None else "patient"
-    rule = f"by {unit}, a permutation with seed {options.seed}"
+    rule = f"by {unit}, a hash with seed {options.seed}"
     if given is not None:
         rule = f"as in the folders {', '.join(given)}" + (f"; {', '.join(fractions)} {rule}" if fractions else "")
     return Arrangement(

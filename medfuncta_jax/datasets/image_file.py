@@ -100,6 +100,16 @@ def stored_channels(path: Path) -> int:
         return 1 if image.mode in _GREY or image.mode.startswith("I;16") or _grey_with_alpha_in_16(image) else 3
 
 
+def stored_values(path: Path) -> np.ndarray:
+    """The samples of an image as the file holds them, [rows, columns] or [rows, columns, channels].
+
+    Raises:
+      DataError: as `read_image`.
+    """
+    with _opened(path, whole=True) as image:
+        return np.array(image)
+
+
 class _Pixels:
     """What the stored samples of an image mean: their range, and how they become grey or colour.
 

@@ -39,7 +39,8 @@ from medfuncta_jax.datasets.folder_files import (
     matching_files,
     require_value_range,
 )
-from medfuncta_jax.datasets.image_file import read_image, stored_channels
+from medfuncta_jax.datasets.image_file import read_image, stored_channels, stored_values
+from medfuncta_jax.datasets.masks import refuse_masks
 from medfuncta_jax.datasets.volumes import resample
 from medfuncta_jax.settings import SettingsError
 
@@ -84,11 +85,12 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     """The folder's images; pixels are read only when the plan is carried out.
 
     Raises:
-      DataError: no folder, no files that match, too few to split, no image that can be read, or a table of labels that
-        cannot be used.
+      DataError: no folder, no files that match, masks among them, too few to split, no image that can be read, or a
+        table of labels that cannot be used.
     """
     folder = required_folder(data_dir, "the images")
     files = matching_files(folder, options, _SUFFIXES)
+    refuse_masks(folder, files, stored_values)
     arrangement = arranged(list(files), folder, options)
     channels: int = options.channels or first_readable(files.values(), stored_channels)
     ignored = IgnoredFields()
@@ -125,6 +127,8 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
         },
         classes=arrangement.classes,
         task=arrangement.task,
+        gathered=True,
+        patients=arrangement.labels.patients or {},
         about=about_files("image_folder", folder, options, files) | arrangement.about,
     )
 

@@ -1,8 +1,14 @@
 """A table of labels and patients beside a folder of signals, such as `participants.csv`.
 
-A header line names the columns. The column "file", "filename", "path", "name" or "id", or else the first, says which
-signal a row is about: its name relative to the data directory, its file name, either without suffixes, or the name of a
-folder that it is in, so that one row can stand for all files of a patient. The most specific row counts.
+A header line names the columns. The one that `id_column` names, or else "file", "filename", "path", "name" or "id", or
+else the first, says which signal a row is about: its name relative to the data directory, its file name, either without
+suffixes, or the name of a folder that it is in, so that one row can stand for all files of a patient. The most specific
+row counts.
+
+Where no row names a signal so, rows may stand for subjects: in another case; by how the name of a file or folder begins
+(`sub-01` for `sub-01_T1w.nii.gz`, not for `sub-011`); or by a number in it (296 for `IXI296-HH-1970_T1.nii.gz`). The
+first of these ways that finds a row is taken for all signals, and said. What fits two rows is refused. Where a row
+stands for several files and no column says patients, these files are those of a patient.
 """
 
 from __future__ import annotations
@@ -89,7 +95,13 @@ def labels_of(
 
 
 def read_label_table(
-    path: Path, names: Sequence[str], *, label_column: str, patient_column: str, no_value: Sequence[str] = ()
+    path: Path,
+    names: Sequence[str],
+    *,
+    label_column: str,
+    patient_column: str,
+    id_column: str = "",
+    no_value: Sequence[str] = (),
 ) -> Labels:
     """The labels and patients of named signals from a table.
 
@@ -102,10 +114,11 @@ def read_label_table(
       names: of the signals, unique, "/" between folders.
       label_column: "" takes the column "label" if there is one, or none if `patient_column` is given.
       patient_column: "" if patients are not known.
+      id_column: which says what signal a row is about; "" takes it as said above.
       no_value: further spellings of no value.
     Raises:
       DataError: names the file: unreadable, a column missing or twice, a short or long row, two rows for one signal,
-        a row for several files of different folders, or no row for any signal.
+        a row for several files of different folders, a signal that two rows fit, or no row for any signal.
     """
     rows = read_rows(path)
     header = next(rows, (1, []))[1]
@@ -113,8 +126,9 @@ def read_label_table(
         raise DataError(f"{path}: no table with two columns or more (a header line, then one row a signal)")
     if not label_column and ("label" in header or not patient_column):
         label_column = "label"
-    name_at = next((i for i, column in enumerate(header) if column.lower() in _NAME_COLUMNS), 0)
-    label_at, patient_at = (_column(path, header, name) for name in (label_column, patient_column))
+    id_at, label_at, patient_at = (_column(path, header, name) for name in (id_column, label_column, patient_column))
+    usual = next((i for i, column in enumerate(header) if column.lower() in _NAME_COLUMNS), 0)
+    name_at = usual if id_at is None else id_at
     found: dict[str, _Row] = {}
     for line, row in rows:
         if not any(row):  # spreadsheets leave such rows at the end
@@ -131,12 +145,16 @@ def read_label_table(
         )
     matched = _matched(path, names, found)
     rows_of = {name: found.get(matched.get(name, "\0"), (0, None, None)) for name in names}
+    patients = {name: row[2] for name, row in rows_of.items()} if patient_at is not None else None
+    if patients is None and len(set(matched.values())) < len(matched):
+        _log.info("%s: rows stand for several files each; the files of a row are kept in one split", path)
+        patients = {name: matched.get(name) for name in names}
     if rows_left := len(set(found) - set(matched.values())):
         _log.warning("%s: %d rows are for no signal that is there", path, rows_left)
     classes = ordered_classes(label for _, label, _ in found.values() if label is not None)
     labels = labels_of(
         {name: row[1] for name, row in rows_of.items()} if label_at is not None else {},
-        {name: row[2] for name, row in rows_of.items()} if patient_at is not None else None,
+        patients,
         {"file": path.name, "md5": file_md5(path)},
         classes,
     )
@@ -153,8 +171,8 @@ def _column(path: Path, header: list[str], name: str) -> int | None:
         problem = "several columns" if name in header else "no column"
         columns = ", ".join(shown(column) for column in header[:20])
         raise DataError(
-            f"{path}: {problem} {shown(name)}, it has {columns}; name one with --config.data.label_column or "
-            "patient_column"
+            f"{path}: {problem} {shown(name)}, it has {columns}; name one with --config.data.label_column, "
+            "patient_column or id_column"
         )
     return header.index(name)
 
@@ -182,12 +200,97 @@ def _matched(
                 )
             by_file[key] = name
         matched[name] = key
+    for way, rows_for in (("case", _by_case), ("beginning", _by_beginning), ("number", _by_number)):
+        if matched:
+            break
+        candidates = {name: keys for name, keys in rows_for(names, list(found)).items() if keys}
+        for name, keys in candidates.items():
+            if len(keys) > 1:
+                raise DataError(
+                    f"{path}: lines {found[keys[0]][0]} ({shown(keys[0])}) and {found[keys[1]][0]} ({shown(keys[1])}) "
+                    f"both fit {shown(name)}; write file names, relative to the data directory"
+                )
+            matched[name] = keys[0]
+        if matched:
+            one = next(iter(matched))
+            _log.warning(
+                "%s: no row names a file, so rows are matched by %s: %s is %s; %d of %d files have a row",
+                path, way, shown(matched[one]), shown(one), len(matched), len(names),
+            )  # fmt: skip
     if not matched:
+        rows, signals = (", ".join(shown(one) for one in list(some)[:3]) or "none" for some in (found, names))
         raise DataError(
-            f"{path}: no row names a signal: rows are like {shown(next(iter(found), ''))}, signals like "
-            f"{shown(names[0])}; write file names, relative to the data directory"
+            f"{path}: no row names a signal: rows are like {rows}, signals like {signals}; write file names, relative "
+            "to the data directory, or name their column with --config.data.id_column"
         )
     return matched
+
+
+def _parts(name: str) -> list[str]:
+    """The names of a file without its suffixes, and of the folders that it is in."""
+    place = PurePosixPath(_normal(name).casefold())
+    stem = place.name.split(".")[0] or place.name
+    return [stem, *(part for part in place.parent.parts if part)]
+
+
+def _by_case(names: Sequence[str], keys: Sequence[str]) -> dict[str, list[str]]:
+    """For each name the rows' keys that are a name of it, whatever the case."""
+    folded: dict[str, list[str]] = {}
+    for key in keys:
+        folded.setdefault(key.casefold(), []).append(key)
+    found = {}
+    for name in names:
+        place = PurePosixPath(_normal(name).casefold())
+        ways = [str(place), place.name, str(place.with_name(_parts(name)[0])), *_parts(name)]
+        found[name] = next((folded[way] for way in ways if way in folded), [])
+    return found
+
+
+def _by_beginning(names: Sequence[str], keys: Sequence[str]) -> dict[str, list[str]]:
+    """For each name the longest keys with which it, or a folder of it, begins; a word or number is not parted."""
+    folded: dict[str, list[str]] = {}
+    for key in keys:
+        folded.setdefault(key.casefold(), []).append(key)
+    found = {}
+    for name in names:
+        starts = [
+            part[:end]
+            for part in _parts(name)
+            for end in range(len(part), 0, -1)
+            if end == len(part) or not _one_word(part[end - 1], part[end])
+        ]
+        longest = max((start for start in starts if start in folded), key=len, default=None)
+        found[name] = [] if longest is None else folded[longest]
+    return found
+
+
+def _one_word(left: str, right: str) -> bool:
+    return (left.isdigit() and right.isdigit()) or (left.isalpha() and right.isalpha())
+
+
+def _by_number(names: Sequence[str], keys: Sequence[str]) -> dict[str, list[str]]:
+    """For each name the keys that are one number of it: the same one, counted from the left, in all names.
+
+    Of several that are there, that counts by which most rows are found. It must differ between names, as the 1 of T1
+    does not.
+    """
+    rows: dict[int, list[str]] = {}
+    for key in keys:
+        if re.fullmatch(r"[0-9]{1,18}", key):
+            rows.setdefault(int(key), []).append(key)
+    numbers = {}
+    for name in names:
+        stem, *folders = _parts(name)
+        numbers[name] = [int(one) for one in re.findall(r"[0-9]{1,18}", "/".join([*folders, stem]))]
+    best: dict[str, list[str]] = {}
+    most, tied = 0, False
+    for k in range(max(map(len, numbers.values()), default=0)):
+        held = {name: some[k] for name, some in numbers.items() if len(some) > k}
+        found = {name: rows[number] for name, number in held.items() if number in rows}
+        different = len({held[name] for name in found})
+        if found and (different > 1 or len(names) == 1) and different >= most and found != best:
+            best, most, tied = found, different, different == most
+    return {} if tied else best
 
 
 def _normal(name: str) -> str:

@@ -27,8 +27,9 @@ from medfuncta_jax.datasets.dataset import (
 )
 from medfuncta_jax.datasets.dicom_file import AIR
 from medfuncta_jax.datasets.folder_files import about_files, files_below, name_below
+from medfuncta_jax.datasets.masks import refuse_masks
 from medfuncta_jax.datasets.splits import require_split_options, split_names
-from medfuncta_jax.datasets.volume_files import Volume, read_volume, volume_header
+from medfuncta_jax.datasets.volume_files import Volume, nan_value, read_volume, volume_header
 from medfuncta_jax.datasets.volumes import (
     block_average,
     crop_or_pad,
@@ -58,6 +59,7 @@ class Options:
       quantile_high: of the cropped volume, scaled to 1; -1000 HU is scaled to 0.
       patient: a regular expression; what it finds in a file's path is the patient, and a file in whose path it finds
         nothing is a patient of its own.
+      nan: Hounsfield units that NaN voxels become, such as -1000, air; "" refuses a volume with NaN.
       seed: of the split.
       test_fraction: of the patients.
       val_fraction: of the patients, taken from those that are not for testing; the test split does not depend on it.
@@ -66,12 +68,14 @@ class Options:
     size: int = 32
     pattern: str = "*"
     quantile_high: float = 0.999
+    nan: str | float = ""
     patient: str = r"LIDC-IDRI-\d+"
     seed: int = 42
     val_fraction: float = 0.1
     test_fraction: float = 0.2
 
     def __post_init__(self):
+        nan_value(self.nan)
         if self.size not in SIZES:
             raise SettingsError(f"size must be one of {', '.join(map(str, SIZES))}, got {self.size}")
         if not 0 < self.quantile_high <= 1:
@@ -87,11 +91,12 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     """The folder's volumes; headers are read now, voxels when the plan is carried out.
 
     Raises:
-      DataError: no folder, or too few patients to split.
+      DataError: no folder, masks beside their volumes, or too few patients to split.
     """
     folder = required_folder(data_dir, "the CT volumes")
     nifti = {name_below(folder, path): path for path in files_below(folder) if _NIFTI.search(path.name)}
     files = {name: path for name, path in nifti.items() if fnmatch.fnmatchcase(name, options.pattern)}
+    refuse_masks(folder, files, lambda path: read_volume(path, nan=nan_value(options.nan)).values)
     patients = {name: _patient(name, options.patient) for name in files}
     if (count := len(set(patients.values()))) < len(SPLITS):
         raise DataError(
@@ -108,7 +113,7 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     names = split_names(list(files), fractions, seed=options.seed, groups=patients)
 
     def example(name: str) -> Example:
-        volume = preprocess(read_volume(files[name], ignored), options, name=str(files[name]))
+        volume = preprocess(read_volume(files[name], ignored, nan_value(options.nan)), options, name=str(files[name]))
         return Example(volume.values[..., None], name, affine=volume.affine)
 
     return Plan(
@@ -118,12 +123,14 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
         dtype="float32",
         splits=splits_by_name(names, example),
         affines=True,
+        gathered=True,
+        patients=patients,
         about=about_files("lung_ct", folder, options, files)
         | {
             "licence": "as its publisher says",
             "orientation": "RAS+",
             "padded": short,
-            "split_rule": f"by patient, a permutation with seed {options.seed}: test, then val, the rest to train",
+            "split_rule": f"by patient, a hash with seed {options.seed}: test, then val, the rest to train",
             "split": names,
         },
     )

@@ -22,7 +22,8 @@ from medfuncta_jax.datasets.dataset import (
     splits_by_name,
 )
 from medfuncta_jax.datasets.folder_files import FolderOptions, about_files, arranged, matching_files
-from medfuncta_jax.datasets.volume_files import Volume, read_volume
+from medfuncta_jax.datasets.masks import refuse_masks
+from medfuncta_jax.datasets.volume_files import Volume, nan_value, read_volume
 from medfuncta_jax.datasets.volumes import resample_volume, scale_to_unit
 from medfuncta_jax.settings import SettingsError
 
@@ -36,6 +37,7 @@ class Options(FolderOptions):
       spacing: millimetres a voxel, the same for every volume, which is cropped or padded with 0 about its centre; 0
         gives each volume the smallest spacing that fits its whole field of view into the grid.
       quantile_low, quantile_high: of a volume's intensities, scaled to 0 and 1.
+      nan: what NaN voxels become, such as 0 for background outside the body; "" refuses a file with NaN.
     """
 
     pattern: str = "**/*.nii*"
@@ -43,9 +45,11 @@ class Options(FolderOptions):
     spacing: float = 0.0
     quantile_low: float = 0.001
     quantile_high: float = 0.999
+    nan: str | float = ""
 
     def __post_init__(self):
         super().__post_init__()
+        nan_value(self.nan)
         if len(self.grid) != 3 or not all(2 <= size <= 1024 for size in self.grid):
             raise SettingsError(f"grid must be three sizes of 2 to 1024, got {self.grid}")
         if not (self.spacing >= 0 and math.isfinite(self.spacing)):
@@ -60,16 +64,18 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     """The folder's volumes; voxels are read only when the plan is carried out.
 
     Raises:
-      DataError: no folder, no files that match, too few to split, or a table of labels that cannot be used.
+      DataError: no folder, no files that match, masks among them, too few to split, or a table of labels that cannot
+        be used.
     """
     folder = required_folder(data_dir, "the NIfTI volumes")
     files = matching_files(folder, options)
+    refuse_masks(folder, files, lambda path: read_volume(path, nan=nan_value(options.nan)).values)
     arrangement = arranged(list(files), folder, options, by_folders=False)
 
     ignored = IgnoredFields()
 
     def example(name: str) -> Example:
-        volume = read_volume(files[name], ignored)
+        volume = read_volume(files[name], ignored, nan_value(options.nan))
         unit = scale_to_unit(volume.values, options.quantile_low, options.quantile_high, str(files[name]))
         resampled = resample_volume(Volume(unit, volume.affine), options.grid, options.spacing or None)
         return Example(np.clip(resampled.values, 0, 1)[..., None], name, arrangement.label(name), resampled.affine)
@@ -83,5 +89,7 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
         classes=arrangement.classes,
         task=arrangement.task,
         affines=True,
+        gathered=True,
+        patients=arrangement.labels.patients or {},
         about=about_files("nifti_folder", folder, options, files) | arrangement.about,
     )

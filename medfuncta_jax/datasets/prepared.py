@@ -4,6 +4,9 @@ A prepared folder is named by a hash of all that determines its content, so that
 make another folder. It is written beside its place and moved there when whole. No TensorFlow is needed.
 
 Signals that a source cannot make are skipped here, while the others stream by: logged, and listed in the metadata.
+Of equal signals of 64 samples or more among files that a user gathered (copies, links, one scan in two formats) the
+first is kept, in the order train, val, test, so that none is on both sides of a split; the others are logged, and left
+out when the folder is read.
 """
 
 from __future__ import annotations
@@ -25,19 +28,24 @@ from typing import Any, NoReturn
 import numpy as np
 import tensorflow_datasets as tfds
 
-from medfuncta_jax.datasets.dataset import SPLITS, DataError, Dataset, Example, Plan, Split
+from medfuncta_jax.atomic import atomic_path
+from medfuncta_jax.datasets import equal_signals
+from medfuncta_jax.datasets.dataset import Contents, DataError, Dataset, Example, Plan, Split, unit_signal
 
 _log = logging.getLogger(__name__)
 
 # Part of the hash: another layout of the records makes other folders.
-_LAYOUT = 2
+_LAYOUT = 4
 
 _STAGING = ".staging-"
 
 # Where tfds puts the records and their metadata.
 _RECORDS = Path("signals") / "1.0.0"
 
-# Skipped signals that get a line in the log.
+# Ids, fingerprints and repetitions of all signals, beside the records.
+_CONTENTS = "contents.npz"
+
+# Skipped or repeated signals that get a line in the log.
 _LOGGED = 20
 
 # Bytes of signals stored as one part of a split.
@@ -51,10 +59,10 @@ def prepared_dataset(plan: Plan, cache_root: Path) -> Dataset:
     staging folder, which the next job removes.
 
     Raises:
-      DataError: an empty split, more than half of the signals skipped, a fault of the whole source, or a cache
-        directory that cannot be written or read.
+      DataError: an empty split, also one whose signals all repeat others, more than half of the signals skipped, a
+        fault of the whole source, or a cache directory that cannot be written or read.
     """
-    for name in SPLITS:
+    for name in plan.splits:
         if plan.splits[name].length < 1:
             raise DataError(
                 f"{plan.name}: the {name} split is empty; give more data or change the split fractions in config.data"
@@ -64,6 +72,7 @@ def prepared_dataset(plan: Plan, cache_root: Path) -> Dataset:
         _prepare(plan, folder)
     try:
         splits, skipped = _read(plan, folder)
+        contents, kept, repeated = _contents(plan, folder, splits)
     except PermissionError as error:
         raise DataError(f"{folder}: prepared data cannot be read ({error.strerror}); ask for the right to") from error
     except Exception as error:  # whatever a damaged folder makes tfds, json or array_record raise
@@ -75,6 +84,19 @@ def prepared_dataset(plan: Plan, cache_root: Path) -> Dataset:
             _planned(plan),
             folder / _RECORDS / "metadata.json",
         )
+    if repeated:
+        first = ", ".join(f"{one} is {other}" for one, other in list(repeated.items())[:3])
+        _log.warning(
+            "%d of %d signals are there under two names (%s%s); one of each is kept",
+            len(repeated), _planned(plan), first, ", ..." * (len(repeated) > 3),
+        )  # fmt: skip
+        for name in plan.splits:
+            if not len(kept[name]):
+                raise DataError(
+                    f"{plan.name}: the {name} split is empty, for all of its signals repeat others ({first}); remove "
+                    "what is there twice and give more data, or change --config.data.seed"
+                )
+        splits = {name: Split.of([(splits[name], kept[name])]) for name in plan.splits}
     return Dataset(
         name=plan.name,
         grid=plan.grid,
@@ -82,7 +104,8 @@ def prepared_dataset(plan: Plan, cache_root: Path) -> Dataset:
         classes=plan.classes,
         splits=splits,
         task=plan.task,
-        about=plan.about | {"skipped": skipped},
+        about=plan.about | {"skipped": skipped, "repeated": repeated},
+        contents=contents,
     )
 
 
@@ -96,7 +119,7 @@ def _content_hash(plan: Plan) -> str:
         "about": plan.about,
         "shape": plan.signal_shape,
         "dtype": plan.dtype,
-        "lengths": {name: plan.splits[name].length for name in SPLITS},
+        "lengths": {name: plan.splits[name].length for name in plan.splits},
         "classes": plan.classes,
         "task": plan.task,
     }
@@ -165,6 +188,8 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
 
     def __init__(self, plan: Plan, directory: Path):
         self._plan = plan
+        self.ids: dict[str, list[str]] = {name: [] for name in plan.splits}
+        self.fingerprints: dict[str, list[np.ndarray]] = {name: [] for name in plan.splits}
         super().__init__(data_dir=str(directory))
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -185,7 +210,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         parts = {}
-        for name in SPLITS:
+        for name in self._plan.splits:
             # tfds makes the parts one after the other, in this order, so they can share one pass over the source.
             examples = self._usable(name)
             for part, length in _parts(self._plan, name).items():
@@ -203,6 +228,9 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
         for one in self._plan.splits[name].examples():
             if isinstance(one, Example):
                 used += 1
+                self.ids[name].append(one.id)
+                if self._plan.gathered:
+                    self.fingerprints[name].append(equal_signals.fingerprint(unit_signal(one.signal)))
                 yield one
                 continue
             skipped[one.id] = one.reason
@@ -263,7 +291,53 @@ def _write(plan: Plan, directory: Path) -> None:
     lengths = {name: len(split) for name, split in splits.items()}
     if sum(lengths.values()) != _planned(plan) - len(skipped):
         raise OSError(None, f"of {plan.name} only {lengths} signals were written")
+    _write_contents(plan, directory, builder, splits)
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write_contents(plan: Plan, directory: Path, builder: _Builder, splits: dict[str, Split]) -> None:
+    """What tells the signals apart, and which repeat others: rows are counted over all splits, in their order."""
+    ids = [id for name in plan.splits for id in builder.ids[name]]
+    arrays = {"ids": np.frombuffer(json.dumps(ids).encode(), np.uint8), "same_as": np.full(len(ids), -1)}
+    if plan.gathered:
+        places = [(name, i) for name in plan.splits for i in range(len(builder.ids[name]))]
+
+        def signal(row: int) -> np.ndarray:
+            name, i = places[row]
+            return splits[name].signals([i])[0]
+
+        arrays["fingerprints"] = np.stack([one for name in plan.splits for one in builder.fingerprints[name]])
+        if math.prod(plan.signal_shape) >= equal_signals.FEWEST_SAMPLES:
+            arrays["same_as"] = np.array(equal_signals.repeated(arrays["fingerprints"], signal))
+        for row in np.flatnonzero(arrays["same_as"] >= 0)[:_LOGGED]:
+            (name, i), (kept, k) = places[row], places[arrays["same_as"][row]]
+            differs = not np.array_equal(splits[name][i]["label"], splits[kept][k]["label"])
+            _log.warning(
+                "left out: %s (%s) holds the same signal as %s (%s)%s",
+                ids[row], name, ids[arrays["same_as"][row]], kept, ", with another label" if differs else "",
+            )  # fmt: skip
+    with atomic_path(directory / _CONTENTS) as partial:
+        np.savez_compressed(partial, allow_pickle=False, **arrays)
+
+
+def _contents(
+    plan: Plan, folder: Path, splits: dict[str, Split]
+) -> tuple[dict[str, Contents], dict[str, np.ndarray], dict[str, str]]:
+    """By split, what tells its signals apart and the rows to keep; and the ids left out, with the ids they repeat."""
+    with np.load(folder / _CONTENTS) as arrays:
+        ids = json.loads(bytes(arrays["ids"]))
+        same_as, fingerprints = arrays["same_as"], arrays.get("fingerprints")
+    if len(ids) != sum(len(split) for split in splits.values()):
+        raise ValueError(folder)
+    contents, kept, first = {}, {}, 0
+    for name in plan.splits:
+        kept[name] = np.flatnonzero(same_as[first : first + len(splits[name])] < 0)
+        rows = first + kept[name]
+        own = tuple(ids[row] for row in rows)
+        patients = tuple(plan.patients.get(id, id) for id in own) if plan.patients else None
+        contents[name] = Contents(own, None if fingerprints is None else fingerprints[rows], patients)
+        first += len(splits[name])
+    return contents, kept, {ids[row]: ids[same_as[row]] for row in np.flatnonzero(same_as >= 0)}
 
 
 def _read(plan: Plan, folder: Path) -> tuple[dict[str, Split], dict[str, str]]:
@@ -271,7 +345,7 @@ def _read(plan: Plan, folder: Path) -> tuple[dict[str, Split], dict[str, str]]:
     builder = tfds.builder_from_directory(str(folder / _RECORDS))
     metadata = builder.info.metadata
     splits = {}
-    for name in SPLITS:
+    for name in plan.splits:
         parts = [part for part in _parts(plan, name) if metadata["stored"][part]]
         records = builder.as_data_source("+".join(parts))
         records[len(records) - 1]  # so that damage shows now

@@ -62,6 +62,7 @@ class Options(FolderOptions):
     """Settings of the source, and those of `FolderOptions`.
 
     In tables of rows, `label_column` and `patient_column` are columns of these tables unless `labels` names another.
+    `id_column` always is, and its ids must differ; "" takes line numbers.
 
     Attributes:
       layout: "file" or "row".
@@ -71,7 +72,6 @@ class Options(FolderOptions):
       scale: "signal" scales a signal by its own minimum and maximum, "channel" does so channel by channel.
       value_range: (low, high), values that become 0 and 1 in all signals, clipped outside; goes before `scale`.
       columns: of the channels, in files of one signal; empty takes all. Leave out a column of times here.
-      id_column: of tables of rows, whose ids must differ; "" takes line numbers.
       header: "yes" or "no" where the first line could be a header of numbers or data, see `series_columns.py`.
     """
 
@@ -81,7 +81,6 @@ class Options(FolderOptions):
     scale: Literal["signal", "channel"] = "signal"
     value_range: tuple[float, ...] = ()
     columns: tuple[str, ...] = ()
-    id_column: str = ""
     header: Literal["auto", "yes", "no"] = "auto"
 
     def __post_init__(self):
@@ -91,8 +90,8 @@ class Options(FolderOptions):
         require_value_range(self.value_range)
         if self.columns and self.layout == "row":
             raise SettingsError("columns are channels of files of one signal; layout 'row' has one channel")
-        if self.id_column and self.layout == "file":
-            raise SettingsError("id_column is of tables with layout 'row'; a file's id is its name")
+        if self.id_column and self.layout == "file" and not self.labels:
+            raise SettingsError("id_column is of tables with layout 'row', or of the table that labels names")
 
 
 def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
@@ -121,6 +120,8 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
         },
         classes=arrangement.classes,
         task=arrangement.task,
+        gathered=True,
+        patients=arrangement.labels.patients or {},
         about=about_files("series_folder", folder, options, files) | arrangement.about,
     )
 
@@ -184,7 +185,7 @@ def _row_arrangement(folder: Path, files: dict[str, Path], options: Options) -> 
             if patient is not None:
                 patients[one] = stated(row[patient], options.no_value)
     known = labels_of(labels, patients or None, {"columns": options.label_column})
-    arrangement = arranged(list(lines), folder, options, labels=known, by_folders=False)
+    arrangement = arranged(list(lines), folder, options, labels=known, by_folders=False, columns_of_rows=True)
     # In the order of the tables, in which they are stored. Every row is in `about` by the state of its file alone.
     order = {one: i for i, one in enumerate(lines)}
     splits = {split: sorted(names, key=order.__getitem__) for split, names in arrangement.splits.items()}

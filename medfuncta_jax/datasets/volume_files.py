@@ -25,6 +25,7 @@ import numpy as np
 from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.datasets.contents import IgnoredFields, contents, unreadable
 from medfuncta_jax.datasets.dataset import DataError
+from medfuncta_jax.settings import SettingsError
 
 # Deflate cannot do better than this, so a header that claims more voxels than the file can hold is corrupt.
 _LARGEST_GZIP_RATIO = 1032
@@ -72,7 +73,22 @@ def volume_header(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
         return tuple(int(n) for n in image.shape), _affine(image)
 
 
-def read_volume(path: Path, ignored: IgnoredFields | None = None) -> Volume:
+def nan_value(nan: str | float) -> float | None:
+    """What NaN voxels become by a source's option `nan`: the number that it is or says; None for "", by which they are
+    refused.
+
+    Raises:
+      SettingsError: no finite number.
+    """
+    if nan == "":
+        return None
+    with contextlib.suppress(ValueError):
+        if math.isfinite(value := float(nan)):
+            return value
+    raise SettingsError(f'nan must be a number, or "" to refuse files with NaN voxels, got {nan!r}')
+
+
+def read_volume(path: Path, ignored: IgnoredFields | None = None, nan: float | None = None) -> Volume:
     """A 3D image file, reoriented to RAS+, in millimetres, with scale factors applied; the fields are said above.
 
     Memory: the voxels as they are stored and the result.
@@ -80,6 +96,7 @@ def read_volume(path: Path, ignored: IgnoredFields | None = None) -> Volume:
     Args:
       path: of the file.
       ignored: told of fields that change nothing here.
+      nan: what NaN voxels become, as background outside the body; None refuses them.
     Raises:
       DataError: names the file: something else, truncated, corrupt, not three-dimensional, not of real scalars, NaN or
         infinite voxels, or an affine that is no map to space.
@@ -89,10 +106,10 @@ def read_volume(path: Path, ignored: IgnoredFields | None = None) -> Volume:
         raise DataError(f"{path}: {len(shape)}D image {shape}, a 3D volume is needed; split it into one file a volume")
     if 0 in shape:
         raise DataError(f"{path}: an image without voxels {shape}; remove the file")
-    return read_series(path, ignored)[0]
+    return read_series(path, ignored, nan)[0]
 
 
-def read_series(path: Path, ignored: IgnoredFields | None = None) -> list[Volume]:
+def read_series(path: Path, ignored: IgnoredFields | None = None, nan: float | None = None) -> list[Volume]:
     """The volumes of a 4D image file, one an entry of its last axis; see `read_volume`."""
     with _read(path) as image:
         if image.get_data_dtype().kind not in "biuf":
@@ -105,9 +122,14 @@ def read_series(path: Path, ignored: IgnoredFields | None = None) -> list[Volume
         _require_room(path, image, _unpacked_bytes(Path(image.file_map["image"].filename)))
         _tell_ignored(path, image, IgnoredFields() if ignored is None else ignored)
         volume = canonical_volume(_scaled(image.dataobj), affine)
+    if nan is not None:
+        volume.values[np.isnan(volume.values)] = nan
     bad = int(volume.values.size - np.count_nonzero(np.isfinite(volume.values)))
     if bad:
-        raise DataError(f"{path}: {bad} of {volume.values.size} voxels are NaN or infinite; repair or remove the file")
+        remedy = "--config.data.nan=0 reads NaN as background, or " if np.isnan(volume.values).any() else ""
+        raise DataError(
+            f"{path}: {bad} of {volume.values.size} voxels are NaN or infinite; {remedy}repair or remove the file"
+        )
     values = volume.values.reshape(*volume.values.shape[:3], -1)
     return [Volume(values[..., t], volume.affine) for t in range(values.shape[3])]
 

@@ -62,7 +62,7 @@ def test_real_images_come_back(tmp_path):
 
 def test_split_by_file(tmp_path, folder):
     data = _open(tmp_path, size=(8, 12))
-    assert {name: len(split) for name, split in data.splits.items()} == {"train": 7, "val": 1, "test": 2}
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 7, "val": 2, "test": 1}
     assert {name: list(split.annotations().ids) for name, split in data.splits.items()} == data.about["split"]
     assert (data.grid, data.channels, data.classes, data.task) == ((8, 12), 1, (), "none")
     assert all(one["signal"].shape == (8, 12, 1) and one["label"] == -1 for one in _everything(data).values())
@@ -72,10 +72,10 @@ def test_crop_and_pad_keep_pixels_square(tmp_path):
     values = np.zeros((40, 80), np.uint8)
     values[:, 20:60] = 200  # the central square
     for i in range(3):
-        _save(tmp_path / "data", f"{i}.png", values)
-    cropped = _open(tmp_path, size=10).splits["test"][0]["signal"][..., 0]
+        _save(tmp_path / "data", f"{i}.png", values if i == 0 else _noise(i, 40, 80))
+    cropped = _everything(_open(tmp_path, size=10))["0.png"]["signal"][..., 0]
     np.testing.assert_allclose(cropped, 200 / 255, rtol=1e-5)
-    padded = _open(tmp_path, size=10, fit="pad").splits["test"][0]["signal"][..., 0]
+    padded = _everything(_open(tmp_path, size=10, fit="pad"))["0.png"]["signal"][..., 0]
     expected = np.zeros((10, 10))
     expected[2:8, 2:8] = 200 / 255
     expected[[2, 7]] = padded[[2, 7]]  # half of their windows lies outside
@@ -90,8 +90,8 @@ def test_shrinking_does_not_alias(tmp_path):
     stripes = np.zeros((64, 64), np.uint8)
     stripes[:, ::2] = 255
     for i in range(3):
-        _save(tmp_path / "data", f"{i}.png", stripes)
-    np.testing.assert_allclose(_open(tmp_path, size=16).splits["train"][0]["signal"], 0.5, atol=1e-6)
+        _save(tmp_path / "data", f"{i}.png", stripes if i == 0 else _noise(i, 64, 64))
+    np.testing.assert_allclose(_everything(_open(tmp_path, size=16))["0.png"]["signal"], 0.5, atol=1e-6)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -151,7 +151,7 @@ def test_folders_of_splits_and_classes(tmp_path):
     for split, n in (("train", 6), ("test", 3)):
         for kind in ("ill", "well"):
             for i in range(n):
-                _save(tmp_path / "data", f"{split}/{kind}/{i}.png", _noise(i, 8, 8))
+                _save(tmp_path / "data", f"{split}/{kind}/{i}.png", _noise([len(split), len(kind), i], 8, 8))
     data = _open(tmp_path, size=8)
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 11, "val": 1, "test": 6}
     assert all(one["id"].startswith("test/") for one in data.splits["test"])
@@ -180,7 +180,7 @@ def test_table_of_labels_and_patients(tmp_path, folder, caplog):
             assert one["label"] == (-1 if number == 9 else number % 2)
             place.setdefault(number // 2 if number < 9 else "alone", set()).add(name)
     assert all(len(splits) == 1 for splits in place.values())
-    assert data.about["split_rule"] == "by patient, a permutation with seed 42"
+    assert data.about["split_rule"] == "by patient, a hash with seed 42"
     before = len(list((tmp_path / "cache" / "prepared").glob("image_folder-*[!k]")))
     (folder / "labels.csv").write_text("\n".join(["file,finding,patient", *rows[::-1]]), "utf-8")
     _open(tmp_path, size=4, **options)

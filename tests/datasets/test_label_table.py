@@ -134,7 +134,7 @@ def test_order_of_classes():
         ("file,label\nscan 2,M,3\n", "line 2 has 3 cells, the header has 2"),
         ("file,label\nscan 2,M\nscan 2,M\n", "lines 2 and 3 are both for 'scan 2'"),
         ("file,label\nnothing.png,M\n", "no row names a signal: rows are like 'nothing.png'"),
-        ("file,label\n", "no row names a signal: rows are like ''"),
+        ("file,label\n", "no row names a signal: rows are like none"),
         ('file,label\n"scan 2,M\n', "not a readable table"),
     ],
 )
@@ -143,6 +143,88 @@ def test_bad_table_is_named_in_one_line(tmp_path, text, message):
         _read(tmp_path, text)
     assert "table.csv" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+SUBJECTS = {
+    "case": ("id,sex\nIXI132-hh-1415_t1,M\nixi162-HH-1548_T1.NII.GZ,F\n", {0: "M", 1: "F"}),
+    "beginning": ("participant_id,sex\nIXI132,M\nixi162-HH,F\nIXI1,M\nIXI162,M\n", {0: "M", 1: "F"}),
+    "number": ("IXI_ID,SEX_ID,AGE\n132,1,58\n162,2,50\n1415,2,9\n1,2,7\n", {0: "1", 1: "2"}),
+}
+
+
+@pytest.mark.parametrize("way", SUBJECTS)
+def test_rows_for_subjects(tmp_path, caplog, way):
+    text, expected = SUBJECTS[way]
+    names = ["IXI132-HH-1415_T1.nii.gz", "IXI162-HH-1548_T1.nii.gz", "IXI174-HH-1571_T1.nii.gz"]
+    column = text.split("\n")[0].split(",")[1]
+    with caplog.at_level(logging.WARNING):
+        table = _read(tmp_path, text, names, label_column=column)
+    assert {name: table.classes[label] for name, label in table.labels.items()} == {
+        names[i]: value for i, value in expected.items()
+    }
+    assert f"rows are matched by {way}: " in caplog.text
+    assert "is 'IXI132-HH-1415_T1.nii.gz'; 2 of 3 files have a row" in caplog.text
+
+
+def test_rows_for_folders_of_subjects_keep_the_files_of_one_together(tmp_path):
+    names = [f"sub-{i:03d}/ses-{k}/sub-{i:03d}_ses-{k}_T1w.nii.gz" for i in (1, 2, 11) for k in (1, 2)]
+    for ids in (["SUB-001", "SUB-002", "SUB-011"], ["1", "2", "11"], ["sub-001", "sub-002", "sub-011"]):
+        text = "\n".join(["subject,label", *(f"{one},{'abc'[i]}" for i, one in enumerate(ids))])
+        table = _read(tmp_path, text, names)
+        assert [table.classes[table.labels[name]] for name in names] == list("aabbcc")
+        assert len(set(table.patients.values())) == 3
+        assert all(table.patients[names[2 * i]] == table.patients[names[2 * i + 1]] for i in range(3))
+
+
+def test_an_exact_name_leaves_no_room_for_guesses(tmp_path):
+    table = _read(tmp_path, "id,label\n1,a\nscan 20,b\n2,c\n", ["scan 20.png", "scan 2.png", "scan 1.png"])
+    assert table.labels == {"scan 20.png": 1}
+
+
+def test_a_column_of_ids_may_be_named(tmp_path):
+    text = "file,code,label\nx,scan 1,a\ny,scan 2,b\n"
+    names = ["scan 1.png", "scan 2.png"]
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    table = read_label_table(path, names, label_column="", patient_column="", id_column="code")
+    assert table.labels == {"scan 1.png": 0, "scan 2.png": 1}
+    with pytest.raises(DataError, match=r"no column 'cade', it has 'file', 'code', 'label'; .*or id_column"):
+        read_label_table(path, names, label_column="", patient_column="", id_column="cade")
+    with pytest.raises(
+        DataError, match=r"rows are like 'x', 'y', signals like 'scan 1.png', 'scan 2.png'; .*id_column"
+    ):
+        read_label_table(path, names, label_column="", patient_column="")
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "message"),
+    [
+        ("id,label\nA1,x\na1,y\n", ["A1 .png"], "both fit 'A1 .png'"),
+        ("id,label\n7,x\n007,y\n", ["s7.png"], r"lines 2 \('7'\) and 3 \('007'\) both fit 's7.png'"),
+        ("id,label\n1,x\n2,y\n", ["s1_2.png", "s2_1.png"], "rows are like '1', '2', signals like 's1_2.png', 's2"),
+        ("id,label\n1,x\n2,y\n", ["a_T1.png", "b_T1.png"], "no row names a signal"),
+        ("id,label\nscan,x\n", ["scanner.png"], "no row names a signal"),
+        ("id,label\ns1,x\n", ["s12.png"], "no row names a signal"),
+    ],
+)
+def test_rows_that_may_be_another_subjects_are_refused(tmp_path, text, names, message):
+    with pytest.raises(DataError, match=message) as caught:
+        _read(tmp_path, text, names)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@needs_real
+def test_ixis_sheet_by_number(tmp_path):
+    """The sheet of IXI says 132 for IXI132-HH-1415_T1.nii.gz; its rows are those of all scans."""
+    lines = (REAL / "ixi_t1_2mm" / "participants.csv").read_text().splitlines()[1:]
+    sheet = ["IXI_ID,SEX_ID,AGE"] + [f"{int(line[3:6])},{line.split(',')[2]},{line.split(',')[1]}" for line in lines]
+    (tmp_path / "IXI.csv").write_text("\n".join([*sheet, "2,M,35.8", "1415,F,40"]))
+    options = {"labels": str(tmp_path / "IXI.csv"), "label_column": "SEX_ID", "id_column": "IXI_ID", "grid": (8, 8, 8)}
+    source = DataSettings("nifti_folder", str(tmp_path / "cache"), tuple(options.items()))
+    data = open_dataset(source, data_dir=str(REAL / "ixi_t1_2mm"))
+    sex = {line.split(",")[0]: line.split(",")[2] for line in lines}
+    found = {one["id"]: data.classes[one["label"]] for split in data.splits.values() for one in split}
+    assert found == sex
 
 
 def test_row_for_two_files_of_one_name_is_refused(tmp_path):

@@ -204,9 +204,9 @@ def test_empty_folder_and_none(tmp_path):
         _open(tmp_path, None)
 
 
-def test_fractions_that_leave_nothing_to_train_on(tmp_path, folder):
-    with pytest.raises(DataError, match="the train split is empty"):
-        _open(tmp_path, folder, val_fraction=0.49, test_fraction=0.5)
+def test_fractions_that_leave_next_to_nothing_to_train_on(tmp_path, folder):
+    data = _open(tmp_path, folder, val_fraction=0.49, test_fraction=0.5)
+    assert len(data.splits["train"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -222,3 +222,30 @@ def test_fractions_that_leave_nothing_to_train_on(tmp_path, folder):
 def test_options_out_of_range(tmp_path, options, message):
     with pytest.raises(SettingsError, match=message):
         _open(tmp_path, tmp_path, **options)
+
+
+@pytest.mark.parametrize("nan", ["0", 0, 0.0])
+def test_nan_is_background_when_asked(tmp_path, folder, nan):
+    """Against the same volumes with 0 where NaN is; what is infinite is refused all the same."""
+    rng = np.random.default_rng(1)
+    for name in ("with nan", "with zeros"):
+        (tmp_path / name).mkdir()
+    for i in range(6):
+        values = rng.random((9, 9, 9)).astype(np.float32) * 100
+        values[:3] = 0
+        nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "with zeros" / f"{i}.nii")
+        values[:3] = np.nan
+        nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "with nan" / f"{i}.nii")
+    with pytest.raises(DataError, match=r"243 of 729 voxels are NaN or infinite; --config\.data\.nan=0 reads NaN as"):
+        _open(tmp_path, tmp_path / "with nan", grid=(8, 8, 8))
+    read, meant = (_open(tmp_path, tmp_path / name, grid=(8, 8, 8), nan=nan) for name in ("with nan", "with zeros"))
+    for name, split in meant.splits.items():
+        np.testing.assert_array_equal(read.splits[name].signals(slice(None)), split.signals(slice(None)))
+    _spoil(folder, np.full((9, 9, 9), np.inf, np.float32))
+    assert_only_skipped(_open(tmp_path, folder, grid=(8, 8, 8), nan=nan), "group 0/bad.nii.gz", "are NaN or infinite")
+
+
+@pytest.mark.parametrize("nan", ["air", "nan", float("inf")])
+def test_nan_must_be_a_number(tmp_path, folder, nan):
+    with pytest.raises(SettingsError, match=r'data\.nan must be a number, or "" to refuse files with NaN voxels'):
+        _open(tmp_path, folder, nan=nan)

@@ -85,7 +85,7 @@ def test_real_beats_as_a_table_of_rows(tmp_path):
     options = {"layout": "row", "pattern": "*_test.csv", "label_column": "-1", "length": 187, "value_range": (0.0, 1.0)}
     data = _open(tmp_path, REAL / "ecg", **options)
     table = np.loadtxt(REAL / "ecg" / "mitbih_test.csv", delimiter=",")
-    assert {name: len(split) for name, split in data.splits.items()} == {"train": 1050, "val": 150, "test": 300}
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 1086, "val": 145, "test": 269}
     assert data.task == "multi-class"
     for name, one in _everything(data).items():
         row = int(name.split(":")[1]) - 1

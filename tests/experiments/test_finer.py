@@ -22,6 +22,8 @@ def test_slices_at_a_finer_size_have_the_same_ids():
     for _, signal in found:
         assert signal.shape == (48, 48, 1)
         assert signal.dtype == np.float32
+    elsewhere = [next(iter(fine.splits[split].examples())).id for split in ("train", "val")]  # kept so by a run
+    assert {name for name, _ in true_signals(fine, [*names, *elsewhere])} == {*names, *elsewhere}
     with pytest.raises(DataError, match="nibabel_slices at 48x48 holds no test signal nobody"):
         list(true_signals(fine, ["nobody"]))
 

@@ -28,7 +28,7 @@ def test_a_finished_run_holds_everything(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {
         "config.json", "checkpoints", "field.safetensors", "metrics.jsonl", "tensorboard", "latents",
-        "evaluation.json", "evaluation.csv", "figures", "seconds.json",
+        "evaluation.json", "evaluation.csv", "figures", "seconds.json", "signals.json", ".lock",
     }  # fmt: skip
     evaluation = json.loads((finished / "evaluation.json").read_text())
     assert evaluation.keys() == {"test", "val", "seconds", "protocol"}
@@ -206,3 +206,15 @@ def test_a_damaged_field_is_named(finished, tmp_path):
     shutil.copytree(finished, workdir)
     (workdir / "field.safetensors").write_bytes((workdir / "field.safetensors").read_bytes()[:500])
     assert "field.safetensors is damaged" in one_line_error(run(workdir, mode="extract"))
+
+
+def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(finished, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    for file in (workdir / "checkpoints" / "60" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:10])
+    done = run(workdir, mode="train")
+    assert done.returncode == 0, done.stderr
+    assert "checkpoints/60 is damaged" in done.stderr
+    assert "the one before it is taken: step 40" in done.stderr
+    assert crash_test.compare(finished, workdir) == []

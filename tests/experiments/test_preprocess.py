@@ -312,3 +312,24 @@ def test_real_slices_lie_the_right_way_round(tmp_path):
     assert x[soft].mean() < x[spine].mean() - 5  # x grows to the patient's right
     example = lung_ct.preprocess(volume, lung_ct.Options(), name="RIDER").values
     assert example[5:8, 14:18, 14:18].mean() < 0.3 < 0.5 < example[14:18, 4:7, 14:18].mean()
+
+
+def test_mr_keeps_the_grid_and_the_direction_of_its_scan(tmp_path):
+    """The command in a process of its own, and its file against the headers of the slices."""
+    from tests.datasets.test_dicom_mr import SAGITTAL, assert_at_header_places, write_mr
+
+    paths = write_mr(tmp_path / "raw" / "P1" / "study", direction=SAGITTAL, rescale=("0.25", "3"))
+    write_mr(tmp_path / "raw" / "P2", seed=3, patient="P2")
+    write_series(tmp_path / "raw" / "a CT", patient="P3")
+    places, flags = (tmp_path / "raw", tmp_path / "nifti"), ("--kind=mr", "--processes=1")
+    for outcome in ("2 converted, 0 done before", "0 converted, 2 done before"):
+        done = run(*places, *flags)
+        assert done.returncode == 0, done.stderr
+        assert f"{outcome}, 1 skipped of 3 patients" in done.stdout
+        assert "no MR slices in it" in done.stdout
+    volume = read_volume(tmp_path / "nifti" / "P1.nii.gz")
+    assert volume.values.shape == (6, 16, 16)
+    assert_at_header_places(volume, paths)
+    done = run(*places, *flags, "--series=t2")
+    assert done.returncode == 1
+    assert "no series described as 't2'; there are t1 mprage" in done.stderr.strip().splitlines()[-1]
