@@ -166,6 +166,7 @@ def _is_current(part: _Part, about: dict[str, Any], examples: Annotations) -> bo
         and file.ids == list(examples.ids[rows])
         and np.array_equal(file.arrays["labels"], examples.labels[rows])
         and file.is_whole()
+        and file.units == list(examples.units[rows])
     )
 
 
@@ -176,6 +177,7 @@ def _write(part: _Part, about: dict[str, Any], examples: Annotations, fitted: Fi
     write_file(
         part.path, about, part.rows, latents=fitted.latents, psnr=fitted.psnr, labels=examples.labels[rows],
         ids=examples.ids[rows], affines=None if examples.affines is None else examples.affines[rows],
+        units=examples.units[rows],
     )  # fmt: skip
 
 

@@ -364,12 +364,15 @@ class DecodeSettings:
       resolution: points along each axis of the grid; () is the training grid times `scale`.
       scale: > 0, points along each axis for one of the training grid.
       limit: signals a split, the first ones; 0 is all.
+      values: "own" writes the units of the file that a signal comes from, in its type of samples; "unit" the scale
+        [0, 1] of the field, images as 8-bit pictures.
     """
 
     splits: tuple[str, ...] = ("test",)
     resolution: tuple[int, ...] = ()
     scale: float = 1.0
     limit: int = 0
+    values: Literal["own", "unit"] = "own"
 
     def __post_init__(self):
         _require(len(self.splits) >= 1, "splits must name at least one split, e.g. ('test',)")

@@ -12,7 +12,11 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
+from medfuncta_jax.units import Units
+
 SPLITS = ("train", "val", "test")
+# The one split of signals that a finished field is applied to.
+NEW = "new"
 
 Task = Literal["none", "binary-class", "multi-class", "multi-label", "ordinal-regression"]
 
@@ -35,11 +39,13 @@ class Annotations:
       ids: n names.
       labels: int64 [n], -1 if none, or [n, classes] of 0 and 1 for "multi-label".
       affines: float64 [n, 4, 4], or None for signals without a place in space.
+      units: n of them: what the values were before they were scaled.
     """
 
     ids: tuple[str, ...]
     labels: np.ndarray
     affines: np.ndarray | None
+    units: tuple[Units, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,12 +57,14 @@ class Example:
       id: unique within its split.
       label: a class, -1 if none, or one 0/1 a class.
       affine: [4, 4] for a plan with affines, else None.
+      units: what the values were before they were scaled.
     """
 
     signal: np.ndarray
     id: str
     label: int | np.ndarray = -1
     affine: np.ndarray | None = None
+    units: Units = Units()  # noqa: RUF009  (frozen)
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,7 @@ def splits_by_name(names: Mapping[str, Sequence[str]], example: Callable[[str], 
         for name in names[split]:
             yield example_or_skipped(name, functools.partial(example, name))
 
-    return {split: PlannedSplit(len(names[split]), functools.partial(examples, split)) for split in SPLITS}
+    return {split: PlannedSplit(len(names[split]), functools.partial(examples, split)) for split in names}
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,7 @@ class Plan:
       name: of the source.
       grid, channels, classes, task, about: as in `Dataset`. `about` must determine every prepared byte.
       dtype: of the stored signals.
-      splits: "train", "val" and "test".
+      splits: "train", "val" and "test"; or "new" alone, of signals that a finished field is applied to.
       affines: whether every example has one.
     """
 
@@ -138,7 +146,8 @@ class Split(Sequence[dict[str, Any]]):
     """Signals with random access: `split[i]` is a dict.
 
     `signal`: float32 [*grid, D] in [0, 1]; `label`: int, -1 if none, or int64 [classes] of 0 and 1 for "multi-label";
-    `id`: str; and for sources with a place in space `affine`: float64 [4, 4] of the grid to millimetres, RAS+.
+    `id`: str; `units`: JSON of `Units`, what the values were before they were scaled; and for sources with a place in
+    space `affine`: float64 [4, 4] of the grid to millimetres, RAS+.
 
     A split below `MEMORY_LIMIT` is read into memory on first use and stays there; others are read record by record.
     Threads may share a split.
@@ -191,6 +200,7 @@ class Split(Sequence[dict[str, Any]]):
             ids=tuple(record["id"] for record in rest),
             labels=np.stack([record["label"] for record in rest]).astype(np.int64),
             affines=np.stack([record["affine"] for record in rest]) if "affine" in rest[0] else None,
+            units=tuple(Units.from_json(record["units"]) for record in rest),
         )
 
     def _in_memory(self) -> tuple[np.ndarray, list[dict[str, Any]]] | None:
@@ -207,13 +217,18 @@ class Split(Sequence[dict[str, Any]]):
 
 
 def _decoded(record: Mapping[str, Any]) -> dict[str, Any]:
-    label, name = np.asarray(record["label"]), record["id"]
+    label = np.asarray(record["label"])
     decoded = {
         "signal": np.asarray(record["signal"]),
         "label": int(label) if label.ndim == 0 else label.astype(np.int64),
-        "id": name.decode() if isinstance(name, bytes) else str(name),
+        "id": _text(record["id"]),
+        "units": _text(record.get("units", "")),
     }
     return decoded | ({"affine": np.array(record["affine"], np.float64)} if "affine" in record else {})
+
+
+def _text(stored: bytes | str) -> str:
+    return stored.decode() if isinstance(stored, bytes) else str(stored)
 
 
 def _unit(stored: np.ndarray) -> np.ndarray:
@@ -232,7 +247,7 @@ class Dataset:
       grid: the C sizes of the grid.
       channels: D.
       classes: names by label; empty if there are no labels.
-      splits: "train", "val" and "test", each a `Split` that is not empty.
+      splits: "train", "val" and "test", or "new" alone; each a `Split` that is not empty.
       task: what the labels mean; "multi-label" has one 0/1 a class, "ordinal-regression" ordered classes.
       about: JSON-able: source, licence, options, checksums, split rule; and under "skipped" the signals that were
         planned, perhaps listed by split, but cannot be used: {id: reason}.

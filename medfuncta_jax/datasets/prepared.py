@@ -25,12 +25,12 @@ from typing import Any, NoReturn
 import numpy as np
 import tensorflow_datasets as tfds
 
-from medfuncta_jax.datasets.dataset import SPLITS, DataError, Dataset, Example, Plan, Split
+from medfuncta_jax.datasets.dataset import DataError, Dataset, Example, Plan, Split
 
 _log = logging.getLogger(__name__)
 
 # Part of the hash: another layout of the records makes other folders.
-_LAYOUT = 2
+_LAYOUT = 3
 
 _STAGING = ".staging-"
 
@@ -54,7 +54,7 @@ def prepared_dataset(plan: Plan, cache_root: Path) -> Dataset:
       DataError: an empty split, more than half of the signals skipped, a fault of the whole source, or a cache
         directory that cannot be written or read.
     """
-    for name in SPLITS:
+    for name in plan.splits:
         if plan.splits[name].length < 1:
             raise DataError(
                 f"{plan.name}: the {name} split is empty; give more data or change the split fractions in config.data"
@@ -96,7 +96,7 @@ def _content_hash(plan: Plan) -> str:
         "about": plan.about,
         "shape": plan.signal_shape,
         "dtype": plan.dtype,
-        "lengths": {name: plan.splits[name].length for name in SPLITS},
+        "lengths": {name: split.length for name, split in plan.splits.items()},
         "classes": plan.classes,
         "task": plan.task,
     }
@@ -173,6 +173,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
             "signal": tfds.features.Tensor(shape=plan.signal_shape, dtype=np.dtype(plan.dtype), encoding=raw),
             "label": tfds.features.Tensor(shape=plan.label_shape, dtype=np.int64),
             "id": tfds.features.Text(),
+            "units": tfds.features.Text(),
         }
         if plan.affines:
             features["affine"] = tfds.features.Tensor(shape=(4, 4), dtype=np.float64, encoding=raw)
@@ -185,7 +186,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         parts = {}
-        for name in SPLITS:
+        for name in self._plan.splits:
             # tfds makes the parts one after the other, in this order, so they can share one pass over the source.
             examples = self._usable(name)
             for part, length in _parts(self._plan, name).items():
@@ -236,6 +237,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
             "signal": np.ascontiguousarray(example.signal, np.dtype(self._plan.dtype)),
             "label": np.asarray(example.label, np.int64),
             "id": example.id,
+            "units": example.units.to_json(),
         }
         return record | ({"affine": np.asarray(example.affine, np.float64)} if self._plan.affines else {})
 
@@ -271,7 +273,7 @@ def _read(plan: Plan, folder: Path) -> tuple[dict[str, Split], dict[str, str]]:
     builder = tfds.builder_from_directory(str(folder / _RECORDS))
     metadata = builder.info.metadata
     splits = {}
-    for name in SPLITS:
+    for name in plan.splits:
         parts = [part for part in _parts(plan, name) if metadata["stored"][part]]
         records = builder.as_data_source("+".join(parts))
         records[len(records) - 1]  # so that damage shows now
