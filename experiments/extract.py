@@ -23,7 +23,7 @@ from medfuncta_jax import sharding
 from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.checkpoint import load_field
 from medfuncta_jax.datasets import Dataset, Split
-from medfuncta_jax.datasets.dataset import Annotations
+from medfuncta_jax.datasets.dataset import NEW, Annotations
 from medfuncta_jax.field import STEP_SIZE
 from medfuncta_jax.latent_store import (
     LatentFile,
@@ -53,6 +53,17 @@ class _Part:
 def extract(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRequest) -> None:
     """Write `latents/SPLIT-K-of-N.safetensors` for the splits asked for, and `latents/README.md` once all are there.
 
+    Raises:
+      CheckpointError, LatentStoreError, Interrupted: as `write_store`.
+    """
+    began = time.monotonic()
+    if write_store(settings, dataset, run, run.latents, stop):
+        run.set_seconds("extract", time.monotonic() - began)
+
+
+def write_store(settings: Settings, dataset: Dataset, run: RunDirectory, folder: Path, stop: StopRequest) -> bool:
+    """Write the latents of the splits asked for, or of all new signals, to a folder; returns whether any was fitted.
+
     A file is written as soon as its signals are fitted, and one that this very field has been through already is
     kept, so a run that was killed fits only what is missing. With `extract.shards` above 1 only the files of this job
     are fitted; files and layout are the same, whatever the number of jobs.
@@ -68,18 +79,18 @@ def extract(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopR
     # Of several processes each is a job of its own.
     shard = config.shard * jax.process_count() + jax.process_index()
     shards = config.shards * jax.process_count()
-    began, fitted_any = time.monotonic(), False
-    splits: dict[str, Split] = {name: split for name, split in dataset.splits.items() if name in config.splits}
-    parts = _layout(run.latents, splits, config.signals_per_file)
+    fitted_any = False
+    splits: dict[str, Split] = {name: split for name, split in dataset.splits.items() if name in (*config.splits, NEW)}
+    parts = _layout(folder, splits, config.signals_per_file)
     numbers = itertools.count()
     for name, split in splits.items():
         own = [part for part in parts[name] if next(numbers) % shards == shard]
-        about, examples = _about(name, dataset, run, settings), split.annotations()
+        about, examples = _about(name, splits, dataset, run, settings), split.annotations()
         left = [part for part in own if not _is_current(part, about, examples)]
         if not left:
             continue
         fitted_any = True
-        (run.latents / CARD).unlink(missing_ok=True)  # it speaks for a whole store
+        (folder / CARD).unlink(missing_ok=True)  # it speaks for a whole store
         job = f" (job {shard} of {shards})" if shards > 1 else ""
         total, missing = (sum(len(part.rows) for part in some) for some in (own, left))
         psnr = []
@@ -90,7 +101,7 @@ def extract(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopR
 
             def after_batch(count: int, psnr: float, progress=progress) -> None:
                 progress.advance(count, note=f"PSNR {psnr:.2f} dB")
-                stop.check(f"finished files are in {run.latents}")
+                stop.check(f"finished files are in {folder}")
 
             writes: list[Future[None]] = []
             for part in left:
@@ -108,11 +119,10 @@ def extract(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopR
                 write.result()
         log.info(
             "extract %s: %d latents in %d files, mean PSNR %.2f dB, %s",
-            name, missing, len(left), np.concatenate(psnr).mean(dtype=np.float64), run.latents,
+            name, missing, len(left), np.concatenate(psnr).mean(dtype=np.float64), folder,
         )  # fmt: skip
-    if fitted_any:
-        run.set_seconds("extract", time.monotonic() - began)
-    _finish(run, shards)
+    _finish(run, folder, shards)
+    return fitted_any
 
 
 def _layout(folder: Path, splits: Mapping[str, Split], signals_per_file: int) -> dict[str, list[_Part]]:
@@ -136,11 +146,13 @@ def _layout(folder: Path, splits: Mapping[str, Split], signals_per_file: int) ->
     return parts
 
 
-def _about(name: str, dataset: Dataset, run: RunDirectory, settings: Settings) -> dict[str, Any]:
+def _about(
+    name: str, splits: Mapping[str, Split], dataset: Dataset, run: RunDirectory, settings: Settings
+) -> dict[str, Any]:
     config = settings.extract
     about = {
         "split": name,
-        "splits": {other: len(split) for other, split in dataset.splits.items() if other in config.splits},
+        "splits": {other: len(split) for other, split in splits.items()},
         "field_sha256": field_checksum(run.path),
         "grid": list(dataset.grid),
         "channels": dataset.channels,
@@ -181,14 +193,14 @@ def _write(part: _Part, about: dict[str, Any], examples: Annotations, fitted: Fi
     )  # fmt: skip
 
 
-def _finish(run: RunDirectory, shards: int) -> None:
+def _finish(run: RunDirectory, folder: Path, shards: int) -> None:
     """Describe the store if it is whole; of several jobs, the one that ends last finds it so."""
     try:
-        store = load_latents(run.latents, field=run.path)
+        store = load_latents(folder, field=run.path)
     except LatentStoreError as error:
         if shards == 1:
             raise
         log.info("extract: the files of this job are written, the store waits for others (%s)", error)
         return
-    with atomic_path(run.latents / CARD) as partial:
+    with atomic_path(folder / CARD) as partial:
         partial.write_text(latent_card(store))

@@ -2,6 +2,7 @@
 
     python -m experiments.main --config=configs/quickstart.py --workdir=runs/quickstart
     python -m experiments.main --config=configs/brain_mri.py --workdir=runs/brain --data_dir=DATA --config.seed=1
+    python -m experiments.main --workdir=runs/brain --mode=apply --data_dir=NEW   (a run knows its config and data)
 
 Exit codes: 0 done; 1 refused or failed, with one line that says why; 2 a flag is wrong; 75 stopped by Ctrl-C or
 SIGTERM with everything saved: the same command goes on from there.
@@ -14,20 +15,27 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
+from experiments import arguments
 from experiments.command import FULL_DISK
 from experiments.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
 
 STAGES = ("train", "extract", "evaluate")  # of --mode=all, in this order
-MODES = (*STAGES, "curves", "compress", "classify", "report", "decode", "all")
+MODES = (*STAGES, "apply", "curves", "compress", "classify", "report", "decode", "all")
 _TOGETHER = ("train", "extract")  # by all processes; the rest by the first alone
+_WITHOUT_DATA = ("apply", "decode")  # all that these need of the run is in its directory
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; an interrupted run in it goes on.")
 _MODE = flags.DEFINE_enum("mode", "all", MODES, "Stage to run.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder with the source's files, for sources that need some.")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir",
+    None,
+    "Folder with the source's files; of --mode=apply, the new file or folder. A run remembers its own.",
+)
+_OUT = flags.DEFINE_string("out", None, "Folder for the results of --mode=apply; else WORKDIR/applied/NAME.")
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed", "auto", ["auto", "off"], "Whether the tasks of one Slurm step are one run, or each on its own."
 )
@@ -41,6 +49,9 @@ log = logging.getLogger("medfuncta")
 def main(argv: Sequence[str]) -> int:
     """Run the launcher; returns the exit code."""
     _log_for_people()
+    if arguments.wants_help(argv):
+        print(f"{__doc__}\n{flags.FLAGS.module_help(flags.FLAGS.find_module_defining_flag('workdir'))}")
+        return 0
     try:
         _parse(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -58,7 +69,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> None:
-    file = next((word.partition("=")[2] for word in argv if word.lstrip("-").startswith("config=")), "")
+    # Without the module that reads a run's config.json.
+    file = next((word.partition("=")[2] for word in argv if word.startswith("--config=")), "")
+    file = file.partition(":")[2] if file.endswith(".json") else file
     try:
         rest = flags.FLAGS(list(argv))
     except (ImportError, NameError, OSError, SyntaxError) as error:  # raised by the config file
@@ -86,7 +99,7 @@ def _run(stop: StopRequest) -> int:
     from experiments import memory, processes
     from experiments.batch_size import settled
     from experiments.compilation import keep_compiled
-    from experiments.run_directory import RunDirectory, RunError
+    from experiments.run_directory import RunDirectory, RunError, remembered_data_dir
     from experiments.summary import summary
     from medfuncta_jax.checkpoint import CheckpointError
     from medfuncta_jax.datasets import DataError, open_dataset
@@ -101,18 +114,21 @@ def _run(stop: StopRequest) -> int:
         processes.join(_DISTRIBUTED.value != "off", _COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         if not processes.first():
             log.setLevel(logging.ERROR)
-        if _MODE.value == "decode":  # all it needs is in the run directory
+        if _MODE.value in _WITHOUT_DATA:
+            more = {"data_dir": _DATA_DIR.value, "out": _OUT.value} if _MODE.value == "apply" else {}
             if processes.first():
-                _stage("decode")(settings, RunDirectory(str(_WORKDIR.value), settings), stop)
-            processes.wait_for_all("decode")
+                _stage(_MODE.value)(settings, RunDirectory(str(_WORKDIR.value), settings), stop, **more)
+            processes.wait_for_all(_MODE.value)
             return 0
+        data_dir = _DATA_DIR.value or remembered_data_dir(str(_WORKDIR.value))
         if processes.first():  # it prepares what the others then read
-            dataset = open_dataset(settings.data, data_dir=_DATA_DIR.value)
+            dataset = open_dataset(settings.data, data_dir=data_dir)
         processes.wait_for_all("data")
         if not processes.first():
-            dataset = open_dataset(settings.data, data_dir=_DATA_DIR.value)
+            dataset = open_dataset(settings.data, data_dir=data_dir)
         check(settings, dataset.grid, dataset.channels, task=dataset.task)
         run = RunDirectory(str(_WORKDIR.value), settings, writes=processes.first())
+        run.remember_data_dir(data_dir)
         processes.wait_for_all("workdir")
         settings = run.settings = settled(settings, dataset, run)
         log.info(
@@ -122,7 +138,7 @@ def _run(stop: StopRequest) -> int:
             run.path,
         )  # fmt: skip
         for name in STAGES if _MODE.value == "all" else [_MODE.value]:
-            more = {"data_dir": _DATA_DIR.value} if name == "curves" else {}
+            more = {"data_dir": data_dir} if name == "curves" else {}
             if name in _TOGETHER or processes.first():
                 _stage(name)(settings, dataset, run, stop, **more)
             processes.wait_for_all(name)
@@ -186,5 +202,5 @@ def _log_for_people() -> None:
 
 
 if __name__ == "__main__":
-    app.define_help_flags()
+    sys.argv[:] = arguments.arranged(sys.argv)  # in place: ml_collections looks for overrides there
     sys.exit(main(sys.argv))

@@ -15,6 +15,7 @@ from medfuncta_jax.settings import Settings, SettingsError
 _OF_THE_RUN = ("data", "seed", "model", "inner", "train", "fit")
 # Where things lie on one machine or another, which changes no result.
 _PLACES = ("data.cache_dir",)
+_PLACES_FILE = "places.json"
 # What trades time for memory and changes rounding alone: a run that was too large for its device can go on.
 _TRADES = (
     "inner.remat", "train.micro_batch", "train.points_per_chunk", "train.modulation_shards", "fit.batch_size"
@@ -52,11 +53,19 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     return records
 
 
+def remembered_data_dir(workdir: Path | str) -> str | None:
+    """The data directory that a run was last given, None where it was given none or there is no run."""
+    try:
+        return json.loads((Path(workdir).expanduser() / _PLACES_FILE).read_text())["data_dir"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 class RunDirectory:
     """Paths and small files of one run.
 
     Holds `config.json, checkpoints/, field.safetensors, metrics.jsonl, tensorboard/, latents/, decoded/,
-    evaluation.json, figures/` and `seconds.json` (time spent a stage).
+    evaluation.json, figures/`, `seconds.json` (time spent a stage) and `places.json` (where its data is).
     """
 
     def __init__(self, path: Path | str, settings: Settings, *, writes: bool = True):
@@ -118,6 +127,13 @@ class RunDirectory:
         values = self.settings.to_dict()
         values["data"].pop("cache_dir")
         return {group: values[group] for group in _OF_THE_RUN}
+
+    def remember_data_dir(self, data_dir: str | None) -> None:
+        """Note where the data is, for commands that name the run alone."""
+        if self.writes and data_dir is not None:
+            place = str(Path(data_dir).expanduser().absolute())
+            if place != remembered_data_dir(self.path):
+                write_json(self.path / _PLACES_FILE, {"data_dir": place})
 
     def append_metrics(self, records: list[dict[str, Any]]) -> None:
         """Add lines to metrics.jsonl."""

@@ -66,7 +66,10 @@ class Units:
         """What `to_json` wrote; entries that a later version added are left out."""
         known = {field.name for field in fields(cls)}
         entries: dict[str, Any] = json.loads(text or "{}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in entries.items() if k in known})
+        arguments: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in entries.items() if name in known
+        }
+        return cls(**arguments)
 
 
 def units_between(

@@ -177,20 +177,20 @@ class Split(Sequence[dict[str, Any]]):
         memory = self._in_memory()
         if memory is None:
             record = _decoded(self._records[i])
-            return record | {"signal": _unit(record["signal"])}
+            return record | {"signal": unit_signal(record["signal"])}
         stored, rest = memory
-        return rest[i] | {"signal": _unit(stored[i])}
+        return rest[i] | {"signal": unit_signal(stored[i])}
 
     def signals(self, rows: slice | Sequence[int] | np.ndarray) -> np.ndarray:
         """Several signals at once, float32 [n, *grid, D] in [0, 1]; `rows` may repeat."""
         memory = self._in_memory()
         if memory is not None:
-            return _unit(memory[0][rows])
+            return unit_signal(memory[0][rows])
         indices = range(*rows.indices(len(self))) if isinstance(rows, slice) else rows
         stored = np.empty((len(indices), *self._shape), self._dtype)
         for position, i in enumerate(indices):
             stored[position] = self._records[int(i)]["signal"]
-        return _unit(stored)
+        return unit_signal(stored)
 
     def annotations(self) -> Annotations:
         """Ids, labels and affines of all signals."""
@@ -231,7 +231,7 @@ def _text(stored: bytes | str) -> str:
     return stored.decode() if isinstance(stored, bytes) else str(stored)
 
 
-def _unit(stored: np.ndarray) -> np.ndarray:
+def unit_signal(stored: np.ndarray) -> np.ndarray:
     """uint8 in [0, 255] or float32 in [0, 1] to a new float32 array in [0, 1]."""
     if stored.dtype == np.uint8:
         return np.divide(stored, np.float32(255), dtype=np.float32)
