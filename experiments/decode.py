@@ -51,7 +51,7 @@ def decode(settings: Settings, run: RunDirectory, stop: StopRequest) -> None:
         said = ("" if list(shape) == list(trained) else f"-{'x'.join(map(str, shape))}") + (
             "-unit" if config.values == "unit" else ""
         )
-        folder = run.path / "decoded" / f"{name}{said}"
+        folder = run.results("decode") / "decoded" / f"{name}{said}"
         _claim(folder, {"grid": list(shape), "values": config.values, "latents": split.about})
         count = write_split(
             field, params, split, folder, shape,

@@ -23,7 +23,7 @@ from medfuncta_jax import sharding
 from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.checkpoint import load_field
 from medfuncta_jax.datasets import Dataset, Split
-from medfuncta_jax.datasets.dataset import NEW, Annotations
+from medfuncta_jax.datasets.dataset import NEW, Annotations, without_labels
 from medfuncta_jax.field import STEP_SIZE
 from medfuncta_jax.latent_store import (
     LatentFile,
@@ -39,7 +39,9 @@ from medfuncta_jax.settings import Settings
 CARD = "README.md"
 # Where the source's files lie and when they were copied there, in which the machines of one job array may differ, and
 # the names in each split, which the ids say.
-_NOT_KEPT = ("folder", "files", "split")
+_NOT_KEPT = ("folder", "files", "split", "labels")
+# What may change without another fit: the labels, and what they mean.
+_OF_LABELS = ("classes", "task")
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def write_store(settings: Settings, dataset: Dataset, run: RunDirectory, folder:
     for name, split in splits.items():
         own = [part for part in parts[name] if next(numbers) % shards == shard]
         about, examples = _about(name, splits, dataset, run, settings), split.annotations()
-        left = [part for part in own if not _is_current(part, about, examples)]
+        left = [part for part in own if not _is_fitted(part, about, examples)]
         if not left:
             continue
         fitted_any = True
@@ -158,28 +160,31 @@ def _about(
         "channels": dataset.channels,
         "classes": list(dataset.classes),
         "task": dataset.task,
-        "data": {key: value for key, value in dataset.about.items() if key not in _NOT_KEPT},
+        "data": {key: value for key, value in without_labels(dataset.about).items() if key not in _NOT_KEPT},
         "settings": run.settings_of_the_run()
         | {"extract": {"signals_per_file": config.signals_per_file, "dtype": config.dtype}},
     }
     return json.loads(json.dumps(about))  # as it is read back: tuples are lists
 
 
-def _is_current(part: _Part, about: dict[str, Any], examples: Annotations) -> bool:
-    """Whether a file holds, undamaged, what fitting would write: this field's latents of these signals."""
+def _is_fitted(part: _Part, about: dict[str, Any], examples: Annotations) -> bool:
+    """Whether a file holds, undamaged, this field's latents of these signals; labels that have changed are written."""
     try:
         file = LatentFile(part.path)
     except LatentStoreError:
         return False
     rows = slice(part.rows.start, part.rows.stop)
-    return (
-        file.common == about
+    fitted = (
+        file.common == about | {name: file.about.get(name) for name in _OF_LABELS}
         and file.about["rows"] == [rows.start, rows.stop]
         and file.ids == list(examples.ids[rows])
-        and np.array_equal(file.arrays["labels"], examples.labels[rows])
         and file.is_whole()
         and file.units == list(examples.units[rows])
     )
+    labels = file.arrays["labels"]
+    if fitted and not (file.common == about and np.array_equal(labels, examples.labels[rows])):
+        _write(part, about, examples, FittedSignals(file.arrays["latents"].copy(), file.arrays["psnr"].copy()))
+    return fitted
 
 
 def _write(part: _Part, about: dict[str, Any], examples: Annotations, fitted: FittedSignals) -> None:

@@ -23,8 +23,9 @@ from experiments.command import FULL_DISK
 from experiments.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
 
 STAGES = ("train", "extract", "evaluate")  # of --mode=all, in this order
-MODES = (*STAGES, "apply", "curves", "compress", "classify", "report", "decode", "all")
+MODES = (*STAGES, "apply", "curves", "compress", "classify", "regress", "report", "decode", "all")
 _TOGETHER = ("train", "extract")  # by all processes; the rest by the first alone
+_LABELLED = ("classify", "regress", "report")  # these go by the labels asked for
 _WITHOUT_DATA = ("apply", "decode")  # all that these need of the run is in its directory
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.")
@@ -99,7 +100,13 @@ def _run(stop: StopRequest) -> int:
     from experiments import memory, processes
     from experiments.batch_size import settled
     from experiments.compilation import keep_compiled
-    from experiments.run_directory import RunDirectory, RunError, remembered_data_dir
+    from experiments.run_directory import (
+        RunDirectory,
+        RunError,
+        remembered_data_dir,
+        stored_settings,
+        with_labels_of,
+    )
     from experiments.summary import summary
     from medfuncta_jax.checkpoint import CheckpointError
     from medfuncta_jax.datasets import DataError, open_dataset
@@ -121,11 +128,13 @@ def _run(stop: StopRequest) -> int:
             processes.wait_for_all(_MODE.value)
             return 0
         data_dir = _DATA_DIR.value or remembered_data_dir(str(_WORKDIR.value))
+        # Other labels are joined by the stages that need them; signals and latents are those of the run.
+        data = with_labels_of(settings, stored_settings(str(_WORKDIR.value)) or settings).data
         if processes.first():  # it prepares what the others then read
-            dataset = open_dataset(settings.data, data_dir=data_dir)
+            dataset = open_dataset(data, data_dir=data_dir)
         processes.wait_for_all("data")
         if not processes.first():
-            dataset = open_dataset(settings.data, data_dir=data_dir)
+            dataset = open_dataset(data, data_dir=data_dir)
         check(settings, dataset.grid, dataset.channels, task=dataset.task)
         run = RunDirectory(str(_WORKDIR.value), settings, writes=processes.first())
         run.remember_data_dir(data_dir)
@@ -138,9 +147,13 @@ def _run(stop: StopRequest) -> int:
             run.path,
         )  # fmt: skip
         for name in STAGES if _MODE.value == "all" else [_MODE.value]:
-            more = {"data_dir": data_dir} if name == "curves" else {}
+            more = {"data_dir": data_dir} if name in ("curves", "regress") else {}
             if name in _TOGETHER or processes.first():
-                _stage(name)(settings, dataset, run, stop, **more)
+                labelled = dataset
+                if name in _LABELLED and settings.data != data:
+                    labelled = open_dataset(settings.data, data_dir=data_dir)
+                ours = run.training_settings if name == "train" else settings
+                _stage(name)(ours, labelled, run, stop, **more)
             processes.wait_for_all(name)
         if processes.first():
             print(summary(settings, dataset, run))

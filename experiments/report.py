@@ -90,7 +90,7 @@ def report(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRe
     if not run.evaluation_file.exists():
         raise RunError(f"{run.path} has no evaluation.json to report on; run --mode=evaluate first")
     evaluation = json.loads(run.evaluation_file.read_text())
-    latents = load_latents(run.path, splits=("train", "test"), field=run.path)
+    latents = load_latents(run.latents, splits=("train", "test"), field=run.path)
     _draw_map(dataset, latents["train"], latents["test"], run)
     stop.check("the report starts over")
     _draw_extremes(dataset, latents["test"], run)
@@ -99,9 +99,11 @@ def report(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRe
         _head(settings, dataset, evaluation),
         _section("Figures of the test and validation split", _metrics_table(evaluation)),
         _section("Best and worst reconstructions", _reconstructions(run)),
-        _section("Training", _figure(run.figures / "learning_curve.png", _learning_caption(run))),
+        _section(
+            "Training", _figure(run.results("evaluate") / "figures" / "learning_curve.png", _learning_caption(run))
+        ),
         _section("Quality against steps, observed points and resolution", _curves(run)),
-        _section("Latent space", _figure(run.figures / "latent_map.png", _map_caption(dataset))),
+        _section("Latent space", _figure(run.results("report") / "figures" / "latent_map.png", _map_caption(dataset))),
         _section("Classification", _classification(run)),
         _section("Settings", _settings(settings)),
         _section("Where it comes from", _provenance(settings, dataset, latents["test"], run)),
@@ -114,7 +116,7 @@ def report(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRe
         + "\n".join(sections)
         + "\n</main>\n</body>\n</html>\n"
     )
-    path = run.path / REPORT_FILE
+    path = run.results("report") / REPORT_FILE
     with atomic_path(path) as partial:
         partial.write_text(page, encoding="utf-8")
     log.info("report in %s", path)
@@ -127,7 +129,7 @@ def _by_class(dataset: Dataset) -> bool:
 
 def _draw_map(dataset: Dataset, train: LatentSplit, test: LatentSplit, run: RunDirectory) -> None:
     figures.draw_latent_map(
-        run.figures / "latent_map.png", np.asarray(train.latents), np.asarray(test.latents),
+        run.results("report") / "figures" / "latent_map.png", np.asarray(train.latents), np.asarray(test.latents),
         labels=np.asarray(test.labels) if _by_class(dataset) else None,
         classes=dataset.classes, psnr=np.asarray(test.psnr),
     )  # fmt: skip
@@ -143,7 +145,7 @@ def _draw_extremes(dataset: Dataset, stored: LatentSplit, run: RunDirectory) -> 
         images = np.asarray(reconstruct(field, params, latents, grid(dataset.grid))).reshape(signals.shape)
         affines = stored.affines
         figures.draw_reconstructions(
-            run.figures / f"{name}.png", signals, np.clip(images, 0, 1),
+            run.results("report") / "figures" / f"{name}.png", signals, np.clip(images, 0, 1),
             titles=[stored.ids[i] for i in chosen], psnr=[float(stored.psnr[i]) for i in chosen],
             oriented=affines is not None,
             spacing=None if affines is None else np.linalg.norm(affines[chosen[0], :3, :3], axis=0),
@@ -216,8 +218,9 @@ def _metrics_table(evaluation: Mapping[str, Any]) -> str:
 
 def _reconstructions(run: RunDirectory) -> str:
     return _figure(
-        run.figures / "best.png", "The test signals with the highest PSNR: input, reconstruction, difference."
-    ) + _figure(run.figures / "worst.png", "The test signals with the lowest PSNR.")
+        run.results("report") / "figures" / "best.png",
+        "The test signals with the highest PSNR: input, reconstruction, difference.",
+    ) + _figure(run.results("report") / "figures" / "worst.png", "The test signals with the lowest PSNR.")
 
 
 def _learning_caption(run: RunDirectory) -> str:
@@ -226,7 +229,7 @@ def _learning_caption(run: RunDirectory) -> str:
 
 
 def _curves(run: RunDirectory) -> str:
-    there = [_figure(run.figures / name, caption) for name, caption in _CURVES]
+    there = [_figure(run.results("curves") / "figures" / name, caption) for name, caption in _CURVES]
     return f'<div class="pair">{"".join(there)}</div>' if any(there) else _not_run("curves")
 
 
@@ -236,7 +239,7 @@ def _map_caption(dataset: Dataset) -> str:
 
 
 def _classification(run: RunDirectory) -> str:
-    path = run.path / "classification.json"
+    path = run.results("classify") / "classification.json"
     if not path.exists():
         return _not_run("classify")
     result = json.loads(path.read_text())
@@ -250,7 +253,9 @@ def _classification(run: RunDirectory) -> str:
         for row in result["rows"]
     ]
     body = _table(["classifier", "parameters", *(title for _, title in scores)], rows)
-    return body + _figure(run.figures / "confusion.png", "Confusion matrices of the test split, true classes in rows.")
+    return body + _figure(
+        path.parent / "figures" / "confusion.png", "Confusion matrices of the test split, true classes in rows."
+    )
 
 
 def _mean_and_spread(value: Mapping[str, float | None] | None) -> str:

@@ -500,6 +500,47 @@ class ClassifySettings:
 
 
 @dataclass(frozen=True)
+class RegressSettings:
+    """Numbers of signals, such as an age, from a finished run's latents (--mode=regress), beside PCA and raw values.
+
+    Attributes:
+      column: of the table, which holds the numbers.
+      table: CSV or TSV, relative to the data directory; "" is that of `data.labels`.
+      models: "ridge" (linear, with the penalty that is best on validation) and "mlp".
+      features: "latents", "metric", "pca" and "values", as in `ClassifySettings`.
+      penalties: > 0, of ridge, for features and numbers of unit variance.
+      seeds: repetitions of the MLP: seeds `seed`, `seed` + 1 and so on.
+      epochs, batch_size, learning_rate, weight_decay, hidden, dropout: of the MLP, as in `ClassifySettings`.
+    """
+
+    column: str = ""
+    table: str = ""
+    models: tuple[Literal["ridge", "mlp"], ...] = ("ridge", "mlp")
+    features: tuple[Literal["latents", "metric", "pca", "values"], ...] = ("latents", "pca", "values")
+    penalties: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+    seeds: int = 3
+    epochs: int = 100
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    hidden: tuple[int, ...] = (256, 64)
+    dropout: float = 0.3
+
+    def __post_init__(self):
+        for name in ("models", "features", "penalties"):
+            values = getattr(self, name)
+            _require(len(values) > 0, f"{name} must not be empty")
+            _require(len(set(values)) == len(values), f"{name} must name each once, got {values}")
+        _require(min(self.penalties) > 0, f"penalties must be above 0, got {self.penalties}")
+        _require(min(self.hidden, default=1) >= 1, f"hidden must be at least 1, got {self.hidden}")
+        for name in ("seeds", "epochs", "batch_size"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        _require(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}")
+        _require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
+        _require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
+
+
+@dataclass(frozen=True)
 class DataSettings:
     """Which signals. `options` are the source's own settings, checked by the source (see `datasets`).
 
@@ -530,6 +571,7 @@ class Settings:
     curves: CurvesSettings = field(default_factory=CurvesSettings)
     compress: CompressSettings = field(default_factory=CompressSettings)
     classify: ClassifySettings = field(default_factory=ClassifySettings)
+    regress: RegressSettings = field(default_factory=RegressSettings)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

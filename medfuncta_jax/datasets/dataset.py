@@ -15,6 +15,8 @@ import numpy as np
 from medfuncta_jax.units import Units
 
 SPLITS = ("train", "val", "test")
+# Options of sources that say labels and nothing of the signals.
+LABEL_OPTIONS = ("labels", "label_column", "no_value")
 # The one split of signals that a finished field is applied to.
 NEW = "new"
 
@@ -119,6 +121,8 @@ class Plan:
       dtype: of the stored signals.
       splits: "train", "val" and "test"; or "new" alone, of signals that a finished field is applied to.
       affines: whether every example has one.
+      labels: by id, of signals that have one, where labels are no part of what is prepared and may change: other labels
+        then prepare nothing anew. None for examples that come with their labels.
     """
 
     name: str
@@ -130,6 +134,7 @@ class Plan:
     classes: tuple[str, ...] = ()
     task: Task = "none"
     affines: bool = False
+    labels: Mapping[str, int] | None = None
 
     @property
     def signal_shape(self) -> tuple[int, ...]:
@@ -153,8 +158,18 @@ class Split(Sequence[dict[str, Any]]):
     Threads may share a split.
     """
 
-    def __init__(self, records: Sequence[Mapping[str, Any]], signal_shape: tuple[int, ...], dtype: str):
-        """From stored records: mappings with `signal` ([*grid, D] of `dtype`), `label`, `id` and perhaps `affine`."""
+    def __init__(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        signal_shape: tuple[int, ...],
+        dtype: str,
+        labels: Mapping[str, int] | None = None,
+    ):
+        """From stored records: mappings with `signal` ([*grid, D] of `dtype`), `label`, `id` and perhaps `affine`.
+
+        Labels by id take the place of those in the records; a signal without one has -1.
+        """
+        self._labels = labels
         self._records = records
         self._shape = signal_shape
         self._dtype = np.dtype(dtype)
@@ -176,7 +191,7 @@ class Split(Sequence[dict[str, Any]]):
             raise IndexError(f"signal {index} of {len(self)}")
         memory = self._in_memory()
         if memory is None:
-            record = _decoded(self._records[i])
+            record = self._decoded(self._records[i])
             return record | {"signal": unit_signal(record["signal"])}
         stored, rest = memory
         return rest[i] | {"signal": unit_signal(stored[i])}
@@ -195,7 +210,7 @@ class Split(Sequence[dict[str, Any]]):
     def annotations(self) -> Annotations:
         """Ids, labels and affines of all signals."""
         memory = self._in_memory()
-        rest = [_decoded(record) for record in self._records] if memory is None else memory[1]
+        rest = [self._decoded(record) for record in self._records] if memory is None else memory[1]
         return Annotations(
             ids=tuple(record["id"] for record in rest),
             labels=np.stack([record["label"] for record in rest]).astype(np.int64),
@@ -203,13 +218,19 @@ class Split(Sequence[dict[str, Any]]):
             units=tuple(Units.from_json(record["units"]) for record in rest),
         )
 
+    def _decoded(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        decoded = _decoded(record)
+        if self._labels is not None:
+            decoded["label"] = self._labels.get(decoded["id"], -1)
+        return decoded
+
     def _in_memory(self) -> tuple[np.ndarray, list[dict[str, Any]]] | None:
         if self._memory is None and len(self) * self._dtype.itemsize * int(np.prod(self._shape)) < MEMORY_LIMIT:
             with self._lock:
                 if self._memory is None:
                     stored, rest = np.empty((len(self), *self._shape), self._dtype), []
                     for i in range(len(self)):
-                        record = _decoded(self._records[i])
+                        record = self._decoded(self._records[i])
                         stored[i] = record.pop("signal")
                         rest.append(record)
                     self._memory = (stored, rest)
@@ -225,6 +246,14 @@ def _decoded(record: Mapping[str, Any]) -> dict[str, Any]:
         "units": _text(record.get("units", "")),
     }
     return decoded | ({"affine": np.array(record["affine"], np.float64)} if "affine" in record else {})
+
+
+def without_labels(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a data set says of itself, without where its labels are from."""
+    rest = {name: value for name, value in about.items() if name != "labels"}
+    if isinstance(options := rest.get("options"), Mapping):
+        rest["options"] = {name: value for name, value in options.items() if name not in LABEL_OPTIONS}
+    return rest
 
 
 def _text(stored: bytes | str) -> str:

@@ -96,6 +96,11 @@ class Arrangement:
         return self.labels.labels.get(name, -1)
 
     @property
+    def of_plan(self) -> dict[str, Any]:
+        """Fields of a `Plan`: classes, the task, and labels by id, which are no part of what is prepared."""
+        return {"classes": self.classes, "task": self.task, "labels": self.labels.labels}
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names by label."""
         return self.labels.classes

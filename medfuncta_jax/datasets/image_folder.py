@@ -122,7 +122,7 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
         split: PlannedSplit(len(arrangement.splits[split]), functools.partial(examples, split)) for split in SPLITS
     }
     about = about_files("image_folder", folder, options, files) | arrangement.about
-    return _plan(options, channels, splits, about, classes=arrangement.classes, task=arrangement.task)
+    return _plan(options, channels, splits, about, **arrangement.of_plan)
 
 
 def new_files(folder: Path, options: Options) -> dict[str, Path]:

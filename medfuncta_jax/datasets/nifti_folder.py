@@ -78,7 +78,7 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
 
     about = about_files("nifti_folder", folder, options, files) | arrangement.about
     splits = splits_by_name(arrangement.splits, example)
-    return _plan(options, splits, about, classes=arrangement.classes, task=arrangement.task)
+    return _plan(options, splits, about, **arrangement.of_plan)
 
 
 def new_files(folder: Path, options: Options) -> dict[str, Path]:

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 import numpy as np
 import tensorflow_datasets as tfds
 
-from medfuncta_jax.datasets.dataset import DataError, Dataset, Example, Plan, Split
+from medfuncta_jax.datasets.dataset import DataError, Dataset, Example, Plan, Split, without_labels
 
 _log = logging.getLogger(__name__)
 
@@ -93,13 +93,13 @@ def _planned(plan: Plan) -> int:
 def _content_hash(plan: Plan) -> str:
     content = {
         "layout": _LAYOUT,
-        "about": plan.about,
+        "about": plan.about if plan.labels is None else without_labels(plan.about),
         "shape": plan.signal_shape,
         "dtype": plan.dtype,
         "lengths": {name: split.length for name, split in plan.splits.items()},
-        "classes": plan.classes,
-        "task": plan.task,
     }
+    if plan.labels is None:
+        content |= {"classes": plan.classes, "task": plan.task}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -277,7 +277,7 @@ def _read(plan: Plan, folder: Path) -> tuple[dict[str, Split], dict[str, str]]:
         parts = [part for part in _parts(plan, name) if metadata["stored"][part]]
         records = builder.as_data_source("+".join(parts))
         records[len(records) - 1]  # so that damage shows now
-        splits[name] = Split(records, plan.signal_shape, plan.dtype)
+        splits[name] = Split(records, plan.signal_shape, plan.dtype, plan.labels)
     return splits, metadata["skipped"]
 
 

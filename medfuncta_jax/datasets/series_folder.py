@@ -139,7 +139,10 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
         split: PlannedSplit(len(arrangement.splits[split]), functools.partial(examples, split)) for split in SPLITS
     }
     about = about_files("series_folder", folder, options, files) | {"time_column": timed} | arrangement.about
-    return _plan(options, channels, splits, about, classes=arrangement.classes, task=arrangement.task)
+    labels = arrangement.of_plan
+    if options.layout == "row" and not options.labels:  # columns of labels are none of the signal
+        labels["labels"] = None
+    return _plan(options, channels, splits, about, **labels)
 
 
 def new_files(folder: Path, options: Options) -> dict[str, Path]:
