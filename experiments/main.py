@@ -10,6 +10,11 @@ SIGTERM with everything saved: the same command goes on from there.
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # a Ctrl-C during the imports below ends the process without a word
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import importlib
 import logging
 import sys
@@ -20,7 +25,7 @@ from ml_collections import config_flags
 
 from experiments import arguments
 from experiments.command import FULL_DISK
-from experiments.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
+from experiments.interruption import EXIT_AT_ONCE, EXIT_INTERRUPTED, Interrupted, StopRequest
 
 STAGES = ("train", "extract", "evaluate")  # of --mode=all, in this order
 MODES = (*STAGES, "apply", "curves", "compress", "classify", "regress", "report", "decode", "all")
@@ -61,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
         with StopRequest() as stop:
             code = _run(stop)
     except KeyboardInterrupt:
-        return _refuse("stopped at once; what was saved before is kept, run the same command again", code=130)
+        return _refuse("stopped at once; what was saved before is kept, run the same command again", code=EXIT_AT_ONCE)
     if code in (0, EXIT_INTERRUPTED):
         return code
     from experiments.processes import leave_after_error
@@ -136,6 +141,11 @@ def _run(stop: StopRequest) -> int:
         if not processes.first():
             dataset = open_dataset(data, data_dir=data_dir)
         check(settings, dataset.grid, dataset.channels, task=dataset.task)
+        if _MODE.value in ("train", "all") and settings.train.batch_size > len(dataset.splits["train"]):
+            raise SettingsError(
+                f"train.batch_size = {settings.train.batch_size} is more than the {len(dataset.splits['train'])} "
+                "training signals; give at most as many"
+            )
         run = RunDirectory(str(_WORKDIR.value), settings, writes=processes.first())
         run.remember_data_dir(data_dir)
         processes.wait_for_all("workdir")

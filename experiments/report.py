@@ -55,7 +55,7 @@ _STYLE = """
   --rule: #394149; --accent: #6cb8ec; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 900px; margin: 0 auto; padding: 24px 16px 64px; }
+main { max-width: 1000px; margin: 0 auto; padding: 24px 16px 64px; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 4px; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 40px 0 12px; padding-top: 12px; border-top: 1px solid var(--rule); }
 p { margin: 0 0 12px; } .soft, figcaption { color: var(--soft); }
@@ -70,7 +70,7 @@ figcaption { font-size: .9rem; margin-top: 6px; }
 .wide { overflow-x: auto; margin-bottom: 16px; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; min-width: 100%; }
 th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid var(--rule); white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th { white-space: normal; vertical-align: bottom; color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; padding-left: 0; }
 .settings td { text-align: left; white-space: normal; overflow-wrap: anywhere; } .settings td:first-child {
   white-space: nowrap; color: var(--soft); }
 details { background: var(--card); border-radius: 8px; padding: 8px 14px; margin-bottom: 8px; }
@@ -104,11 +104,13 @@ def report(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRe
         ),
         _section("Quality against steps, observed points and resolution", _curves(run)),
         _section("Latent space", _figure(run.results("report") / "figures" / "latent_map.png", _map_caption(dataset))),
+        _section("Compression", _compression(run)),
         _section("Classification", _classification(run)),
+        _section("Numbers", _regression(run)),
         _section("Settings", _settings(settings)),
         _section("Where it comes from", _provenance(settings, dataset, latents["test"], run)),
     ]
-    title = f"{dataset.name}: one latent of {settings.model.latent_dim} numbers a signal"
+    title = f"{dataset.about.get('title', dataset.name)}: one latent of {settings.model.latent_dim} numbers a signal"
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -256,6 +258,27 @@ def _classification(run: RunDirectory) -> str:
     return body + _figure(
         path.parent / "figures" / "confusion.png", "Confusion matrices of the test split, true classes in rows."
     )
+
+
+def _compression(run: RunDirectory) -> str:
+    folder = run.results("compress")
+    body = _figure(folder / "figures" / "rate_distortion.png", "Quality against the bits that a signal takes.")
+    return body or _not_run("compress")
+
+
+def _regression(run: RunDirectory) -> str:
+    files = sorted({run.results("report"), run.path, *run.path.glob("variants/*")})
+    results = [json.loads((folder / "regression.json").read_text()) for folder in files
+               if (folder / "regression.json").exists()]  # fmt: skip
+    body = ""
+    for result in results:
+        rows = [
+            [row["model"], row["features"], *(_mean_and_spread(row[name]) for name in ("r2", "mean_absolute_error"))]
+            for row in result["rows"]
+        ]
+        body += f"<p>{escape(result['column'])} of {escape(result['table'])}, test split.</p>"
+        body += _table(["model", "features", "R2", "mean absolute error"], rows)
+    return body or _not_run("regress")
 
 
 def _mean_and_spread(value: Mapping[str, float | None] | None) -> str:

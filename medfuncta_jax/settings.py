@@ -47,10 +47,22 @@ def _matches(value: Any, kind: Any) -> Any:
     raise TypeError
 
 
+_WORDS = {
+    int: "a whole number", float: "a number", str: "text", bool: "True or False", type(None): "None"
+}  # fmt: skip
+
+
 def _describe(kind: Any) -> str:
-    if typing.get_origin(kind) is Literal:
-        return "one of " + ", ".join(repr(option) for option in typing.get_args(kind))
-    return getattr(kind, "__name__", str(kind)) if typing.get_origin(kind) is None else str(kind)
+    """A type in words, for people who set a value."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return "one of " + ", ".join(repr(option) for option in args)
+    if origin is tuple:
+        item = _describe(args[0])
+        return f"a list of which each is {item}" if item.startswith("one of") else f"a list, each {item}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(option) for option in args)
+    return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))
 
 
 def dataclass_from_dict(cls: Any, values: Mapping[str, Any], path: str = "") -> Any:
