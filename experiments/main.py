@@ -84,7 +84,7 @@ def _parse(argv: Sequence[str]) -> None:
         raise flags.Error(f"--config={file} cannot be loaded: {error}") from error
     except flags.IllegalFlagValueError as error:
         if "Traceback" not in str(error):
-            raise
+            raise flags.Error(_in_words(str(error))) from error
         # Raised by the file's get_config, an unknown variant for one; ml_collections adds the traceback as text.
         raise flags.Error(f"--config={file} cannot be loaded: {str(error).strip().splitlines()[-1]}") from error
     for name in ("config", "workdir"):
@@ -96,6 +96,18 @@ def _parse(argv: Sequence[str]) -> None:
         raise flags.Error(f"--config={file} cannot be loaded: {str(error).splitlines()[-1].strip()}") from error
     if len(rest) > 1:
         raise flags.Error(f"{rest[1]!r} is not a flag; overrides are written --config.train.steps=1000")
+
+
+def _in_words(error: str) -> str:
+    """absl's message about a value, with types named as people do."""
+    for said, wanted in (
+        ("invalid literal for int()", "a whole number"),
+        ("could not convert string to float", "a number"),
+        ("Non-boolean argument", "True or False"),
+    ):
+        if said in error:
+            return f"{error.removeprefix('flag ').partition(': ')[0]} must be {wanted}"
+    return error
 
 
 def _run(stop: StopRequest) -> int:

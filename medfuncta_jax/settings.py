@@ -50,6 +50,7 @@ def _matches(value: Any, kind: Any) -> Any:
 _WORDS = {
     int: "a whole number", float: "a number", str: "text", bool: "True or False", type(None): "None"
 }  # fmt: skip
+_PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
 
 
 def _describe(kind: Any) -> str:
@@ -58,8 +59,8 @@ def _describe(kind: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(repr(option) for option in args)
     if origin is tuple:
-        item = _describe(args[0])
-        return f"a list of which each is {item}" if item.startswith("one of") else f"a list, each {item}"
+        several = _PLURALS.get(args[0], _describe(args[0]).replace("one of", "some of"))
+        return f"a list of {several}"
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_describe(option) for option in args)
     return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))
