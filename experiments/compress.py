@@ -58,7 +58,7 @@ def compress(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
 
     def quality(images: np.ndarray) -> dict[str, float]:
         values = metrics.signal_metrics(images.reshape(signals.shape), signals)
-        return {name: float(np.mean(values[name], dtype=np.float64)) for name in ("psnr", "ssim")}
+        return {name: float(np.mean(np.asarray(values[name]), dtype=np.float64)) for name in ("psnr", "ssim")}
 
     def decoded(some: np.ndarray) -> np.ndarray:
         """In batches of one shape, the last one padded."""

@@ -23,7 +23,7 @@ _OF_LATENTS = ("fit.", "extract.dtype")
 # What the results of a stage depend on beside its latents.
 _OF_STAGES: dict[str, tuple[str, ...]] = {
     "extract": (),
-    "evaluate": ("evaluate.", "extract.splits"),
+    "evaluate": ("evaluate.",),
     "decode": (),
     "compress": ("compress.",),
     "curves": ("curves.", "evaluate.resamples"),
