@@ -25,6 +25,7 @@ from experiments.progress import log
 from experiments.run_directory import RunDirectory, RunError
 from medfuncta_jax import methods, sharding
 from medfuncta_jax.datasets import Dataset
+from medfuncta_jax.datasets.dataset import NEW
 from medfuncta_jax.field import STEP_SIZE
 from medfuncta_jax.settings import Settings
 
@@ -114,7 +115,7 @@ def _tried(settings: Settings, dataset: Dataset) -> dict[int, float]:
     field = methods.check(settings, dataset.grid, dataset.channels, task=dataset.task)
     mesh = sharding.data_mesh(jax.local_devices())
     params = sharding.replicate(mesh, field.init(jax.random.key(settings.seed)))
-    splits = [split for name, split in dataset.splits.items() if name in settings.extract.splits]
+    splits = [split for name, split in dataset.splits.items() if name in (*settings.extract.splits, NEW)]
     unit, signals = jax.device_count(), sum(len(split) for split in splits)
     several = max(1, min(_SIGNALS, _POINTS // math.prod(dataset.grid), signals) // unit)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import itertools
 import json
 import math
@@ -15,6 +17,7 @@ import numpy as np
 
 from experiments import figures
 from experiments.interruption import StopRequest
+from experiments.kept_rows import KeptRows
 from experiments.principal_axes import principal_axes
 from experiments.progress import Progress, log
 from experiments.run_directory import RunDirectory, RunError, write_json
@@ -22,7 +25,7 @@ from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.checkpoint import load_field
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets import Dataset
-from medfuncta_jax.datasets.dataset import SPLITS, Task
+from medfuncta_jax.datasets.dataset import SPLITS, Task, without_labels
 from medfuncta_jax.latent_store import LatentSplit, load_latents
 from medfuncta_jax.settings import Settings, SettingsError
 from medfuncta_jax.signal_metric import signal_metric
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
     from experiments.classifiers import Outcome
 
 JSON_FILE, TABLE_FILE, FIGURE_FILE = "classification.json", "classification.md", "confusion.png"
+ROWS_FILE = "classification.rows.json"
+# A row that is more than this part of the work is said before it begins.
+_COSTLY = 0.4
 
 _NETWORKS = {"resnet50": "ResNet50", "efficientnet_b0": "EfficientNet-B0"}
 _FEATURES = {"latents": "latents", "metric": "latents, signal metric", "pca": "PCA", "values": "values"}
@@ -50,13 +56,14 @@ def classify(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
     """Write `classification.json`, `classification.md` and a figure of confusion matrices; returns the first.
 
     Everything is trained on the training split, chosen on validation and scored once, on test. Signals without a label
-    are left out, except that PCA, as the field, has seen all training signals.
+    are left out, except that PCA, as the field, has seen all training signals. Which rows cost most is said before they
+    begin; each is kept in `classification.rows.json` as soon as it is done, so that a stop loses the one in work.
 
     Raises:
       RunError: no labels, latents of other data, or an extra not installed.
       SettingsError: a classifier that cannot see these signals.
       CheckpointError, LatentStoreError: no field, no latents, latents that are incomplete or of another field.
-      Interrupted: a stop was asked for; nothing is written.
+      Interrupted: a stop was asked for; finished rows are kept.
     """
     try:
         from experiments import classifiers
@@ -77,7 +84,7 @@ def classify(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
     if networks:
         classifiers.keras_on_jax()
     latents = matching_latents(dataset, run)
-    labels = {name: np.asarray(split.labels) for name, split in latents.items()}
+    labels = {name: split.annotations().labels for name, split in dataset.splits.items()}
     rows = {
         name: np.flatnonzero((np.reshape(values, (len(values), -1)) >= 0).all(1)) for name, values in labels.items()
     }
@@ -93,7 +100,7 @@ def classify(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
         return [classifiers.Labelled(features[name][rows[name]], labels[name]) for name in SPLITS]
 
     def may_stop() -> None:
-        stop.check("no table is written before all is trained, the classification starts over")
+        stop.check(f"finished rows are in {kept.path}")
 
     def watched(name: str) -> Callable[[float], None]:
         """What the training of a classifier calls after every epoch."""
@@ -115,18 +122,42 @@ def classify(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
         names = {"classifier": classifier, "features": features}
         return names | summary_of(outcomes, labels["test"], scores, dataset.task)
 
-    table: list[dict[str, Any]] = []
     seeds = range(settings.seed, settings.seed + ours.seeds)
     neighbours = ours.neighbours if "knn" in ours.classifiers else ()
     normalisations = ours.normalise if "mlp" in ours.classifiers else ()
     features = ours.features if neighbours or normalisations else ()
     fits = len(features) * (len(neighbours) + len(seeds) * len(normalisations)) + len(seeds) * len(networks)
+    say_costs(settings, dataset, len(labels["train"]), normalisations, features)
+    kept = KeptRows(run.results("classify") / ROWS_FILE, {
+        "field_sha256": latents["test"].about["field_sha256"],
+        "latents": digest(*(np.asarray(latents[name].latents) for name in SPLITS)),
+        "labels": digest(*(labels[name] for name in SPLITS), *(rows[name] for name in SPLITS)),
+        "settings": json.loads(json.dumps({"classify": asdict(ours), "seed": settings.seed, "task": dataset.task})),
+    })  # fmt: skip
+    table: list[dict[str, Any]] = []
     with Progress("classify", total=fits, unit="classifiers") as progress:
-        for kind in features:
-            train, val, test = labelled(vectors(kind, settings, dataset, latents, run, notes))
-            for k in neighbours:
-                outcome = classifiers.nearest_neighbours(train, test, neighbours=k, classes=classes)
-                table.append(row(f"k-NN, k = {k}", _FEATURES[kind], [done(outcome)]))
+
+        def add(name: str, fits: int, make: Callable[[], dict[str, Any]]) -> None:
+            if name in kept.rows:
+                progress.advance(fits)
+            else:
+                kept.add(name, make())
+            table.append(kept.rows[name])
+
+        @functools.lru_cache(maxsize=1)
+        def of_kind(kind: str) -> list[classifiers.Labelled]:
+            said: list[str] = []
+            found = labelled(vectors(kind, settings, dataset, latents, run, said))
+            kept.notes[kind] = said
+            return found
+
+        def neighbour_row(kind: str, k: int) -> dict[str, Any]:
+            train, _, test = of_kind(kind)
+            outcome = classifiers.nearest_neighbours(train, test, neighbours=k, classes=classes)
+            return row(f"k-NN, k = {k}", _FEATURES[kind], [done(outcome)])
+
+        def mlp_row(kind: str) -> dict[str, Any]:
+            train, val, test = of_kind(kind)
             candidates = [
                 {"normalise": normalise}
                 | row("MLP", _FEATURES[kind], [
@@ -138,19 +169,27 @@ def classify(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
                 ])
                 for normalise in normalisations
             ]  # fmt: skip
-            if candidates:
-                tried = {each["normalise"]: each["val_accuracy"]["mean"] for each in candidates}
-                table.append(max(candidates, key=lambda each: tried[each["normalise"]]) | {"tried": tried})
-        if networks:
+            tried = {each["normalise"]: each["val_accuracy"]["mean"] for each in candidates}
+            return max(candidates, key=lambda each: tried[each["normalise"]]) | {"tried": tried}
+
+        def network_row(name: str) -> dict[str, Any]:
             images = labelled({name: split.signals(slice(None)) for name, split in dataset.splits.items()})
-        for name in networks:
-            table.append(row(_NETWORKS[name], "images", [
+            return row(_NETWORKS[name], "images", [
                 done(classifiers.image_network(
                     name, *images, classes=classes, seed=seed, settings=ours,
                     after_epoch=watched(_NETWORKS[name]), after_batch=may_stop,
                 ))
                 for seed in seeds
-            ]))  # fmt: skip
+            ])  # fmt: skip
+
+        for kind in features:
+            for k in neighbours:
+                add(f"k-NN {k}, {kind}", 1, functools.partial(neighbour_row, kind, k))
+            if normalisations:
+                add(f"MLP, {kind}", len(seeds) * len(normalisations), functools.partial(mlp_row, kind))
+        for name in networks:
+            add(name, len(seeds), functools.partial(network_row, name))
+    notes += [note for kind in features for note in kept.notes.get(kind, [])]
 
     result = {
         "data": dataset.about.get("title", dataset.name),
@@ -164,14 +203,51 @@ def classify(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
         "notes": notes,
         "rows": table,
     }
-    write_json(run.path / JSON_FILE, result)
+    folder = run.results("classify")
+    write_json(folder / JSON_FILE, result)
     markdown = as_markdown(result)
-    with atomic_path(run.path / TABLE_FILE) as partial:
+    with atomic_path(folder / TABLE_FILE) as partial:
         partial.write_text(markdown)
-    figures.draw_confusion(run.figures / FIGURE_FILE, result)
+    figures.draw_confusion(folder / "figures" / FIGURE_FILE, result)
     run.set_seconds("classify", time.monotonic() - began)
-    log.info("classification in %s:\n%s", run.path / TABLE_FILE, markdown)
+    log.info("classification in %s:\n%s", folder / TABLE_FILE, markdown)
     return result
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """SHA-256 of arrays with their types and shapes."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
+def say_costs(
+    settings: Settings, dataset: Dataset, count: int, normalisations: Sequence[str], features: Sequence[str]
+) -> None:
+    """Log which rows take most of the time, and what leaves them out.
+
+    Args:
+      count: labelled training signals.
+      normalisations, features: of the MLPs, () for none.
+    """
+    ours, values = settings.classify, math.prod(dataset.grid) * dataset.channels
+    sizes = {kind: values if kind == "values" else settings.model.latent_dim for kind in features}
+    parameters = {
+        kind: sum((a + 1) * b for a, b in itertools.pairwise([size, *ours.hidden, len(dataset.classes)]))
+        for kind, size in sizes.items()
+    }
+    if not normalisations or not parameters:
+        return
+    whole, fits = sum(parameters.values()), ours.seeds * len(normalisations)
+    for kind, own in parameters.items():
+        others = tuple(one for one in features if one != kind)
+        if others and own > _COSTLY * whole:
+            log.info(
+                "classify: the MLP on %s has %.3g parameters and is trained %d times, %d epochs on %d signals: %d %% "
+                "of all MLPs' work; --config.classify.features=\"%s\" leaves it out",
+                _FEATURES[kind], own, fits, ours.epochs, count, round(100 * own / whole), others,
+            )  # fmt: skip
 
 
 def matching_latents(dataset: Dataset, run: RunDirectory) -> dict[str, LatentSplit]:
@@ -186,15 +262,20 @@ def matching_latents(dataset: Dataset, run: RunDirectory) -> dict[str, LatentSpl
             f"{dataset.name} has no labels to classify by; choose a source that has some, or name a table of them with "
             "data.labels where the source reads one"
         )
+    return matching_store(dataset, run)
+
+
+def matching_store(dataset: Dataset, run: RunDirectory) -> dict[str, LatentSplit]:
+    """`matching_latents`, whether or not there are labels."""
     latents = load_latents(run.latents, splits=SPLITS, field=run.path)
     for name in SPLITS:
         place, remedy = run.latents / name, "remove the latents and extract again (--mode=extract)"
         stored, known = latents[name], dataset.splits[name].annotations()
-        about = json.loads(json.dumps(dataset.about))
-        described = stored.about.get("data", {})  # a part of what the data set says of itself
+        about = json.loads(json.dumps(without_labels(dataset.about)))
+        described = without_labels(stored.about.get("data", {}))  # a part of what the data set says of itself
         same = bool(described) and all(about.get(key) == value for key, value in described.items())
         same = same and list(stored.ids) == list(known.ids)
-        if not same or not np.array_equal(np.asarray(stored.labels), known.labels):
+        if not same:
             raise RunError(f"{place}: latents of other data than {dataset.name} as it is now; {remedy}")
         if not np.isfinite(np.asarray(stored.latents)).all():
             raise RunError(f"{place}: some latents are not finite; {remedy}")

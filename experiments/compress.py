@@ -58,7 +58,7 @@ def compress(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
 
     def quality(images: np.ndarray) -> dict[str, float]:
         values = metrics.signal_metrics(images.reshape(signals.shape), signals)
-        return {name: float(np.mean(values[name], dtype=np.float64)) for name in ("psnr", "ssim")}
+        return {name: float(np.mean(np.asarray(values[name]), dtype=np.float64)) for name in ("psnr", "ssim")}
 
     def decoded(some: np.ndarray) -> np.ndarray:
         """In batches of one shape, the last one padded."""
@@ -84,19 +84,20 @@ def compress(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
             stop.check("nothing of the compression is kept")
     uncompressed = quality(decoded(np.asarray(latents[rows])))
     result = {"signals": len(rows), "latent_dim": train.shape[1], "spread": wanted.spread, "curves": curves}
-    write_json(run.path / _FILE, {**result, "uncompressed": uncompressed, "conventions": _CONVENTIONS})
+    folder = run.results("compress")
+    write_json(folder / _FILE, {**result, "uncompressed": uncompressed, "conventions": _CONVENTIONS})
     drawn = {"this field" if wanted.beside else "field": curves["field"]}
     drawn |= {Path(other).name: _of_run(Path(other)) for other in wanted.beside}
     drawn |= {name: curve for name, curve in curves.items() if name != "field"}
     figures.draw_rate_distortion(
-        run.figures / "rate_distortion.png",
+        folder / "figures" / "rate_distortion.png",
         {name: [(point["bits_per_point"], point["psnr"]) for point in curve] for name, curve in drawn.items()},
         unit="bits per " + {1: "sample", 2: "pixel", 3: "voxel"}[len(dataset.grid)],
     )
     last = curves["field"][-1]
     log.info(
         "compress: %.2f bits a point at %.2f dB (%.2f dB from the latents as they are), %s",
-        last["bits_per_point"], last["psnr"], uncompressed["psnr"], run.path / _FILE,
+        last["bits_per_point"], last["psnr"], uncompressed["psnr"], folder / _FILE,
     )  # fmt: skip
 
 

@@ -13,7 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import interpolate, ndimage
@@ -23,6 +29,7 @@ from experiments import figures
 from experiments.finer import NoFinerGrid, finer_plan, inner_samples, true_signals
 from experiments.fit import fit_signals
 from experiments.interruption import StopRequest
+from experiments.kept_rows import KeptRows
 from experiments.progress import Progress, log
 from experiments.run_directory import RunDirectory, write_json
 from medfuncta_jax import metrics, sharding
@@ -32,6 +39,7 @@ from medfuncta_jax.datasets import Dataset
 from medfuncta_jax.datasets.volumes import resample
 from medfuncta_jax.field import STEP_SIZE
 from medfuncta_jax.fit import reconstruct
+from medfuncta_jax.latent_store import field_checksum
 from medfuncta_jax.settings import Settings
 
 # Values that are decoded and compared at once.
@@ -62,7 +70,7 @@ def curves(
 
     Raises:
       CheckpointError: no trained field.
-      Interrupted: a stop was asked for; nothing is written.
+      Interrupted: a stop was asked for; finished points are kept, in `curves.points.json`.
     """
     field, params = load_field(run.path)
     split, wanted = dataset.splits["test"], settings.curves
@@ -70,10 +78,25 @@ def curves(
     ids = split.annotations().ids
     signals, mesh = split.signals(rows), sharding.data_mesh()
 
+    folder = run.results("curves")
+    kept = KeptRows(folder / "curves.points.json", {
+        "field_sha256": field_checksum(run.path),
+        "signals": hashlib.sha256(np.ascontiguousarray(signals).tobytes()).hexdigest(),
+        "settings": json.loads(json.dumps({
+            "fit": asdict(settings.fit), "seed": settings.seed, "resamples": settings.evaluate.resamples,
+        })),
+    })  # fmt: skip
+
     def fitted(steps: int, weights: np.ndarray | None = None) -> np.ndarray:
         changed = dataclasses.replace(settings, fit=dataclasses.replace(settings.fit, steps=steps))
-        stop.check("nothing of the curves is kept")
-        return fit_signals(field, params, split, rows, changed, mesh, step_size=STEP_SIZE, weights=weights).latents
+        may_stop()
+        return fit_signals(
+            field, params, split, rows, changed, mesh, step_size=STEP_SIZE, weights=weights,
+            after_batch=lambda count, psnr: may_stop(),
+        ).latents  # fmt: skip
+
+    def may_stop() -> None:
+        stop.check(f"finished points are in {kept.path}")
 
     def summary(values: Mapping[str, np.ndarray]) -> dict:
         return metrics.summary(values, resamples=settings.evaluate.resamples, seed=settings.seed)
@@ -81,48 +104,70 @@ def curves(
     def of_field(latents: np.ndarray) -> dict:
         return summary(_decoded_quality(field, params, latents, grid(dataset.grid), signals))
 
-    parts = len(wanted.steps) + len(wanted.fractions) + len(wanted.scales)
-    with Progress("curves", total=parts, unit="points") as progress:
-        by_steps = []
-        for steps in sorted(set(wanted.steps)):
-            by_steps.append({"steps": steps, "field": of_field(fitted(steps))})
-            progress.advance()
-        by_fraction = []
-        order = _random_orders(settings.seed, rows, int(np.prod(dataset.grid)))
-        for fraction in sorted(set(wanted.fractions)):
-            points = max(1, round(fraction * order.shape[1]))
-            observed = order < points  # [n, N]
-            point = {"fraction": fraction, "points": points}
-            point["field"] = of_field(fitted(settings.fit.steps, observed.astype(np.float32)))
-            if points < order.shape[1]:  # an interpolation of all points is the signal
-                images = [interpolated(signal, seen) for signal, seen in zip(signals, observed, strict=True)]
-                baseline = "linear" if len(dataset.grid) < 3 else "inverse distance"
-                point[baseline] = summary(_quality(np.stack(images), signals))
-            by_fraction.append(point)
-            progress.advance()
-        by_scale, absent = [], {}
-        latents = fitted(settings.fit.steps) if wanted.scales else np.zeros((0, 0))
-        for scale in sorted(set(wanted.scales)):
-            try:
-                plan = finer_plan(settings.data, scale, data_dir=data_dir)
-            except NoFinerGrid as reason:
-                absent[str(scale)] = str(reason)
-                log.info("curves: no true signals at %dx the training resolution: %s", scale, reason)
+    @functools.cache
+    def latents() -> np.ndarray:
+        return fitted(settings.fit.steps)
+
+    order = _random_orders(settings.seed, rows, int(np.prod(dataset.grid)))
+
+    def at_steps(steps: int) -> dict:
+        return {"steps": steps, "field": of_field(fitted(steps))}
+
+    def at_fraction(fraction: float) -> dict:
+        points = max(1, round(fraction * order.shape[1]))
+        observed = order < points  # [n, N]
+        point = {"fraction": fraction, "points": points}
+        point["field"] = of_field(fitted(settings.fit.steps, observed.astype(np.float32)))
+        if points < order.shape[1]:  # an interpolation of all points is the signal
+            images = []
+            for signal, seen in zip(signals, observed, strict=True):
+                images.append(interpolated(signal, seen))
+                may_stop()
+            baseline = "linear" if len(dataset.grid) < 3 else "inverse distance"
+            point[baseline] = summary(_quality(np.stack(images), signals))
+        return point
+
+    def at_scale(scale: int) -> dict:
+        try:
+            plan = finer_plan(settings.data, scale, data_dir=data_dir)
+        except NoFinerGrid as reason:
+            log.info("curves: no true signals at %dx the training resolution: %s", scale, reason)
+            return {"absent": str(reason)}
+        values: dict[str, list[dict[str, np.ndarray]]] = {}
+        place = {ids[row]: k for k, row in enumerate(rows)}
+        for name, truth in true_signals(plan, place.keys()):
+            k = place[name]
+            one = _against_truth(field, params, latents()[k : k + 1], signals[k], truth)
+            for method, value in one.items():
+                values.setdefault(method, []).append(value)
+            may_stop()
+        figures_of = {method: summary(_joined(of)) for method, of in values.items()}
+        agreement = figures_of.pop("agreement")["psnr"]
+        return {"scale": scale, "grid": list(plan.grid), "agreement_psnr": agreement, **figures_of}
+
+    makers: dict[str, tuple[Callable[[Any], dict], tuple]] = {
+        "steps": (at_steps, wanted.steps),
+        "fraction": (at_fraction, wanted.fractions),
+        "scale": (at_scale, wanted.scales),
+    }
+    asked = [(along, value) for along, (_, values) in makers.items() for value in sorted(set(values))]
+    done = [f"{along} {value:g}" in kept.rows for along, value in asked]
+    found: dict[str, list[dict]] = {along: [] for along in makers}
+    absent = {}
+    with Progress("curves", total=len(asked), done=sum(done), unit="points") as progress:
+        for (along, value), is_done in zip(asked, done, strict=True):
+            name = f"{along} {value:g}"
+            # A finer grid that is absent may have come since.
+            if not is_done or "absent" in kept.rows[name]:
+                kept.add(name, makers[along][0](value))
+            if "absent" in kept.rows[name]:
+                absent[str(value)] = kept.rows[name]["absent"]
             else:
-                values: dict[str, list[dict[str, np.ndarray]]] = {}
-                place = {ids[row]: k for k, row in enumerate(rows)}
-                for name, truth in true_signals(plan, place.keys()):
-                    k = place[name]
-                    one = _against_truth(field, params, latents[k : k + 1], signals[k], truth)
-                    for method, value in one.items():
-                        values.setdefault(method, []).append(value)
-                    stop.check("nothing of the curves is kept")
-                figures_of = {method: summary(_joined(of)) for method, of in values.items()}
-                agreement = figures_of.pop("agreement")["psnr"]
-                by_scale.append({"scale": scale, "grid": list(plan.grid), "agreement_psnr": agreement, **figures_of})
-            progress.advance()
-    _draw(run, by_steps, by_fraction, by_scale, steps=settings.fit.steps)
-    write_json(run.path / "curves.json", {
+                found[along].append(kept.rows[name])
+            progress.advance(0 if is_done else 1)
+    by_steps, by_fraction, by_scale = found.values()
+    _draw(folder / "figures", by_steps, by_fraction, by_scale, steps=settings.fit.steps)
+    write_json(folder / "curves.json", {
         "signals": len(rows),
         "ids": [ids[row] for row in rows],
         "grid": list(dataset.grid),
@@ -205,17 +250,17 @@ def _joined(found: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
 
 
-def _draw(run: RunDirectory, by_steps: list, by_fraction: list, by_scale: list, *, steps: int) -> None:
+def _draw(folder: Path, by_steps: list, by_fraction: list, by_scale: list, *, steps: int) -> None:
     figures.draw_quality(
-        run.figures / "curve_steps.png", by_steps, along="steps", label="test-time steps H", marked=steps,
+        folder / "curve_steps.png", by_steps, along="steps", label="test-time steps H", marked=steps,
         ticks={point["steps"]: str(point["steps"]) for point in by_steps},
     )  # fmt: skip
     figures.draw_quality(
-        run.figures / "curve_fractions.png", by_fraction, along="fraction", label="observed part of the points",
+        folder / "curve_fractions.png", by_fraction, along="fraction", label="observed part of the points",
         ticks={point["fraction"]: f"{100 * point['fraction']:.3g}%" for point in by_fraction},
     )  # fmt: skip
     if by_scale:
         figures.draw_quality(
-            run.figures / "curve_scales.png", by_scale, along="scale", label="resolution (times that of training)",
+            folder / "curve_scales.png", by_scale, along="scale", label="resolution (times that of training)",
             ticks={point["scale"]: f"{point['scale']}x\n{'x'.join(map(str, point['grid']))}" for point in by_scale},
         )  # fmt: skip

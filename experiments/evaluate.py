@@ -72,7 +72,7 @@ def evaluate(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
         ]
         if name == "test":
             _draw(field, params, split, stored, run)
-    with atomic_path(run.path / "evaluation.csv") as partial, partial.open("w", newline="") as file:
+    with atomic_path(run.evaluation_file.with_suffix(".csv")) as partial, partial.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([["split", "id", "label", *values], *rows])
     run.set_seconds("evaluate", time.monotonic() - began)
     results["seconds"] = {stage: run.seconds().get(stage, 0.0) for stage in ("train", "extract", "evaluate")}
@@ -103,17 +103,18 @@ def _measured(images: np.ndarray, signals: np.ndarray, perceptual: dict[str, np.
 
 def _draw(field, params, split, stored, run: RunDirectory) -> None:
     """Test signals from the worst to the best PSNR, evenly spaced, and the learning curve."""
+    folder = run.results("evaluate") / "figures"
     order = np.argsort(stored.psnr)
     chosen = order[np.linspace(0, len(order) - 1, min(_PICTURED, len(order))).round().astype(int)]
     signals = split.signals(chosen)
     images = np.asarray(reconstruct(field, params, stored.latents[chosen], grid(signals.shape[1:-1])))
     affines = stored.affines
     figures.draw_reconstructions(
-        run.figures / "reconstructions.png", signals, np.clip(images, 0, 1).reshape(signals.shape),
+        folder / "reconstructions.png", signals, np.clip(images, 0, 1).reshape(signals.shape),
         titles=[stored.ids[i] for i in chosen], psnr=[float(stored.psnr[i]) for i in chosen],
         oriented=affines is not None,
         spacing=None if affines is None else np.linalg.norm(affines[chosen[0], :3, :3], axis=0),
     )  # fmt: skip
     records = run.read_metrics()
     if records:
-        figures.draw_learning_curve(run.figures / "learning_curve.png", records)
+        figures.draw_learning_curve(folder / "learning_curve.png", records)

@@ -1,6 +1,6 @@
 """A latent store in the layouts of others.
 
-    python -m experiments.export_latents --store=runs/quickstart --format=npz --out=quickstart_npz
+    python -m experiments.export_latents --workdir=runs/quickstart --format=npz --out=quickstart_npz
 
 `npz` writes one `SPLIT.npz` for numpy. `mednf` writes the layout of the published MedNF sets, one
 `SPLIT/datapoint_I.pt` a signal, each a dict of `modulations` (float32 [P]) and `label` (int64 [1], or [tasks]); it
@@ -34,7 +34,7 @@ from medfuncta_jax.latent_store import LatentSplit, LatentStoreError, load_laten
 
 FORMATS = tuple(name for name in get_args(Form) if name != "store")
 
-_STORE = flags.DEFINE_string("store", None, "Run directory, or its latents folder; only read.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory, or its latents folder; only read.")
 _FORMAT = flags.DEFINE_enum("format", "npz", FORMATS, "Layout to write.")
 _OUT = flags.DEFINE_string("out", None, "Folder to make; it must not be there yet.")
 
@@ -152,14 +152,14 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     try:
-        command.parse(argv, required=("store", "out"), example="--store=runs/quickstart --out=exported")
+        command.parse(argv, required=("workdir", "out"), example="--workdir=runs/quickstart --out=exported")
     except flags.Error as error:
         return command.refuse(error, code=2)
     out = Path(str(_OUT.value)).expanduser().absolute()
 
     def export() -> None:
         with StopRequest() as stop:
-            store = load_latents(Path(str(_STORE.value)).expanduser())
+            store = load_latents(Path(str(_WORKDIR.value)).expanduser())
             export_latents(store, _FORMAT.value, out, stop=stop)  # type: ignore[arg-type]  # an enum of FORMATS
         log.info("%s: %s", out, ", ".join(f"{len(split)} {name}" for name, split in store.items()))
 

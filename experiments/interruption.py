@@ -1,13 +1,30 @@
-"""Ctrl-C and a cluster's preemption notice (SIGTERM): finish the step, save, and say so."""
+"""Ctrl-C and a cluster's preemption notice (SIGTERM): answered at once, and heard within two seconds.
+
+A stage looks at its `StopRequest` where it can stop well. Between two looks the process may be in a compiled program, a
+compressed file or a download, which know nothing of it; and as every file is written whole or not at all, and finished
+ones are kept, the process may be left there. Only where a state is in memory alone (training) it is held until that
+is saved.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn, Self
 
 # EX_TEMPFAIL of sysexits.h: not done, saved; run the same command again. Never the code of a crash or a kill.
 EXIT_INTERRUPTED = 75
+# Of a second request, as a shell's of a Ctrl-C.
+EXIT_AT_ONCE = 130
+
+# How long a stage may take to hear of it before the process is left.
+_GRACE_SECONDS = 1.5
 
 
 class Interrupted(Exception):
@@ -20,23 +37,76 @@ class StopRequest:
     def __init__(self):
         self.signal: signal.Signals | None = None
         self._earlier: dict[int, object] = {}
+        self._heard = threading.Event()  # a stage has seen it and ends by itself
+        self._held = threading.Lock()
 
     def __enter__(self) -> Self:
+        # The system's own handler writes to the socket whatever the main thread does.
+        self._ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        self._theirs = theirs
         for number in (signal.SIGINT, signal.SIGTERM):
             self._earlier[number] = signal.signal(number, self._note)
+        self._earlier_fd = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, name="stop request", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._earlier_fd)
         for number, handler in self._earlier.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        self._heard.set()
+        self._theirs.close()  # ends the watch
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
 
+    def _watch(self) -> None:
+        """Answer a request, and leave the process if no stage does so in time."""
+        with self._ours:
+            number = self._next_signal()
+            if number is None:
+                return
+            name = signal.Signals(number).name
+            at_end = "; stopping after this step" if self._held.locked() else "; stopping"
+            print(f"{name}{at_end}, once more stops at once", file=sys.stderr, flush=True)
+            leave = threading.Thread(target=self._leave, args=(name,), daemon=True)
+            leave.start()
+            if self._next_signal() is not None and not self._heard.wait(_GRACE_SECONDS):
+                said = f"error: {name} twice: stopped at once; what was saved before is kept"
+                print(said, file=sys.stderr, flush=True)
+                os._exit(EXIT_AT_ONCE)
+
+    def _next_signal(self) -> int | None:
+        """The number of the next signal of ours, None once the request is over."""
+        while received := self._ours.recv(1):
+            if received[0] in (signal.SIGINT, signal.SIGTERM):
+                return received[0]
+        return None
+
+    def _leave(self, name: str) -> None:
+        if self._heard.wait(_GRACE_SECONDS):
+            return
+        with self._held:
+            # A stage that was held has looked by now, or is about to.
+            if self._heard.wait(_GRACE_SECONDS / 4):
+                return
+            print(
+                f"{name}: stopped; finished files are kept, run the same command again to go on",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+            os._exit(EXIT_INTERRUPTED)
+
     def __bool__(self) -> bool:
         return self.signal is not None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Within, the process is not left: what it has is in memory alone, and the block looks for itself."""
+        with self._held:
+            yield
 
     def check(self, saved: str) -> None:
         """Raise Interrupted if a stop was asked for; `saved` says what is safe."""
@@ -45,5 +115,6 @@ class StopRequest:
 
     def tell(self, saved: str) -> NoReturn:
         """Raise Interrupted; the signal may have been another process's."""
+        self._heard.set()
         name = "another process was asked to stop" if self.signal is None else self.signal.name
         raise Interrupted(f"{name}: {saved}; run the same command again to go on")

@@ -37,7 +37,7 @@ arrays = load_file("{file}")  # latents, labels, ids, psnr{affines}
 ids = [row.tobytes().rstrip(b"\\0").decode() for row in arrays["ids"]]
 ```
 
-Other layouts: `python -m experiments.export_latents --store=DIR --format=npz|mednf|tfds --out=OTHER`.
+Other layouts: `python -m experiments.export_latents --workdir=DIR --format=npz|mednf|tfds --out=OTHER`.
 """,
     "npz": """\
 ```python

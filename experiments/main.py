@@ -2,12 +2,18 @@
 
     python -m experiments.main --config=quickstart --workdir=runs/quickstart
     python -m experiments.main --config=configs/brain_mri.py --workdir=runs/brain --data_dir=DATA --config.seed=1
+    python -m experiments.main --workdir=runs/brain --mode=apply --data_dir=NEW   (a run knows its config and data)
 
 Exit codes: 0 done; 1 refused or failed, with one line that says why; 2 a flag is wrong; 75 stopped by Ctrl-C or
 SIGTERM with everything saved: the same command goes on from there.
 """
 
 from __future__ import annotations
+
+import signal
+
+if __name__ == "__main__":  # a Ctrl-C during the imports below ends the process without a word
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import contextlib
 import importlib
@@ -18,24 +24,31 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 try:
-    from absl import app, flags
+    from absl import flags
     from ml_collections import config_flags
 except ModuleNotFoundError as missing:
     sys.exit(f"error: {missing.name} is not installed: pip install 'medfuncta_jax[train]'")
 
-from experiments import config_files
+from experiments import arguments, config_files
 from experiments.command import FULL_DISK
-from experiments.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
+from experiments.interruption import EXIT_AT_ONCE, EXIT_INTERRUPTED, Interrupted, StopRequest
 
 STAGES = ("train", "extract", "evaluate")  # of --mode=all, in this order
-MODES = (*STAGES, "curves", "compress", "classify", "report", "decode", "all")
+MODES = (*STAGES, "apply", "curves", "compress", "classify", "regress", "report", "decode", "all")
 _TOGETHER = ("train", "extract")  # by all processes; the rest by the first alone
-_BESIDE = ("report", "decode")  # which write what no other stage reads, and may run beside others
+_LABELLED = ("classify", "regress", "report")  # these go by the labels asked for
+_WITHOUT_DATA = ("apply", "decode")  # all that these need of the run is in its directory
+_BESIDE = ("apply", "decode", "report")  # which write what no other stage reads, and may run beside others
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; an interrupted run in it goes on.")
 _MODE = flags.DEFINE_enum("mode", "all", MODES, "Stage to run.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder with the source's files, for sources that need some.")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir",
+    None,
+    "Folder with the source's files; of --mode=apply, the new file or folder. A run remembers its own.",
+)
+_OUT = flags.DEFINE_string("out", None, "Folder for the results of --mode=apply; else WORKDIR/applied/NAME.")
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed", "auto", ["auto", "off"], "Whether the tasks of one Slurm step are one run, or each on its own."
 )
@@ -49,6 +62,9 @@ log = logging.getLogger("medfuncta")
 def main(argv: Sequence[str]) -> int:
     """Run the launcher; returns the exit code."""
     _log_for_people()
+    if arguments.wants_help(argv):
+        print(f"{__doc__}\n{flags.FLAGS.module_help(flags.FLAGS.find_module_defining_flag('workdir'))}")
+        return 0
     try:
         _parse(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -57,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
         with StopRequest() as stop, contextlib.ExitStack() as resources:
             code = _run(stop, resources)
     except KeyboardInterrupt:
-        code = _refuse("stopped at once; what was saved before is kept, run the same command again", code=130)
+        code = _refuse("stopped at once; what was saved before is kept, run the same command again", code=EXIT_AT_ONCE)
     except Exception:  # a fault of this program
         traceback.print_exc()
         code = 1
@@ -69,7 +85,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> None:
-    file = next((word.partition("=")[2] for word in argv if word.lstrip("-").startswith("config=")), "")
+    # Without the module that reads a run's config.json.
+    file = next((word.partition("=")[2] for word in argv if word.startswith("--config=")), "")
+    file = file.partition(":")[2] if file.endswith(".json") else file
     argv = config_files.resolved(argv)
     try:
         rest = flags.FLAGS(list(argv))
@@ -77,7 +95,7 @@ def _parse(argv: Sequence[str]) -> None:
         raise flags.Error(f"--config={file} cannot be loaded: {error}") from error
     except flags.IllegalFlagValueError as error:
         if "Traceback" not in str(error):
-            raise
+            raise flags.Error(_in_words(str(error))) from error
         # Raised by the file's get_config, an unknown variant for one; ml_collections adds the traceback as text.
         raise flags.Error(f"--config={file} cannot be loaded: {str(error).strip().splitlines()[-1]}") from error
     for name in ("config", "workdir"):
@@ -91,6 +109,18 @@ def _parse(argv: Sequence[str]) -> None:
         raise flags.Error(f"{rest[1]!r} is not a flag; overrides are written --config.train.steps=1000")
 
 
+def _in_words(error: str) -> str:
+    """absl's message about a value, with types named as people do."""
+    for said, wanted in (
+        ("invalid literal for int()", "a whole number"),
+        ("could not convert string to float", "a number"),
+        ("Non-boolean argument", "True or False"),
+    ):
+        if said in error:
+            return f"{error.removeprefix('flag ').partition(': ')[0]} must be {wanted}"
+    return error
+
+
 def _run(stop: StopRequest, resources: contextlib.ExitStack) -> int:
     # After the flags, so that a typo is answered at once: these imports take seconds.
     import jax
@@ -99,7 +129,13 @@ def _run(stop: StopRequest, resources: contextlib.ExitStack) -> int:
     from experiments.batch_size import settled
     from experiments.compilation import keep_compiled
     from experiments.lock import held
-    from experiments.run_directory import RunDirectory, RunError
+    from experiments.run_directory import (
+        RunDirectory,
+        RunError,
+        remembered_data_dir,
+        stored_settings,
+        with_labels_of,
+    )
     from experiments.signal_record import held_apart
     from experiments.summary import summary
     from medfuncta_jax.checkpoint import CheckpointError
@@ -117,24 +153,34 @@ def _run(stop: StopRequest, resources: contextlib.ExitStack) -> int:
         processes.join(_DISTRIBUTED.value != "off", _COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         if not processes.first():
             log.setLevel(logging.ERROR)
-        if _MODE.value == "decode":  # all it needs is in the run directory
+        if _MODE.value in _WITHOUT_DATA:
+            more = {"data_dir": _DATA_DIR.value, "out": _OUT.value} if _MODE.value == "apply" else {}
             if processes.first():
-                _stage("decode")(settings, RunDirectory(str(_WORKDIR.value), settings), stop)
-            processes.wait_for_all("decode")
+                _stage(_MODE.value)(settings, RunDirectory(str(_WORKDIR.value), settings), stop, **more)
+            processes.wait_for_all(_MODE.value)
             return 0
+        data_dir = _DATA_DIR.value or remembered_data_dir(str(_WORKDIR.value))
+        # Other labels are joined by the stages that need them; signals and latents are those of the run.
+        data = with_labels_of(settings, stored_settings(str(_WORKDIR.value)) or settings).data
         if processes.first():  # it prepares what the others then read
-            dataset = open_dataset(settings.data, data_dir=_DATA_DIR.value)
+            dataset = open_dataset(data, data_dir=data_dir)
         processes.wait_for_all("data")
         if not processes.first():
-            dataset = open_dataset(settings.data, data_dir=_DATA_DIR.value)
+            dataset = open_dataset(data, data_dir=data_dir)
         check(settings, dataset.grid, dataset.channels, task=dataset.task)
+        if _MODE.value in ("train", "all") and settings.train.batch_size > len(dataset.splits["train"]):
+            raise SettingsError(
+                f"train.batch_size = {settings.train.batch_size} is more than the {len(dataset.splits['train'])} "
+                "training signals; give at most as many"
+            )
         run = RunDirectory(str(_WORKDIR.value), settings, writes=False)  # refused before it waits
         if processes.first() and _MODE.value not in _BESIDE:
             array = _MODE.value == "extract" and settings.extract.shards > 1
             resources.enter_context(held(run.path, f"--mode={_MODE.value}", shared=array, stop=stop))
-        run = RunDirectory(run.path, settings, writes=processes.first())
+        run = RunDirectory(str(_WORKDIR.value), settings, writes=processes.first())
         if processes.first():  # it writes what the others then read
             dataset = held_apart(dataset, run)
+        run.remember_data_dir(data_dir)
         processes.wait_for_all("workdir")
         if not processes.first():
             dataset = held_apart(dataset, run)
@@ -145,9 +191,13 @@ def _run(stop: StopRequest, resources: contextlib.ExitStack) -> int:
             "x".join(map(str, dataset.grid)), dataset.channels, processes.devices(), run.path,
         )  # fmt: skip
         for name in STAGES if _MODE.value == "all" else [_MODE.value]:
-            more = {"data_dir": _DATA_DIR.value} if name == "curves" else {}
+            more = {"data_dir": data_dir} if name in ("curves", "regress") else {}
             if name in _TOGETHER or processes.first():
-                _stage(name)(settings, dataset, run, stop, **more)
+                labelled = dataset
+                if name in _LABELLED and settings.data != data:
+                    labelled = held_apart(open_dataset(settings.data, data_dir=data_dir), run)
+                ours = run.training_settings if name == "train" else settings
+                _stage(name)(ours, labelled, run, stop, **more)
             processes.wait_for_all(name)
         if processes.first():
             print(summary(settings, dataset, run))
@@ -209,5 +259,5 @@ def _log_for_people() -> None:
 
 
 if __name__ == "__main__":
-    app.define_help_flags()
+    sys.argv[:] = arguments.arranged(sys.argv)  # in place: ml_collections looks for overrides there
     sys.exit(main(sys.argv))

@@ -379,7 +379,7 @@ def main(argv: Sequence[str]) -> int:
     source, output = (Path(str(flag.value)).expanduser().absolute() for flag in (_INPUT, _OUTPUT))
 
     def convert_all() -> None:
-        with StopRequest() as stop:
+        with StopRequest() as stop, stop.held():  # until the patients in work are written
             report = preprocess(
                 source, output, processes=_PROCESSES.value, keep_originals=_KEEP.value, stop=stop,
                 kind=_KIND.value, series=_SERIES.value,

@@ -55,7 +55,7 @@ _STYLE = """
   --rule: #394149; --accent: #6cb8ec; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 900px; margin: 0 auto; padding: 24px 16px 64px; }
+main { max-width: 1000px; margin: 0 auto; padding: 24px 16px 64px; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 4px; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 40px 0 12px; padding-top: 12px; border-top: 1px solid var(--rule); }
 p { margin: 0 0 12px; } .soft, figcaption { color: var(--soft); }
@@ -70,7 +70,8 @@ figcaption { font-size: .9rem; margin-top: 6px; }
 .wide { overflow-x: auto; margin-bottom: 16px; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; min-width: 100%; }
 th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid var(--rule); white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th { white-space: normal; vertical-align: bottom; color: var(--soft); font-weight: 600; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
 .settings td { text-align: left; white-space: normal; overflow-wrap: anywhere; } .settings td:first-child {
   white-space: nowrap; color: var(--soft); }
 details { background: var(--card); border-radius: 8px; padding: 8px 14px; margin-bottom: 8px; }
@@ -90,7 +91,7 @@ def report(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRe
     if not run.evaluation_file.exists():
         raise RunError(f"{run.path} has no evaluation.json to report on; run --mode=evaluate first")
     evaluation = json.loads(run.evaluation_file.read_text())
-    latents = load_latents(run.path, splits=("train", "test"), field=run.path)
+    latents = load_latents(run.latents, splits=("train", "test"), field=run.path)
     _draw_map(dataset, latents["train"], latents["test"], run)
     stop.check("the report starts over")
     _draw_extremes(dataset, latents["test"], run)
@@ -99,14 +100,18 @@ def report(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRe
         _head(settings, dataset, evaluation),
         _section("Figures of the test and validation split", _metrics_table(evaluation)),
         _section("Best and worst reconstructions", _reconstructions(run)),
-        _section("Training", _figure(run.figures / "learning_curve.png", _learning_caption(run))),
+        _section(
+            "Training", _figure(run.results("evaluate") / "figures" / "learning_curve.png", _learning_caption(run))
+        ),
         _section("Quality against steps, observed points and resolution", _curves(run)),
-        _section("Latent space", _figure(run.figures / "latent_map.png", _map_caption(dataset))),
+        _section("Latent space", _figure(run.results("report") / "figures" / "latent_map.png", _map_caption(dataset))),
+        _section("Compression", _compression(run)),
         _section("Classification", _classification(run)),
+        _section("Numbers", _regression(run)),
         _section("Settings", _settings(settings)),
         _section("Where it comes from", _provenance(settings, dataset, latents["test"], run)),
     ]
-    title = f"{dataset.name}: one latent of {settings.model.latent_dim} numbers a signal"
+    title = f"{dataset.about.get('title', dataset.name)}: one latent of {settings.model.latent_dim} numbers a signal"
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -114,7 +119,7 @@ def report(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRe
         + "\n".join(sections)
         + "\n</main>\n</body>\n</html>\n"
     )
-    path = run.path / REPORT_FILE
+    path = run.results("report") / REPORT_FILE
     with atomic_path(path) as partial:
         partial.write_text(page, encoding="utf-8")
     log.info("report in %s", path)
@@ -127,7 +132,7 @@ def _by_class(dataset: Dataset) -> bool:
 
 def _draw_map(dataset: Dataset, train: LatentSplit, test: LatentSplit, run: RunDirectory) -> None:
     figures.draw_latent_map(
-        run.figures / "latent_map.png", np.asarray(train.latents), np.asarray(test.latents),
+        run.results("report") / "figures" / "latent_map.png", np.asarray(train.latents), np.asarray(test.latents),
         labels=np.asarray(test.labels) if _by_class(dataset) else None,
         classes=dataset.classes, psnr=np.asarray(test.psnr),
     )  # fmt: skip
@@ -143,7 +148,7 @@ def _draw_extremes(dataset: Dataset, stored: LatentSplit, run: RunDirectory) -> 
         images = np.asarray(reconstruct(field, params, latents, grid(dataset.grid))).reshape(signals.shape)
         affines = stored.affines
         figures.draw_reconstructions(
-            run.figures / f"{name}.png", signals, np.clip(images, 0, 1),
+            run.results("report") / "figures" / f"{name}.png", signals, np.clip(images, 0, 1),
             titles=[stored.ids[i] for i in chosen], psnr=[float(stored.psnr[i]) for i in chosen],
             oriented=affines is not None,
             spacing=None if affines is None else np.linalg.norm(affines[chosen[0], :3, :3], axis=0),
@@ -216,8 +221,9 @@ def _metrics_table(evaluation: Mapping[str, Any]) -> str:
 
 def _reconstructions(run: RunDirectory) -> str:
     return _figure(
-        run.figures / "best.png", "The test signals with the highest PSNR: input, reconstruction, difference."
-    ) + _figure(run.figures / "worst.png", "The test signals with the lowest PSNR.")
+        run.results("report") / "figures" / "best.png",
+        "The test signals with the highest PSNR: input, reconstruction, difference.",
+    ) + _figure(run.results("report") / "figures" / "worst.png", "The test signals with the lowest PSNR.")
 
 
 def _learning_caption(run: RunDirectory) -> str:
@@ -226,7 +232,7 @@ def _learning_caption(run: RunDirectory) -> str:
 
 
 def _curves(run: RunDirectory) -> str:
-    there = [_figure(run.figures / name, caption) for name, caption in _CURVES]
+    there = [_figure(run.results("curves") / "figures" / name, caption) for name, caption in _CURVES]
     return f'<div class="pair">{"".join(there)}</div>' if any(there) else _not_run("curves")
 
 
@@ -236,7 +242,7 @@ def _map_caption(dataset: Dataset) -> str:
 
 
 def _classification(run: RunDirectory) -> str:
-    path = run.path / "classification.json"
+    path = run.results("classify") / "classification.json"
     if not path.exists():
         return _not_run("classify")
     result = json.loads(path.read_text())
@@ -250,7 +256,30 @@ def _classification(run: RunDirectory) -> str:
         for row in result["rows"]
     ]
     body = _table(["classifier", "parameters", *(title for _, title in scores)], rows)
-    return body + _figure(run.figures / "confusion.png", "Confusion matrices of the test split, true classes in rows.")
+    return body + _figure(
+        path.parent / "figures" / "confusion.png", "Confusion matrices of the test split, true classes in rows."
+    )
+
+
+def _compression(run: RunDirectory) -> str:
+    folder = run.results("compress")
+    body = _figure(folder / "figures" / "rate_distortion.png", "Quality against the bits that a signal takes.")
+    return body or _not_run("compress")
+
+
+def _regression(run: RunDirectory) -> str:
+    files = sorted({run.results("report"), run.path, *run.path.glob("variants/*")})
+    results = [json.loads((folder / "regression.json").read_text()) for folder in files
+               if (folder / "regression.json").exists()]  # fmt: skip
+    body = ""
+    for result in results:
+        rows = [
+            [row["model"], row["features"], *(_mean_and_spread(row[name]) for name in ("r2", "mean_absolute_error"))]
+            for row in result["rows"]
+        ]
+        body += f"<p>{escape(result['column'])} of {escape(result['table'])}, test split.</p>"
+        body += _table(["model", "features", "R2", "mean absolute error"], rows)
+    return body or _not_run("regress")
 
 
 def _mean_and_spread(value: Mapping[str, float | None] | None) -> str:

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.settings import Settings, SettingsError
 
-# What makes two runs the same run; other groups belong to one stage, and are saved with what that stage writes.
-_OF_THE_RUN = ("data", "seed", "model", "inner", "train", "fit")
+# What makes two runs the same run; the rest belongs to stages after training, whose results have names of their own.
+_OF_THE_RUN = ("data", "seed", "model", "inner", "train")
+# Of the data, what says labels, which are joined to the signals by their ids.
+_LABELS = ("data.labels", "data.label_column", "data.no_value")
+# What the latents of a run depend on beside its field.
+_OF_LATENTS = ("fit.", "extract.dtype")
+# What the results of a stage depend on beside its latents.
+_OF_STAGES: dict[str, tuple[str, ...]] = {
+    "extract": (),
+    "evaluate": ("evaluate.",),
+    "decode": (),
+    "compress": ("compress.",),
+    "curves": ("curves.", "evaluate.resamples"),
+    "classify": ("classify.", *_LABELS),
+    "regress": ("regress.", "data.labels"),
+    "report": ("evaluate.", "curves.", "classify.", "compress.", *_LABELS),
+}
+_VARIANTS, _LONGEST_NAME = "variants", 120
 # Where things lie on one machine or another, which changes no result.
 _PLACES = ("data.cache_dir",)
+_PLACES_FILE = "places.json"
 # What trades time for memory and changes rounding alone: a run that was too large for its device can go on.
 _TRADES = (
     "inner.remat", "train.micro_batch", "train.points_per_chunk", "train.modulation_shards", "fit.batch_size"
@@ -52,11 +72,76 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     return records
 
 
+def stored_settings(workdir: Path | str) -> Settings | None:
+    """The settings in a run's `config.json`, None where there is none.
+
+    Raises:
+      RunError: it is damaged, or of another version.
+    """
+    file = Path(workdir).expanduser() / "config.json"
+    try:
+        # Settings that have come since are at their defaults, which leave a run what it was.
+        return Settings.from_dict(json.loads(file.read_text()))
+    except FileNotFoundError:
+        return None
+    except SettingsError as error:
+        raise RunError(f"{file} is of another version ({error}); name another --workdir") from error
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} is damaged; remove it or name another --workdir") from error
+
+
+def free_labels(settings: Settings) -> tuple[str, ...]:
+    """The settings that say labels and nothing of the signals, as columns of a table whose rows are signals would."""
+    options = dict(settings.data.options)
+    return () if options.get("layout") == "row" and not options.get("labels") else _LABELS
+
+
+def with_labels_of(settings: Settings, other: Settings) -> Settings:
+    """`settings` with the labels of `other`, so that its signals are those of `other`."""
+    values, labels = settings.to_dict(), other.to_dict()["data"]
+    for name in free_labels(other):
+        short = name.partition(".")[2]
+        values["data"].pop(short, None)
+        if short in labels:
+            values["data"][short] = labels[short]
+    return Settings.from_dict(values)
+
+
+def _variant_name(values: Mapping[str, Any]) -> str:
+    """Of a folder: NAME=VALUE, with what file systems take; a long one is cut and told apart by a checksum."""
+    words = []
+    for name, value in sorted(values.items()):
+        items = value if isinstance(value, (list, tuple)) else [value]
+        words.append(f"{name}={'+'.join(map(str, items))}")
+    whole = ",".join(words)
+    safe = re.sub(r"[^A-Za-z0-9._=,+-]+", "_", whole)
+    if safe == whole and len(safe) <= _LONGEST_NAME:
+        return safe
+    return f"{safe[:_LONGEST_NAME]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+
+
+def remembered_data_dir(workdir: Path | str) -> str | None:
+    """The data directory that a run was last given, None where it was given none or there is no run."""
+    try:
+        return json.loads((Path(workdir).expanduser() / _PLACES_FILE).read_text())["data_dir"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 class RunDirectory:
     """Paths and small files of one run.
 
     Holds `config.json, signals.json` (what is in which split), `checkpoints/, field.safetensors, metrics.jsonl,
-    tensorboard/, latents/, decoded/, evaluation.json, figures/` and `seconds.json` (time spent a stage).
+    tensorboard/, latents/, decoded/, evaluation.json, figures/`, `seconds.json` (time spent a stage) and `places.json`
+    (where its data is).
+
+    Results of other settings than those in `config.json`, where these are no part of the run's identity, lie below
+    `variants/NAME=VALUE,.../`, in the same layout: the test-time fit (`fit.*`), the type of stored latents, labels, and
+    the settings of a stage.
+
+    Attributes:
+      own: the settings in `config.json`.
+      settings: those asked for; what makes the run is the same.
     """
 
     def __init__(self, path: Path | str, settings: Settings, *, writes: bool = True):
@@ -69,8 +154,9 @@ class RunDirectory:
           RunError: it cannot be written, or holds a run of other settings, whose differing fields are listed.
         """
         self.path = Path(path).expanduser().absolute()
-        self.settings = settings
+        self.settings = self.own = settings
         self.writes = writes
+        self._differing: dict[str, Any] = {}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -86,38 +172,62 @@ class RunDirectory:
     checkpoints = property(lambda self: self.path / "checkpoints")
     metrics_file = property(lambda self: self.path / "metrics.jsonl")
     tensorboard = property(lambda self: self.path / "tensorboard")
-    latents = property(lambda self: self.path / "latents")
-    evaluation_file = property(lambda self: self.path / "evaluation.json")
-    figures = property(lambda self: self.path / "figures")
+    latents = property(lambda self: self.results("extract") / "latents")
+    evaluation_file = property(lambda self: self.results("evaluate") / "evaluation.json")
+
+    @property
+    def training_settings(self) -> Settings:
+        """Those asked for, but the test-time fit as the run was begun with, which validation in training goes by."""
+        own = dataclasses.replace(self.own.fit, batch_size=self.settings.fit.batch_size)
+        return dataclasses.replace(self.settings, data=self.own.data, fit=own)
+
+    def results(self, stage: str) -> Path:
+        """Where a stage writes what it makes of the settings asked for, and later stages read it.
+
+        The run directory, or one of `variants/`, which holds all settings in `settings.json`.
+        """
+        groups = _OF_LATENTS + _OF_STAGES[stage]
+        differing = {name: value for name, value in self._differing.items() if name.startswith(groups)}
+        if not differing:
+            return self.path
+        folder = self.path / _VARIANTS / _variant_name(differing)
+        if self.writes and not (folder / "settings.json").exists():
+            write_json(folder / "settings.json", self.settings.to_dict())
+        return folder
 
     def _compare(self) -> None:
-        try:
-            # Settings that have come since are at their defaults, which leave a run what it was.
-            stored = dict(flat(Settings.from_dict(json.loads(self.config_file.read_text())).to_dict()))
-        except SettingsError as error:
-            raise RunError(f"{self.config_file} is of another version ({error}); name another --workdir") from error
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self.config_file} is damaged; remove it or name another --workdir") from error
-        asked = dict(flat(self.settings.to_dict()))
-        absent = "(absent)"
+        self.own = stored_settings(self.path) or self.settings
+        stored, asked = (dict(flat(settings.to_dict())) for settings in (self.own, self.settings))
+        absent, free = "(absent)", free_labels(self.own)
         differing = [
-            f"{name}: {stored.get(name, absent)!r} there, {asked.get(name, absent)!r} asked for"
+            name
             for name in sorted(stored.keys() | asked.keys())
-            if stored.get(name, absent) != asked.get(name, absent)
-            and name not in _PLACES + _TRADES
-            and name.partition(".")[0] in _OF_THE_RUN
+            if stored.get(name, absent) != asked.get(name, absent) and name not in _PLACES + _TRADES
         ]
-        if differing:
+        refused = [name for name in differing if name.partition(".")[0] in _OF_THE_RUN and name not in free]
+        if refused:
+            said = [
+                f"{name}: {stored.get(name, absent)!r} there, {asked.get(name, absent)!r} asked for" for name in refused
+            ]
             raise RunError(
                 f"workdir {self.path} holds a run with another config; name another --workdir. "
-                f"Differing: {'; '.join(differing)}"
+                f"Differing: {'; '.join(said)}"
             )
+        self._differing = {name: asked.get(name) for name in differing}
 
     def settings_of_the_run(self) -> dict[str, Any]:
-        """The settings that make two runs the same run: no places, and nothing that belongs to one stage."""
+        """What latents come of: the settings that make the run, without places and labels, and the test-time fit."""
         values = self.settings.to_dict()
-        values["data"].pop("cache_dir")
-        return {group: values[group] for group in _OF_THE_RUN}
+        for name in ("data.cache_dir", *free_labels(self.own)):
+            values["data"].pop(name.partition(".")[2], None)
+        return {group: values[group] for group in (*_OF_THE_RUN, "fit")}
+
+    def remember_data_dir(self, data_dir: str | None) -> None:
+        """Note where the data is, for commands that name the run alone."""
+        if self.writes and data_dir is not None:
+            place = str(Path(data_dir).expanduser().absolute())
+            if place != remembered_data_dir(self.path):
+                write_json(self.path / _PLACES_FILE, {"data_dir": place})
 
     def append_metrics(self, records: list[dict[str, Any]]) -> None:
         """Add lines to metrics.jsonl."""

@@ -9,6 +9,14 @@ from medfuncta_jax.checkpoint import FIELD_FILE
 from medfuncta_jax.datasets import Dataset
 from medfuncta_jax.settings import Settings
 
+# What stages leave in the directory of a run, and folders of which each entry is a result.
+_RESULTS = (
+    FIELD_FILE, "latents", "evaluation.json", "evaluation.csv", "curves.json", "compression.json",
+    "classification.json", "classification.md", "regression.json", "report.html", "figures", "metrics.jsonl",
+    "tensorboard", "checkpoints",
+)  # fmt: skip
+_FOLDERS = ("decoded", "applied", "variants")
+
 
 def summary(settings: Settings, dataset: Dataset, run: RunDirectory) -> str:
     """The run so far in a few lines, from the files in its directory."""
@@ -33,7 +41,7 @@ def summary(settings: Settings, dataset: Dataset, run: RunDirectory) -> str:
             )
     spent = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in run.seconds().items())
     lines.append(f"time: {spent or 'none yet'}")
-    names = (FIELD_FILE, "latents", "evaluation.json", "curves.json", "figures", "metrics.jsonl", "checkpoints")
-    there = ", ".join(name for name in names if (run.path / name).exists())
-    lines.append(f"results in {run.path}: {there}")
+    there = [name for name in _RESULTS if (run.path / name).exists()]
+    there += [f"{folder}/{path.name}" for folder in _FOLDERS for path in sorted((run.path / folder).glob("*"))]
+    lines.append(f"results in {run.path}: {', '.join(there)}")
     return "\n".join(lines)

@@ -102,6 +102,7 @@ class _Loop:
             ) as stream,
             _board(self.run, start) as self.board,
             Progress("train", total=config.steps, done=start, unit="steps") as self.progress,
+            stop.held(),  # the state is in memory alone
         ):
             for step in range(start + 1, config.steps + 1):
                 batch = sharding.split_batch(self.mesh, (next(stream).reshape(shape), self._rows(step)))

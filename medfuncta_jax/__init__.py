@@ -13,8 +13,11 @@ from medfuncta_jax.inner_steps import FitResult, InnerLoop
 from medfuncta_jax.latent_store import LatentSplit, load_latents
 from medfuncta_jax.meta_step import make_train_step
 from medfuncta_jax.outer_loss import inner_loop, meta_loss
+from medfuncta_jax.prepare import PreparedSignals, prepare
+from medfuncta_jax.regress import NumberFit, fit_number_mlp, fit_ridge
 from medfuncta_jax.settings import ModelSettings, Settings, SettingsError
 from medfuncta_jax.signal_metric import signal_metric
+from medfuncta_jax.units import Units
 
 try:
     __version__ = version("medfuncta_jax")
@@ -22,8 +25,9 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
-    "Field", "FitResult", "InnerLoop", "LatentSplit", "MlpFit", "ModelSettings", "Settings", "SettingsError",
-    "field_from_layers", "fit_latent", "fit_mlp", "grid", "inner_loop", "load_field", "load_latents", "make_train_step",
-    "meta_loss", "metrics", "named_layers", "open_dataset", "parameter_count", "reconstruct", "rescale_latent",
+    "Field", "FitResult", "InnerLoop", "LatentSplit", "MlpFit", "ModelSettings", "NumberFit",
+    "PreparedSignals", "Settings", "SettingsError", "Units", "field_from_layers", "fit_latent", "fit_mlp",
+    "fit_number_mlp", "fit_ridge", "grid", "inner_loop", "load_field", "load_latents", "make_train_step", "meta_loss",
+    "metrics", "named_layers", "open_dataset", "parameter_count", "prepare", "reconstruct", "rescale_latent",
     "save_field", "signal_metric",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ import optax
 
 from medfuncta_jax.arrays import Array, as_array
 from medfuncta_jax.product import FULL
-from medfuncta_jax.settings import ClassifySettings
+from medfuncta_jax.settings import ClassifySettings, RegressSettings
 
 
 class Mlp(nn.Module):
@@ -59,7 +59,7 @@ class MlpFit(NamedTuple):
 
     def probabilities(self, features: Array) -> np.ndarray:
         """float32 [n, classes] of features [n, P]: rows sum to 1, or one probability a label."""
-        logits = _logits(self.module, self.params, _normalised(features, self.shift, self.scale))
+        logits = outputs_of(self.module, self.params, normalised(features, self.shift, self.scale))
         return np.asarray(jax.nn.sigmoid(logits) if self.multi_label else jax.nn.softmax(logits))
 
 
@@ -100,20 +100,21 @@ def fit_mlp(
             raise ValueError(f"labels {y.shape} are neither [n] nor [n, {classes}]")
         if y.min() < 0 or y.max() >= (2 if multi_label else classes):
             raise ValueError(f"a label lies outside the {classes} classes")
-    shift, scale = _normalisation(features, normalise)
-    inputs, val_inputs = _normalised(features, shift, scale), _normalised(val_features, shift, scale)
+    shift, scale = normalisation(features, normalise)
+    inputs, val_inputs = normalised(features, shift, scale), normalised(val_features, shift, scale)
     targets = jnp.asarray(labels if multi_label else np.eye(classes)[labels], jnp.float32)
 
     module = Mlp(settings.hidden, classes, settings.dropout)
     start, order = jax.random.split(key)
     params = module.init(start, inputs[:1])["params"]
-    moments = optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay).init(params)
+    moments = optimiser_of(settings).init(params)
+    loss_of = optax.sigmoid_binary_cross_entropy if multi_label else optax.softmax_cross_entropy
     best, best_epoch, accuracies = params, 0, np.zeros(settings.epochs)
     for epoch in range(settings.epochs):
-        params, moments = _epoch(
-            module, settings, multi_label, params, moments, inputs, targets, jax.random.fold_in(order, epoch)
+        params, moments = one_epoch(
+            module, settings, loss_of, (params, moments), inputs, targets, jax.random.fold_in(order, epoch)
         )
-        logits = np.asarray(_logits(module, params, val_inputs))
+        logits = np.asarray(outputs_of(module, params, val_inputs))
         predicted = logits > 0 if multi_label else logits.argmax(1)
         accuracies[epoch] = np.mean(predicted == val_labels)
         if epoch == 0 or accuracies[epoch] > accuracies[best_epoch]:
@@ -122,7 +123,7 @@ def fit_mlp(
     return MlpFit(module, jax.tree.map(np.asarray, best), shift, scale, multi_label, best_epoch + 1, accuracies)
 
 
-def _normalisation(features: Array, kind: str) -> tuple[np.ndarray, np.ndarray]:
+def normalisation(features: Array, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """Shift and scale, float64 [P], of a kind of normalisation; what does not vary is divided by 1."""
     features = np.asarray(features)
     shift, scale = np.zeros(features.shape[1]), np.ones(features.shape[1])
@@ -133,25 +134,37 @@ def _normalisation(features: Array, kind: str) -> tuple[np.ndarray, np.ndarray]:
     return shift, np.where(scale > 0, scale, 1.0)
 
 
-def _normalised(features: Array, shift: np.ndarray, scale: np.ndarray) -> jax.Array:
+def normalised(features: Array, shift: np.ndarray, scale: np.ndarray) -> jax.Array:
     return jnp.asarray((np.asarray(features) - shift) / scale, jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(module: Mlp, params: Any, inputs: jax.Array) -> Any:
+def outputs_of(module: Mlp, params: Any, inputs: jax.Array) -> Any:
     return module.apply({"params": params}, inputs)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
-def _epoch(module: Mlp, settings: ClassifySettings, multi_label: bool, params, moments, inputs, targets, key):
-    """One pass over all signals in a new order: a scan over batches, the last of them padded with weight 0."""
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def one_epoch(
+    module: Mlp,
+    settings: ClassifySettings | RegressSettings,
+    loss_of: Callable[[jax.Array, jax.Array], jax.Array],
+    state: tuple[Any, Any],
+    inputs: jax.Array,
+    targets: jax.Array,
+    key: jax.Array,
+) -> tuple[Any, Any]:
+    """One pass over all signals in a new order: a scan over batches, the last of them padded with weight 0.
+
+    Args:
+      loss_of: outputs and targets to losses, with the signals in the first axis.
+      state: parameters, and the moments of `optimiser_of`.
+    """
     count, size = len(inputs), min(settings.batch_size, len(inputs))
     steps = math.ceil(count / size)
     order_key, dropout_key = jax.random.split(key)
     order = jnp.resize(jax.random.permutation(order_key, count), (steps, size))
     weights = (jnp.arange(steps * size) < count).astype(jnp.float32).reshape(steps, size)
-    optimiser = optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay)
-    cross_entropy = optax.sigmoid_binary_cross_entropy if multi_label else optax.softmax_cross_entropy
+    optimiser = optimiser_of(settings)
 
     def step(carry, batch):
         params, moments = carry
@@ -159,11 +172,16 @@ def _epoch(module: Mlp, settings: ClassifySettings, multi_label: bool, params, m
 
         def loss(params):
             rngs = {"dropout": jax.random.fold_in(dropout_key, number)}
-            logits = module.apply({"params": params}, inputs[rows], training=True, rngs=rngs)
-            losses = cross_entropy(logits, targets[rows]).reshape(size, -1).mean(1)
+            logits: Any = module.apply({"params": params}, inputs[rows], training=True, rngs=rngs)
+            losses = loss_of(logits, targets[rows]).reshape(size, -1).mean(1)
             return (weight * losses).sum() / weight.sum()
 
         updates, moments = optimiser.update(jax.grad(loss)(params), moments, params)
         return (optax.apply_updates(params, updates), moments), None
 
-    return jax.lax.scan(step, (params, moments), (jnp.arange(steps), order, weights))[0]
+    return jax.lax.scan(step, state, (jnp.arange(steps), order, weights))[0]
+
+
+def optimiser_of(settings: ClassifySettings | RegressSettings) -> optax.GradientTransformation:
+    """AdamW at one rate."""
+    return optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay)

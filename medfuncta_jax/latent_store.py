@@ -1,7 +1,8 @@
 """The latents of a data set as a data set: files of consecutive signals, each readable by itself.
 
 `latents/SPLIT-00003-of-00012.safetensors` holds, row for row, `latents` [n, P], `labels`, `psnr`, `ids` (UTF-8, padded
-with zeros) and, where there are any, `affines`; its header holds one JSON string, `about`. Files are written whole or
+with zeros), `units` (JSON of `units.Units`, padded likewise) and, where there are any, `affines`; its header holds one
+JSON string, `about`. Files are written whole or
 not at all, so a store is complete once all are there.
 """
 
@@ -24,6 +25,7 @@ from safetensors.numpy import save
 
 from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.checkpoint import FIELD_FILE, CheckpointError
+from medfuncta_jax.units import Units
 
 _NAME = re.compile(r"(?P<split>.+)-(?P<part>\d{5,})-of-(?P<parts>\d{5,})\.safetensors")
 _DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8", "U8": "u1"}
@@ -71,6 +73,7 @@ def write_file(
     ids: Sequence[str],
     psnr: np.ndarray,
     affines: np.ndarray | None,
+    units: Sequence[Units] = (),
 ) -> None:
     """Write one file of a split, whole or not at all; the same content gives the same bytes.
 
@@ -84,22 +87,34 @@ def write_file(
       ids: n strings.
       psnr: [n], dB.
       affines: [n, 4, 4] voxel to world (mm, RAS+), or None.
+      units: n of them: what the values were before they were scaled to [0, 1]; none where that is not known.
     """
-    encoded = np.array([name.encode() for name in ids])
     arrays: dict[str, np.ndarray] = {
-        "ids": encoded.view(np.uint8).reshape(len(ids), -1),
+        "ids": _padded(ids),
         "labels": np.ascontiguousarray(labels, np.int64),
         "latents": np.ascontiguousarray(latents),
         "psnr": np.ascontiguousarray(psnr, np.float32),
     }
     if affines is not None:
         arrays["affines"] = np.ascontiguousarray(affines, np.float64)
+    if units:
+        arrays["units"] = _padded([one.to_json() for one in units])
     about = {**about, "rows": [rows.start, rows.stop]}
     about["sha256"] = _checksum(about, arrays)
     # Serialised in memory and written here, so that a full disk is an OSError.
     content = save(arrays, metadata={"about": json.dumps(about)})
     with atomic_path(path) as partial:
         partial.write_bytes(content)
+
+
+def _padded(texts: Sequence[str]) -> np.ndarray:
+    """uint8 [n, width]: UTF-8, padded with zeros."""
+    encoded = np.array([text.encode() for text in texts])
+    return encoded.view(np.uint8).reshape(len(texts), -1)
+
+
+def _unpadded(array: np.ndarray) -> list[str]:
+    return [text.decode() for text in array.reshape(-1).view(f"S{array.shape[1]}")]
 
 
 def _checksum(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
@@ -165,8 +180,14 @@ class LatentFile:
     @property
     def ids(self) -> list[str]:
         """The names of its signals."""
-        width = self.arrays["ids"].shape[1]
-        return [name.decode() for name in self.arrays["ids"].reshape(-1).view(f"S{width}")]
+        return _unpadded(self.arrays["ids"])
+
+    @property
+    def units(self) -> list[Units]:
+        """What its signals were before they were scaled; the identity for stores that do not say."""
+        if "units" not in self.arrays:
+            return [Units()] * len(self.arrays["ids"])
+        return [Units.from_json(text) for text in _unpadded(self.arrays["units"])]
 
     def is_whole(self) -> bool:
         """Whether everything in the file is what was written; reads all of it."""
@@ -311,6 +332,11 @@ class LatentSplit:
     def ids(self) -> tuple[str, ...]:
         """n names."""
         return tuple(itertools.chain.from_iterable(file.ids for file in self.files))
+
+    @cached_property
+    def units(self) -> tuple[Units, ...]:
+        """n of them: what the signals were before they were scaled, so that values can be had in units of their own."""
+        return tuple(itertools.chain.from_iterable(file.units for file in self.files))
 
     def _joined(self, name: str) -> np.ndarray:
         return np.concatenate([file.arrays[name] for file in self.files])

@@ -47,10 +47,23 @@ def _matches(value: Any, kind: Any) -> Any:
     raise TypeError
 
 
+_WORDS = {
+    int: "a whole number", float: "a number", str: "text", bool: "True or False", type(None): "None"
+}  # fmt: skip
+_PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
+
+
 def _describe(kind: Any) -> str:
-    if typing.get_origin(kind) is Literal:
-        return "one of " + ", ".join(repr(option) for option in typing.get_args(kind))
-    return getattr(kind, "__name__", str(kind)) if typing.get_origin(kind) is None else str(kind)
+    """A type in words, for people who set a value."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return "one of " + ", ".join(repr(option) for option in args)
+    if origin is tuple:
+        several = _PLURALS.get(args[0], _describe(args[0]).replace("one of", "some of"))
+        return f"a list of {several}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(option) for option in args)
+    return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))
 
 
 def dataclass_from_dict(cls: Any, values: Mapping[str, Any], path: str = "") -> Any:
@@ -367,12 +380,15 @@ class DecodeSettings:
       resolution: points along each axis of the grid; () is the training grid times `scale`.
       scale: > 0, points along each axis for one of the training grid.
       limit: signals a split, the first ones; 0 is all.
+      values: "own" writes the units of the file that a signal comes from, in its type of samples; "unit" the scale
+        [0, 1] of the field, images as 8-bit pictures.
     """
 
     splits: tuple[str, ...] = ("test",)
     resolution: tuple[int, ...] = ()
     scale: float = 1.0
     limit: int = 0
+    values: Literal["own", "unit"] = "own"
 
     def __post_init__(self):
         _require(len(self.splits) >= 1, "splits must name at least one split, e.g. ('test',)")
@@ -500,6 +516,47 @@ class ClassifySettings:
 
 
 @dataclass(frozen=True)
+class RegressSettings:
+    """Numbers of signals, such as an age, from a finished run's latents (--mode=regress), beside PCA and raw values.
+
+    Attributes:
+      column: of the table, which holds the numbers.
+      table: CSV or TSV, relative to the data directory; "" is that of `data.labels`.
+      models: "ridge" (linear, with the penalty that is best on validation) and "mlp".
+      features: "latents", "metric", "pca" and "values", as in `ClassifySettings`.
+      penalties: > 0, of ridge, for features and numbers of unit variance.
+      seeds: repetitions of the MLP: seeds `seed`, `seed` + 1 and so on.
+      epochs, batch_size, learning_rate, weight_decay, hidden, dropout: of the MLP, as in `ClassifySettings`.
+    """
+
+    column: str = ""
+    table: str = ""
+    models: tuple[Literal["ridge", "mlp"], ...] = ("ridge", "mlp")
+    features: tuple[Literal["latents", "metric", "pca", "values"], ...] = ("latents", "pca", "values")
+    penalties: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+    seeds: int = 3
+    epochs: int = 100
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    hidden: tuple[int, ...] = (256, 64)
+    dropout: float = 0.3
+
+    def __post_init__(self):
+        for name in ("models", "features", "penalties"):
+            values = getattr(self, name)
+            _require(len(values) > 0, f"{name} must not be empty")
+            _require(len(set(values)) == len(values), f"{name} must name each once, got {values}")
+        _require(min(self.penalties) > 0, f"penalties must be above 0, got {self.penalties}")
+        _require(min(self.hidden, default=1) >= 1, f"hidden must be at least 1, got {self.hidden}")
+        for name in ("seeds", "epochs", "batch_size"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        _require(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}")
+        _require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
+        _require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
+
+
+@dataclass(frozen=True)
 class DataSettings:
     """Which signals. `options` are the source's own settings, checked by the source (see `datasets`).
 
@@ -530,6 +587,7 @@ class Settings:
     curves: CurvesSettings = field(default_factory=CurvesSettings)
     compress: CompressSettings = field(default_factory=CompressSettings)
     classify: ClassifySettings = field(default_factory=ClassifySettings)
+    regress: RegressSettings = field(default_factory=RegressSettings)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -98,7 +98,7 @@ def main(argv: list[str]) -> None:
     workdir = Path(options.workdir).absolute()
     steps = options.steps or (table.steps if options.preset == "paper" else None)
     try:
-        with StopRequest() as stop:
+        with StopRequest() as stop, stop.held():  # until the runs it has started have ended
             _run_grid(table, grid, workdir, steps, stop)
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -19,7 +19,7 @@ from scipy.interpolate import griddata
 import medfuncta_jax as mf
 from configs import quickstart
 from experiments.interruption import StopRequest
-from experiments.run_directory import RunDirectory
+from experiments.run_directory import RunDirectory, remembered_data_dir
 from experiments.train import train
 from medfuncta_jax import metrics
 from medfuncta_jax.datasets import open_dataset
@@ -41,7 +41,7 @@ if not (run / "field.safetensors").exists():
     with StopRequest() as stop:
         train(settings, open_dataset(settings.data, data_dir=None), RunDirectory(run, settings), stop)
 settings = mf.Settings.from_dict(json.loads((run / "config.json").read_text()))
-dataset = open_dataset(settings.data, data_dir=options.data_dir)
+dataset = open_dataset(settings.data, data_dir=options.data_dir or remembered_data_dir(run))
 field, params = mf.load_field(run)
 
 # %% One latent for each of two test slices, by a few steps of gradient descent from zero

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import LogLocator
 from matplotlib.transforms import blended_transform_factory
 
 from experiments.figures.page import axes_at, new_page, plain, write
@@ -106,8 +107,10 @@ def draw_rate_distortion(
         colour, marker, line = SERIES[k % len(SERIES)]
         rates, psnr = zip(*sorted(points), strict=True)
         axes.plot(rates, psnr, color=colour, marker=marker, linestyle=line, markersize=3.2, linewidth=1.1, label=name)
-    axes.set_xscale("log", base=2)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
+    axes.minorticks_off()
     axes.set_xlabel(unit, fontsize=SMALL, color=INK)
     axes.set_ylabel("PSNR (dB)", fontsize=SMALL, color=INK)
     axes.grid(color=RULE, linewidth=0.4)

@@ -4,6 +4,11 @@
 
     Options                                      a frozen dataclass: its own settings, validated
     plan(options, *, data_dir, cache_root)       -> Plan: what the dataset will be, and how to make each example
+    new_files(folder, options)                   -> the files of a folder, by name, that a finished field is applied to
+    plan_new(options, folder, files, *, grid, channels)
+                                                 -> Plan: the same of such files, in the one split "new"
+    example_of(options, values, name, *, affine, grid, channels)
+                                                 -> Example: the same of an array; where a source can
 
 and one line in `SOURCES`; storage, splits in memory and batches are shared. Modules are imported when asked for, so
 that importing `medfuncta_jax` stays light.
@@ -14,16 +19,27 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medfuncta_jax.datasets.dataset import DataError, Dataset, Split, cache_root, required_folder
+from medfuncta_jax.datasets.dataset import DataError, Dataset, Plan, Split, cache_root, required_folder
 from medfuncta_jax.settings import DataSettings, SettingsError, dataclass_from_dict
 
 if TYPE_CHECKING:
     from medfuncta_jax.datasets.pipeline import BatchStream
 
-__all__ = ["SOURCES", "DataError", "Dataset", "Split", "batches", "open_dataset", "source_options"]
+__all__ = [
+    "SOURCES",
+    "DataError",
+    "Dataset",
+    "Split",
+    "batches",
+    "new_plan",
+    "new_signals",
+    "open_dataset",
+    "source_options",
+]
 
 SOURCES = {
     "brats": "medfuncta_jax.datasets.brats",
@@ -37,7 +53,7 @@ SOURCES = {
 }
 
 
-def _module(source: str) -> Any:
+def source_module(source: str) -> Any:
     if source not in SOURCES:
         raise SettingsError(f"unknown data.source {source!r}; known: {', '.join(sorted(SOURCES))}")
     with _needing_packages():
@@ -66,7 +82,7 @@ def source_options(source: str) -> type:
       SettingsError: an unknown source.
       DataError: a package of the extra `train` is not installed.
     """
-    return _module(source).Options
+    return source_module(source).Options
 
 
 def open_dataset(data: DataSettings | str, *, data_dir: str | None = None, **options: Any) -> Dataset:
@@ -96,12 +112,48 @@ def open_dataset(data: DataSettings | str, *, data_dir: str | None = None, **opt
     if data_dir is not None:
         required_folder(data_dir, "the source's files")
     root = cache_root(data.cache_dir)
-    plan = _module(data.source).plan(checked, data_dir=data_dir, cache_root=root)
+    plan = source_module(data.source).plan(checked, data_dir=data_dir, cache_root=root)
 
     with _needing_packages():
         from medfuncta_jax.datasets.prepared import prepared_dataset
 
     return prepared_dataset(plan, root)
+
+
+def new_plan(data: DataSettings, path: Path | str, *, grid: Sequence[int], channels: int) -> Plan:
+    """Signals that no run has seen, to be resampled and scaled as those of a run, all in the one split "new".
+
+    Args:
+      data: of the run.
+      path: a file, or a folder of files, of which the source's options choose.
+      grid, channels: of the run.
+    Raises:
+      SettingsError: options that are not the source's.
+      DataError: no such file, none that the source reads, or signals of another grid or number of channels.
+    """
+    module = source_module(data.source)
+    options = dataclass_from_dict(source_options(data.source), dict(data.options), "data")
+    path = Path(path).expanduser().absolute()
+    if path.is_file():
+        folder, files = path.parent, {path.name: path}
+    else:
+        folder = required_folder(str(path), "the new signals")
+        files = module.new_files(folder, options)
+    if not files:
+        raise DataError(f"{folder}: no file there or below that the source {data.source} of this run reads")
+    plan = module.plan_new(options, folder, files, grid=tuple(grid), channels=channels)
+    if (plan.grid, plan.channels) != (tuple(grid), channels):
+        raise DataError(
+            f"{path}: signals of {plan.grid} x {plan.channels}, the field was trained on {tuple(grid)} x {channels}"
+        )
+    return plan
+
+
+def new_signals(data: DataSettings, path: Path | str, *, grid: Sequence[int], channels: int) -> Dataset:
+    """The dataset of `new_plan`, prepared in the cache directory if it is not there yet."""
+    from medfuncta_jax.datasets.prepared import prepared_dataset
+
+    return prepared_dataset(new_plan(data, path, grid=grid, channels=channels), cache_root(data.cache_dir))
 
 
 def batches(split: Split, *, batch_size: int, seed: int, start_step: int = 0) -> BatchStream:

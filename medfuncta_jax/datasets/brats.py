@@ -15,29 +15,42 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from medfuncta_jax.datasets.contents import IgnoredFields
 from medfuncta_jax.datasets.dataset import (
+    NEW,
     SPLITS,
     DataError,
     Example,
     Plan,
+    PlannedSplit,
     required_folder,
     splits_by_name,
 )
 from medfuncta_jax.datasets.folder_files import about_files, files_below, name_below
 from medfuncta_jax.datasets.splits import require_split_options, split_names
-from medfuncta_jax.datasets.volume_files import Volume, nan_value, read_volume, volume_header
+from medfuncta_jax.datasets.volume_files import (
+    Volume,
+    canonical_volume,
+    nan_value,
+    read_volume,
+    sample_type,
+    volume_header,
+)
 from medfuncta_jax.datasets.volumes import (
     block_average,
     crop_or_pad,
-    scale_to_unit,
+    quantile_range,
+    scale_between,
 )
 from medfuncta_jax.settings import SettingsError
+from medfuncta_jax.units import units_between
 
 SEQUENCES = ("t1n", "t1c", "t2w", "t2f")
 
@@ -110,31 +123,62 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     fractions = {"test": options.test_fraction, "val": options.val_fraction}
     cases = split_names(list(files), fractions, seed=options.seed, groups=patients)
 
-    def example(case: str) -> Example:
-        volume = preprocess(read_volume(files[case], ignored, nan_value(options.nan)), options, name=str(files[case]))
-        return Example(volume.values[..., None], case, affine=volume.affine)
+    splits = splits_by_name(cases, lambda case: _read(files[case], case, options, ignored))
+    return _plan(options, splits, _about(folder, options, files) | {
+        "other_shapes": other,
+        "split_rule": f"by patient, a hash with seed {options.seed}: test, then val, the rest to train",
+        "split": cases,
+    }, gathered=True, patients=patients)  # fmt: skip
 
+
+def new_files(folder: Path, options: Options) -> dict[str, Path]:
+    """The files of a folder that a finished field is applied to, by case."""
+    return _cases(folder, options.sequence)
+
+
+def plan_new(
+    options: Options, folder: Path, files: Mapping[str, Path], *, grid: tuple[int, ...], channels: int
+) -> Plan:
+    """Files that no run has seen, all in the split "new", as `plan` would make them."""
+    ignored = IgnoredFields()
+    splits = splits_by_name({NEW: list(files)}, lambda case: _read(files[case], case, options, ignored))
+    return _plan(options, splits, _about(folder, options, files))
+
+
+def example_of(
+    options: Options, values: np.ndarray, name: str, *, affine: np.ndarray | None, grid: tuple[int, ...], channels: int
+) -> Example:
+    """One volume [X, Y, Z] of any unit, whose affine [4, 4] (mm, RAS+) is that of 1 mm voxels where None."""
+    return _example(canonical_volume(values, np.eye(4) if affine is None else affine), name, options, name)
+
+
+def _about(folder: Path, options: Options, files: Mapping[str, Path]) -> dict[str, Any]:
+    by_name = {path.relative_to(folder).as_posix(): path for path in files.values()}
+    return about_files("brats", folder, options, by_name) | {
+        "licence": "as its publisher says",
+        "title": f"{folder.name}, {options.sequence}",
+        "orientation": "RAS+",
+    }
+
+
+def _plan(options: Options, splits: Mapping[str, PlannedSplit], about: dict[str, Any], **of_files: Any) -> Plan:
+    grid = (options.size,) * 3
     return Plan(
-        name="brats",
-        grid=(options.size,) * 3,
-        channels=1,
-        dtype="float32",
-        splits=splits_by_name(cases, example),
-        affines=True,
-        gathered=True,
-        patients=patients,
-        about=about_files(
-            "brats", folder, options, {path.relative_to(folder).as_posix(): path for path in files.values()}
-        )
-        | {
-            "licence": "as its publisher says",
-            "title": f"{folder.name}, {options.sequence}",
-            "orientation": "RAS+",
-            "other_shapes": other,
-            "split_rule": f"by patient, a hash with seed {options.seed}: test, then val, the rest to train",
-            "split": cases,
-        },
-    )
+        name="brats", grid=grid, channels=1, dtype="float32", splits=splits, affines=True, about=about, **of_files
+    )  # fmt: skip
+
+
+def _read(path: Path, name: str, options: Options, ignored: IgnoredFields) -> Example:
+    example = _example(read_volume(path, ignored, nan_value(options.nan)), name, options, str(path))
+    dtype, slope, intercept = sample_type(path)
+    return replace(example, units=replace(example.units, dtype=dtype, slope=slope, intercept=intercept))
+
+
+def _example(volume: Volume, name: str, options: Options, place: str) -> Example:
+    low, high = quantile_range(volume.values, options.quantile_low, options.quantile_high, place)
+    made = preprocess(volume, options, name=place)
+    units = units_between(low, high, values=volume.values)
+    return Example(made.values[..., None], name, affine=made.affine, units=units)
 
 
 def preprocess(volume: Volume, options: Options, *, name: str) -> Volume:
@@ -149,7 +193,8 @@ def preprocess(volume: Volume, options: Options, *, name: str) -> Volume:
     Raises:
       DataError: a constant volume.
     """
-    unit = scale_to_unit(volume.values, options.quantile_low, options.quantile_high, name)
+    low, high = quantile_range(volume.values, options.quantile_low, options.quantile_high, name)
+    unit = scale_between(volume.values, low, high, name)
     padded = crop_or_pad(Volume(unit, volume.affine), (FIELD,) * 3, 0.0)
     return block_average(padded, FIELD // options.size)
 

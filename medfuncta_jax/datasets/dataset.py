@@ -12,7 +12,13 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
+from medfuncta_jax.units import Units
+
 SPLITS = ("train", "val", "test")
+# Options of sources that say labels and nothing of the signals.
+LABEL_OPTIONS = ("labels", "label_column", "no_value")
+# The one split of signals that a finished field is applied to.
+NEW = "new"
 
 Task = Literal["none", "binary-class", "multi-class", "multi-label", "ordinal-regression"]
 
@@ -35,11 +41,13 @@ class Annotations:
       ids: n names.
       labels: int64 [n], -1 if none, or [n, classes] of 0 and 1 for "multi-label".
       affines: float64 [n, 4, 4], or None for signals without a place in space.
+      units: n of them: what the values were before they were scaled.
     """
 
     ids: tuple[str, ...]
     labels: np.ndarray
     affines: np.ndarray | None
+    units: tuple[Units, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,12 +59,14 @@ class Example:
       id: unique within its split.
       label: a class, -1 if none, or one 0/1 a class.
       affine: [4, 4] for a plan with affines, else None.
+      units: what the values were before they were scaled.
     """
 
     signal: np.ndarray
     id: str
     label: int | np.ndarray = -1
     affine: np.ndarray | None = None
+    units: Units = Units()  # noqa: RUF009  (frozen)
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,7 @@ def splits_by_name(names: Mapping[str, Sequence[str]], example: Callable[[str], 
         for name in names[split]:
             yield example_or_skipped(name, functools.partial(example, name))
 
-    return {split: PlannedSplit(len(names[split]), functools.partial(examples, split)) for split in SPLITS}
+    return {split: PlannedSplit(len(names[split]), functools.partial(examples, split)) for split in names}
 
 
 @dataclass(frozen=True)
@@ -109,11 +119,13 @@ class Plan:
       name: of the source.
       grid, channels, classes, task, about: as in `Dataset`. `about` must determine every prepared byte.
       dtype: of the stored signals.
-      splits: "train", "val" and "test".
+      splits: "train", "val" and "test"; or "new" alone, of signals that a finished field is applied to.
       affines: whether every example has one.
       gathered: whether the signals are a user's own files, among which equal ones are looked for and kept once; a
         published set is taken as it is.
       patients: by id, the patient of each signal where that is known.
+      labels: by id, of signals that have one, where labels are no part of what is prepared and may change: other labels
+        then prepare nothing anew. None for examples that come with their labels.
     """
 
     name: str
@@ -127,6 +139,7 @@ class Plan:
     affines: bool = False
     gathered: bool = False
     patients: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, int] | None = None
 
     @property
     def signal_shape(self) -> tuple[int, ...]:
@@ -143,14 +156,25 @@ class Split(Sequence[dict[str, Any]]):
     """Signals with random access: `split[i]` is a dict.
 
     `signal`: float32 [*grid, D] in [0, 1]; `label`: int, -1 if none, or int64 [classes] of 0 and 1 for "multi-label";
-    `id`: str; and for sources with a place in space `affine`: float64 [4, 4] of the grid to millimetres, RAS+.
+    `id`: str; `units`: JSON of `Units`, what the values were before they were scaled; and for sources with a place in
+    space `affine`: float64 [4, 4] of the grid to millimetres, RAS+.
 
     A split below `MEMORY_LIMIT` is read into memory on first use and stays there; others are read record by record.
     Threads may share a split.
     """
 
-    def __init__(self, records: Sequence[Mapping[str, Any]], signal_shape: tuple[int, ...], dtype: str):
-        """From stored records: mappings with `signal` ([*grid, D] of `dtype`), `label`, `id` and perhaps `affine`."""
+    def __init__(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        signal_shape: tuple[int, ...],
+        dtype: str,
+        labels: Mapping[str, int] | None = None,
+    ):
+        """From stored records: mappings with `signal` ([*grid, D] of `dtype`), `label`, `id` and perhaps `affine`.
+
+        Labels by id take the place of those in the records; a signal without one has -1.
+        """
+        self._labels = labels
         self._records = records
         self._shape = signal_shape
         self._dtype = np.dtype(dtype)
@@ -172,7 +196,7 @@ class Split(Sequence[dict[str, Any]]):
             raise IndexError(f"signal {index} of {len(self)}")
         memory = self._in_memory()
         if memory is None:
-            record = _decoded(self._records[i])
+            record = self._decoded(self._records[i])
             return record | {"signal": unit_signal(record["signal"])}
         stored, rest = memory
         return rest[i] | {"signal": unit_signal(stored[i])}
@@ -191,18 +215,29 @@ class Split(Sequence[dict[str, Any]]):
     def annotations(self) -> Annotations:
         """Ids, labels and affines of all signals."""
         memory = self._in_memory()
-        rest = [_decoded(record) for record in self._records] if memory is None else memory[1]
+        rest = [self._decoded(record) for record in self._records] if memory is None else memory[1]
         return Annotations(
             ids=tuple(record["id"] for record in rest),
             labels=np.stack([record["label"] for record in rest]).astype(np.int64),
             affines=np.stack([record["affine"] for record in rest]) if "affine" in rest[0] else None,
+            units=tuple(Units.from_json(record["units"]) for record in rest),
         )
 
     @classmethod
     def of(cls, parts: Sequence[tuple[Split, Sequence[int] | np.ndarray]]) -> Split:
         """A split of chosen signals of one or more splits that hold signals of one shape and dtype, in this order."""
         places = [(split._records, int(i)) for split, rows in parts for i in rows]
-        return cls(_Chosen(places), parts[0][0]._shape, parts[0][0]._dtype.name)
+        first = parts[0][0]
+        labels = None
+        if first._labels is not None:
+            labels = {name: label for split, _ in parts for name, label in (split._labels or {}).items()}
+        return cls(_Chosen(places), first._shape, first._dtype.name, labels)
+
+    def _decoded(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        decoded = _decoded(record)
+        if self._labels is not None:
+            decoded["label"] = self._labels.get(decoded["id"], -1)
+        return decoded
 
     def _in_memory(self) -> tuple[np.ndarray, list[dict[str, Any]]] | None:
         if self._memory is None and len(self) * self._dtype.itemsize * int(np.prod(self._shape)) < MEMORY_LIMIT:
@@ -210,7 +245,7 @@ class Split(Sequence[dict[str, Any]]):
                 if self._memory is None:
                     stored, rest = np.empty((len(self), *self._shape), self._dtype), []
                     for i in range(len(self)):
-                        record = _decoded(self._records[i])
+                        record = self._decoded(self._records[i])
                         stored[i] = record.pop("signal")
                         rest.append(record)
                     self._memory = (stored, rest)
@@ -232,13 +267,26 @@ class _Chosen(Sequence[Mapping[str, Any]]):
 
 
 def _decoded(record: Mapping[str, Any]) -> dict[str, Any]:
-    label, name = np.asarray(record["label"]), record["id"]
+    label = np.asarray(record["label"])
     decoded = {
         "signal": np.asarray(record["signal"]),
         "label": int(label) if label.ndim == 0 else label.astype(np.int64),
-        "id": name.decode() if isinstance(name, bytes) else str(name),
+        "id": _text(record["id"]),
+        "units": _text(record.get("units", "")),
     }
     return decoded | ({"affine": np.array(record["affine"], np.float64)} if "affine" in record else {})
+
+
+def without_labels(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a data set says of itself, without where its labels are from."""
+    rest = {name: value for name, value in about.items() if name != "labels"}
+    if isinstance(options := rest.get("options"), Mapping):
+        rest["options"] = {name: value for name, value in options.items() if name not in LABEL_OPTIONS}
+    return rest
+
+
+def _text(stored: bytes | str) -> str:
+    return stored.decode() if isinstance(stored, bytes) else str(stored)
 
 
 def unit_signal(stored: np.ndarray) -> np.ndarray:
@@ -272,7 +320,7 @@ class Dataset:
       grid: the C sizes of the grid.
       channels: D.
       classes: names by label; empty if there are no labels.
-      splits: "train", "val" and "test", each a `Split` that is not empty.
+      splits: "train", "val" and "test", or "new" alone; each a `Split` that is not empty.
       task: what the labels mean; "multi-label" has one 0/1 a class, "ordinal-regression" ordered classes.
       about: JSON-able: source, licence, options, checksums, split rule; and under "skipped" the signals that were
         planned, perhaps listed by split, but cannot be used, {id: reason}; and under "repeated" those that are left out

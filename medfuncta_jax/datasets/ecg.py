@@ -12,23 +12,29 @@ record and the sample of the annotation.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from medfuncta_jax.datasets.contents import contents
-from medfuncta_jax.datasets.dataset import SPLITS, DataError, Example, Plan, PlannedSplit, required_folder
+from medfuncta_jax.datasets.dataset import NEW, SPLITS, DataError, Example, Plan, PlannedSplit, required_folder
 from medfuncta_jax.datasets.delimited import finite_number, shown
-from medfuncta_jax.datasets.physionet import BEAT_SAMPLES, CLASSES, split_records
+from medfuncta_jax.datasets.folder_files import about_files, files_below, name_below
+from medfuncta_jax.datasets.physionet import BEAT_SAMPLES, CLASSES, RATE, Beat, Record, records_with_lead, split_records
 from medfuncta_jax.datasets.prepared import file_md5
 from medfuncta_jax.datasets.splits import require_split_options, stratified_part
 from medfuncta_jax.settings import SettingsError
+from medfuncta_jax.units import Units
 
 # Values are written with four decimals or more, so an overshoot beyond this is no rounding.
 _ROUNDING = 1e-4
+
+_TIME, _COLUMNS = (0.0, 1 / RATE), ("seconds", "value")
+# The files in CSV hold values that were scaled before.
+_SCALED = Units(time=_TIME, columns=_COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,23 +79,62 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
         data_dir, f"{options.train_file} and {options.test_file}" if options.format == "csv" else "the MIT-BIH records"
     )
     splits, about = _csv_splits(folder, options) if options.format == "csv" else _record_splits(folder, options)
+    described = {"source": "ecg", "version": 2, "title": "MIT-BIH arrhythmia beats", "licence": "ODC-By 1.0"}
+    return _plan(splits, described | {"options": asdict(options)} | about)
+
+
+def new_files(folder: Path, options: Options) -> dict[str, Path]:
+    """The CSV files, or the headers of raw records, of a folder that a finished field is applied to, by name."""
+    if options.format == "physionet":
+        return {name: record.header for name, record in records_with_lead(folder, options.lead)[0].items()}
+    return {name_below(folder, path): path for path in files_below(folder) if path.suffix.lower() == ".csv"}
+
+
+def plan_new(
+    options: Options, folder: Path, files: Mapping[str, Path], *, grid: tuple[int, ...], channels: int
+) -> Plan:
+    """All beats of files that no run has seen, in the split "new", as `plan` would make them."""
+
+    def of_file(name: str, path: Path) -> Iterator[Example]:
+        if options.format == "physionet":
+            for beat in Record(path, options.lead).beats():
+                yield _example(name, beat)
+            return
+        for line, text in _lines(path):
+            values, label = _beat(path, line, text)
+            yield Example(values[:, None], f"{name}:{line:06d}", label, units=_SCALED)
+
+    def examples() -> Iterator[Example]:
+        for name, path in files.items():
+            yield from of_file(name, path)
+
+    counts = [
+        len(Record(path, options.lead).beats()) if options.format == "physionet" else len(_scanned(path)[1])
+        for path in files.values()
+    ]
+    return _plan({NEW: PlannedSplit(sum(counts), examples)}, about_files("ecg", folder, options, files))
+
+
+def example_of(
+    options: Options, values: np.ndarray, name: str, *, affine: np.ndarray | None, grid: tuple[int, ...], channels: int
+) -> Example:
+    """One beat of 187 samples in [0, 1] at 125 Hz."""
+    values = np.reshape(values, -1)
+    if len(values) != BEAT_SAMPLES or values.min() < -_ROUNDING or values.max() > 1 + _ROUNDING:
+        raise DataError(f"{name}: a beat is {BEAT_SAMPLES} samples in [0, 1], got {values.shape}")
+    return Example(np.clip(values, 0, 1).astype(np.float32)[:, None], name, units=_SCALED)
+
+
+def _plan(splits: Mapping[str, PlannedSplit], about: dict[str, Any]) -> Plan:
     return Plan(
-        name="ecg",
-        grid=(BEAT_SAMPLES,),
-        channels=1,
-        dtype="float32",
-        classes=CLASSES,
-        task="multi-class",
-        splits=splits,
-        about={
-            "source": "ecg",
-            "version": 2,
-            "title": "MIT-BIH arrhythmia beats",
-            "licence": "ODC-By 1.0",
-            "options": asdict(options),
-        }
-        | about,
-    )
+        name="ecg", grid=(BEAT_SAMPLES,), channels=1, dtype="float32", classes=CLASSES, task="multi-class",
+        splits=splits, about=about,
+    )  # fmt: skip
+
+
+def _example(record: str, beat: Beat) -> Example:
+    units = Units((beat.low,), (beat.high - beat.low,), unit=beat.unit, shared="", time=_TIME, columns=_COLUMNS)
+    return Example(beat.values[:, None], f"{record}:{beat.sample:06d}", beat.label, units=units)
 
 
 def _record_splits(folder: Path, options: Options) -> tuple[dict[str, PlannedSplit], dict[str, object]]:
@@ -104,7 +149,7 @@ def _record_splits(folder: Path, options: Options) -> tuple[dict[str, PlannedSpl
     def examples(name: str) -> Iterator[Example]:
         for record in split.records[name]:
             for beat in record.beats():
-                yield Example(beat.values[:, None], f"{record.name}:{beat.sample:06d}", beat.label)
+                yield _example(record.name, beat)
 
     return {name: PlannedSplit(split.lengths[name], functools.partial(examples, name)) for name in SPLITS}, split.about
 
@@ -121,7 +166,7 @@ def _csv_splits(folder: Path, options: Options) -> tuple[dict[str, PlannedSplit]
         for row, (line, text) in enumerate(_lines(path)):
             if wanted[row]:
                 values, label = _beat(path, line, text)
-                yield Example(values[:, None], f"{path.name}:{line:06d}", label)
+                yield Example(values[:, None], f"{path.name}:{line:06d}", label, units=_SCALED)
 
     return (
         {name: PlannedSplit(int(chosen[name][1].sum()), functools.partial(examples, name)) for name in SPLITS},

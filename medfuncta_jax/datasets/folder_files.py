@@ -108,6 +108,17 @@ class Arrangement:
         return self.labels.labels.get(name, -1)
 
     @property
+    def of_plan(self) -> dict[str, Any]:
+        """Fields of a `Plan`: classes, the task, labels by id, which are no part of what is prepared, and patients."""
+        return {
+            "classes": self.classes,
+            "task": self.task,
+            "labels": self.labels.labels,
+            "gathered": True,
+            "patients": self.labels.patients or {},
+        }
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names by label."""
         return self.labels.classes

@@ -14,6 +14,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from medfuncta_jax.datasets.contents import IgnoredFields, contents, unreadable
 from medfuncta_jax.datasets.dataset import DataError
+from medfuncta_jax.units import Units
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -51,7 +53,7 @@ _COLOUR = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 def read_image(
     path: Path, channels: int, value_range: tuple[float, ...] = (), ignored: IgnoredFields | None = None
-) -> tuple[np.ndarray, bool]:
+) -> tuple[np.ndarray, Units]:
     """An image file, turned upright and scaled to [0, 1]; what is honoured is said above.
 
     Memory: the pixels as Pillow holds them (4 bytes for a colour, else those of the type) and the result.
@@ -63,7 +65,8 @@ def read_image(
         range of the type, which floats, signed and 32-bit samples do not have.
       ignored: told of fields that change nothing here.
     Returns:
-      float32 [rows, columns, channels] in [0, 1], and whether the file is grey with more than 8 bits.
+      float32 [rows, columns, channels] in [0, 1], and the units of what the file stores, with its type of samples;
+      where 0 is white, of the stored values turned round, so that larger is brighter.
     Raises:
       DataError: names the file: something else, truncated, corrupt, too large, of several pages, of a pixel type that
         is not read, or without a range.
@@ -81,10 +84,13 @@ def read_image(
             raise DataError(f"{path}: some pixels are NaN or infinite; repair or remove the file")
     unit -= np.float32(pixels.low)
     unit /= np.float32(pixels.high - pixels.low)
+    units = Units((pixels.low,), (pixels.high - pixels.low,), dtype=pixels.dtype)
+    if value_range:
+        units = replace(units, clipped=float(np.mean((unit < 0) | (unit > 1))))
     np.clip(unit, 0, 1, out=unit)
     if pixels.white_is_zero:
         np.subtract(1, unit, out=unit)
-    return unit, pixels.deep
+    return unit, units
 
 
 def stored_channels(path: Path) -> int:
@@ -114,7 +120,7 @@ class _Pixels:
     """What the stored samples of an image mean: their range, and how they become grey or colour.
 
     Attributes:
-      deep: more than 8 bits of grey.
+      dtype: of the samples, numpy's name; "uint8" for one bit too.
       low, high: what becomes 0 and 1.
       white_is_zero: whether it is the other way round.
       finite: whether all values so far were.
@@ -130,17 +136,20 @@ class _Pixels:
         self._unsigned_words = image.mode == "I" and image.format == "TIFF" and _FORMATS.get(form) != "signed"
         self._two_bytes = _grey_with_alpha_in_16(image)
         self._transparent = _transparent_value(image)
-        self.deep = self._two_bytes or image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
-        self._wide = self.deep or image.mode in ("I", "F")
-        if self._signed_bytes or (self._wide and not self.deep):
+        self._deep = self._two_bytes or image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+        self._wide = self._deep or image.mode in ("I", "F")
+        if self._signed_bytes or (self._wide and not self._deep):
             size = 8 if self._signed_bytes else 16 if bits == 16 else 32
             if not value_range:
                 raise DataError(
                     f"{path}: {'signed ' if size < 32 else ''}{size}-bit pixels have no range of their own; say which "
                     "values are black and white with --config.data.value_range"
                 )
-        top = (1 << bits) - 1 if self.deep and image.format == "TIFF" else 65535 if self.deep else 255
-        self.low, self.high = value_range or (0.0, float(top))
+        top = (1 << bits) - 1 if self._deep and image.format == "TIFF" else 65535 if self._deep else 255
+        self.low, self.high = map(float, value_range or (0, top))
+        kind = "float" if image.mode == "F" else "uint" if self._unsigned_words or self._deep else "int"
+        size = 16 if self._deep or (image.mode == "I" and bits == 16) else 32
+        self.dtype = "int8" if self._signed_bytes else f"{kind}{size}" if self._wide else "uint8"
 
     def values(self, image: Image.Image, channels: int) -> np.ndarray:
         """float32 [rows, columns, 1 or channels] of a part of the image, transparent pixels 0."""

@@ -13,15 +13,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from medfuncta_jax.datasets.contents import IgnoredFields
 from medfuncta_jax.datasets.dataset import (
+    NEW,
     SPLITS,
     DataError,
     Example,
@@ -30,6 +31,7 @@ from medfuncta_jax.datasets.dataset import (
     Skipped,
     example_or_skipped,
     required_folder,
+    splits_by_name,
 )
 from medfuncta_jax.datasets.folder_files import (
     FolderOptions,
@@ -43,6 +45,7 @@ from medfuncta_jax.datasets.image_file import read_image, stored_channels, store
 from medfuncta_jax.datasets.masks import refuse_masks
 from medfuncta_jax.datasets.volumes import resample
 from medfuncta_jax.settings import SettingsError
+from medfuncta_jax.units import Units
 
 _log = logging.getLogger(__name__)
 
@@ -102,9 +105,9 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
 
         def example(name: str) -> Example:
             nonlocal brightest
-            unit, deep = read_image(files[name], channels, options.value_range, ignored)
-            brightest = max(brightest, float(unit.max())) if deep else brightest
-            return Example(_fitted(unit, options), name, arrangement.label(name))
+            unit, units = read_image(files[name], channels, options.value_range, ignored)
+            brightest = max(brightest, float(unit.max())) if units.dtype == "uint16" else brightest
+            return Example(_fitted(unit, options), name, arrangement.label(name), units=units)
 
         for name in arrangement.splits[split]:
             yield example_or_skipped(name, functools.partial(example, name))
@@ -117,20 +120,59 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
                 brightest,
             )
 
+    splits = {
+        split: PlannedSplit(len(arrangement.splits[split]), functools.partial(examples, split)) for split in SPLITS
+    }
+    about = about_files("image_folder", folder, options, files) | arrangement.about
+    return _plan(options, channels, splits, about, **arrangement.of_plan)
+
+
+def new_files(folder: Path, options: Options) -> dict[str, Path]:
+    """The files of a folder that a finished field is applied to, by name."""
+    return matching_files(folder, options, _SUFFIXES)
+
+
+def plan_new(
+    options: Options, folder: Path, files: Mapping[str, Path], *, grid: tuple[int, ...], channels: int
+) -> Plan:
+    """Files that no run has seen, all in the split "new", as `plan` would make them."""
+    ignored = IgnoredFields()
+
+    def example(name: str) -> Example:
+        unit, units = read_image(files[name], channels, options.value_range, ignored)
+        return Example(_fitted(unit, options), name, units=units)
+
+    about = about_files("image_folder", folder, options, files)
+    return _plan(options, channels, splits_by_name({NEW: list(files)}, example), about)
+
+
+def example_of(
+    options: Options, values: np.ndarray, name: str, *, affine: np.ndarray | None, grid: tuple[int, ...], channels: int
+) -> Example:
+    """One image [H, W] or [H, W, D]: its type's range, or `value_range`, becomes [0, 1]."""
+    values = values if values.ndim == 3 else values[..., None]
+    if values.ndim != 3 or values.shape[2] not in (1, channels):
+        raise DataError(f"{name}: an image [H, W] or [H, W, {channels}] is needed, got {values.shape}")
+    if not options.value_range and values.dtype not in (np.uint8, np.uint16):
+        raise DataError(
+            f"{name}: {values.dtype} pixels have no range of their own; give uint8 or uint16, or a field trained with "
+            "data.value_range"
+        )
+    low, high = options.value_range or (0.0, float(np.iinfo(values.dtype).max))
+    unit = (values.astype(np.float32) - np.float32(low)) / np.float32(high - low)
+    clipped = float(np.mean((unit < 0) | (unit > 1)))
+    units = Units((float(low),), (float(high - low),), dtype=values.dtype.name, clipped=clipped)
+    unit = np.broadcast_to(np.clip(unit, 0, 1), (*values.shape[:2], channels))
+    return Example(_fitted(unit, options), name, units=units)
+
+
+def _plan(
+    options: Options, channels: int, splits: Mapping[str, PlannedSplit], about: dict[str, Any], **labels: Any
+) -> Plan:
     return Plan(
-        name="image_folder",
-        grid=options.grid,
-        channels=channels,
-        dtype="float32",
-        splits={
-            split: PlannedSplit(len(arrangement.splits[split]), functools.partial(examples, split)) for split in SPLITS
-        },
-        classes=arrangement.classes,
-        task=arrangement.task,
-        gathered=True,
-        patients=arrangement.labels.patients or {},
-        about=about_files("image_folder", folder, options, files) | arrangement.about,
-    )
+        name="image_folder", grid=options.grid, channels=channels, dtype="float32", splits=splits, about=about,
+        **labels,
+    )  # fmt: skip
 
 
 def _fitted(unit: np.ndarray, options: Options) -> np.ndarray:

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medfuncta_jax.datasets.dataset import DataError, Task
-from medfuncta_jax.datasets.delimited import read_rows, shown, stated
+from medfuncta_jax.datasets.delimited import finite_number, read_rows, shown, stated
 from medfuncta_jax.datasets.prepared import file_md5
 
 _log = logging.getLogger(__name__)
@@ -94,6 +94,24 @@ def labels_of(
     )
 
 
+def read_numbers(path: Path, names: Sequence[str], *, column: str) -> dict[str, float]:
+    """The numbers of named signals from a column of a table, of those that have one; rows match as for labels.
+
+    Raises:
+      DataError: as `read_label_table`, or a cell that is neither a finite number nor says that there is none.
+    """
+    read = read_label_table(path, names, label_column=column, patient_column="", warn=False)
+    numbers = {}
+    for name, place in read.labels.items():
+        number = finite_number(read.classes[place])
+        if number is None:
+            raise DataError(
+                f"{path}: {shown(read.classes[place])} in the column {shown(column)} is no number; repair it"
+            )
+        numbers[name] = number
+    return numbers
+
+
 def read_label_table(
     path: Path,
     names: Sequence[str],
@@ -102,6 +120,7 @@ def read_label_table(
     patient_column: str,
     id_column: str = "",
     no_value: Sequence[str] = (),
+    warn: bool = True,
 ) -> Labels:
     """The labels and patients of named signals from a table.
 
@@ -116,6 +135,7 @@ def read_label_table(
       patient_column: "" if patients are not known.
       id_column: which says what signal a row is about; "" takes it as said above.
       no_value: further spellings of no value.
+      warn: of labels so many that they may be no classes.
     Raises:
       DataError: names the file: unreadable, a column missing or twice, a short or long row, two rows for one signal,
         a row for several files of different folders, a signal that two rows fit, or no row for any signal.
@@ -159,7 +179,7 @@ def read_label_table(
         classes,
     )
     labelled = len(labels.labels)
-    if len(classes) > max(10, labelled // 2):
+    if warn and len(classes) > max(10, labelled // 2):
         _log.warning("%s: %d different labels for %d signals; is this column a class?", path, len(classes), labelled)
     return labels
 

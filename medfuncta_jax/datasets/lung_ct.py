@@ -11,17 +11,21 @@ from __future__ import annotations
 import fnmatch
 import logging
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from medfuncta_jax.datasets.contents import IgnoredFields
 from medfuncta_jax.datasets.dataset import (
+    NEW,
     SPLITS,
     DataError,
     Example,
     Plan,
+    PlannedSplit,
     required_folder,
     splits_by_name,
 )
@@ -29,7 +33,14 @@ from medfuncta_jax.datasets.dicom_file import AIR
 from medfuncta_jax.datasets.folder_files import about_files, files_below, name_below
 from medfuncta_jax.datasets.masks import refuse_masks
 from medfuncta_jax.datasets.splits import require_split_options, split_names
-from medfuncta_jax.datasets.volume_files import Volume, nan_value, read_volume, volume_header
+from medfuncta_jax.datasets.volume_files import (
+    Volume,
+    canonical_volume,
+    nan_value,
+    read_volume,
+    sample_type,
+    volume_header,
+)
 from medfuncta_jax.datasets.volumes import (
     block_average,
     crop_or_pad,
@@ -37,6 +48,7 @@ from medfuncta_jax.datasets.volumes import (
     scale_between,
 )
 from medfuncta_jax.settings import SettingsError
+from medfuncta_jax.units import units_between
 
 # Voxels of 1 mm along each side; the sizes that can be had divide it.
 FIELD = 256
@@ -94,8 +106,7 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
       DataError: no folder, masks beside their volumes, or too few patients to split.
     """
     folder = required_folder(data_dir, "the CT volumes")
-    nifti = {name_below(folder, path): path for path in files_below(folder) if _NIFTI.search(path.name)}
-    files = {name: path for name, path in nifti.items() if fnmatch.fnmatchcase(name, options.pattern)}
+    files = new_files(folder, options)
     refuse_masks(folder, files, lambda path: read_volume(path, nan=nan_value(options.nan)).values)
     patients = {name: _patient(name, options.patient) for name in files}
     if (count := len(set(patients.values()))) < len(SPLITS):
@@ -112,28 +123,59 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     fractions = {"test": options.test_fraction, "val": options.val_fraction}
     names = split_names(list(files), fractions, seed=options.seed, groups=patients)
 
-    def example(name: str) -> Example:
-        volume = preprocess(read_volume(files[name], ignored, nan_value(options.nan)), options, name=str(files[name]))
-        return Example(volume.values[..., None], name, affine=volume.affine)
+    splits = splits_by_name(names, lambda name: _read(files[name], name, options, ignored))
+    return _plan(options, splits, _about(folder, options, files) | {
+        "padded": short,
+        "split_rule": f"by patient, a hash with seed {options.seed}: test, then val, the rest to train",
+        "split": names,
+    }, gathered=True, patients=patients)  # fmt: skip
 
+
+def new_files(folder: Path, options: Options) -> dict[str, Path]:
+    """The volumes of a folder, by name."""
+    nifti = {name_below(folder, path): path for path in files_below(folder) if _NIFTI.search(path.name)}
+    return {name: path for name, path in nifti.items() if fnmatch.fnmatchcase(name, options.pattern)}
+
+
+def plan_new(
+    options: Options, folder: Path, files: Mapping[str, Path], *, grid: tuple[int, ...], channels: int
+) -> Plan:
+    """Files that no run has seen, all in the split "new", as `plan` would make them."""
+    ignored = IgnoredFields()
+    splits = splits_by_name({NEW: list(files)}, lambda name: _read(files[name], name, options, ignored))
+    return _plan(options, splits, _about(folder, options, files))
+
+
+def example_of(
+    options: Options, values: np.ndarray, name: str, *, affine: np.ndarray | None, grid: tuple[int, ...], channels: int
+) -> Example:
+    """One volume [X, Y, Z] in HU, whose affine [4, 4] (mm, RAS+) is that of 1 mm voxels where None."""
+    return _example(canonical_volume(values, np.eye(4) if affine is None else affine), name, options, name)
+
+
+def _about(folder: Path, options: Options, files: Mapping[str, Path]) -> dict[str, Any]:
+    described = about_files("lung_ct", folder, options, files)
+    return described | {"licence": "as its publisher says", "orientation": "RAS+"}
+
+
+def _plan(options: Options, splits: Mapping[str, PlannedSplit], about: dict[str, Any], **of_files: Any) -> Plan:
+    grid = (options.size,) * 3
     return Plan(
-        name="lung_ct",
-        grid=(options.size,) * 3,
-        channels=1,
-        dtype="float32",
-        splits=splits_by_name(names, example),
-        affines=True,
-        gathered=True,
-        patients=patients,
-        about=about_files("lung_ct", folder, options, files)
-        | {
-            "licence": "as its publisher says",
-            "orientation": "RAS+",
-            "padded": short,
-            "split_rule": f"by patient, a hash with seed {options.seed}: test, then val, the rest to train",
-            "split": names,
-        },
-    )
+        name="lung_ct", grid=grid, channels=1, dtype="float32", splits=splits, affines=True, about=about, **of_files
+    )  # fmt: skip
+
+
+def _read(path: Path, name: str, options: Options, ignored: IgnoredFields) -> Example:
+    example = _example(read_volume(path, ignored, nan_value(options.nan)), name, options, str(path))
+    dtype, slope, intercept = sample_type(path)
+    return replace(example, units=replace(example.units, dtype=dtype, slope=slope, intercept=intercept))
+
+
+def _example(volume: Volume, name: str, options: Options, place: str) -> Example:
+    field, top = _field_and_top(volume, options, name=place)
+    made = _brought_to_grid(field, top, options, name=place)
+    units = units_between(AIR, top, values=field.values, unit="HU")
+    return Example(made.values[..., None], name, affine=made.affine, units=units)
 
 
 def preprocess(volume: Volume, options: Options, *, name: str) -> Volume:
@@ -148,6 +190,11 @@ def preprocess(volume: Volume, options: Options, *, name: str) -> Volume:
     Raises:
       DataError: nothing in it is denser than air, or a field of view that no scanner has.
     """
+    return _brought_to_grid(*_field_and_top(volume, options, name=name), options, name=name)
+
+
+def _field_and_top(volume: Volume, options: Options, *, name: str) -> tuple[Volume, float]:
+    """The central cube in HU, and the value that becomes 1."""
     field = crop_or_pad(resample_isotropic(volume, SPACING, AIR, name=name), (FIELD,) * 3, AIR)
     top = float(np.quantile(field.values, options.quantile_high))
     if top <= AIR:
@@ -155,6 +202,10 @@ def preprocess(volume: Volume, options: Options, *, name: str) -> Volume:
             f"{name}: nothing is denser than air ({AIR:g}) up to the quantile {options.quantile_high} of the central "
             f"{FIELD} mm; are these Hounsfield units? remove the file if not"
         )
+    return field, top
+
+
+def _brought_to_grid(field: Volume, top: float, options: Options, *, name: str) -> Volume:
     unit = scale_between(field.values, AIR, top, name)
     return block_average(Volume(unit, field.affine), FIELD // options.size)
 

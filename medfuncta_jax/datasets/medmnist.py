@@ -19,24 +19,28 @@ import logging
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from medfuncta_jax.datasets.dataset import SPLITS, DataError, Example, Plan, PlannedSplit, Task, required_folder
+from medfuncta_jax.datasets.dataset import NEW, SPLITS, DataError, Example, Plan, PlannedSplit, Task, required_folder
+from medfuncta_jax.datasets.folder_files import about_files, files_below, name_below
 from medfuncta_jax.datasets.medmnist_sets import SETS as _SETS
 from medfuncta_jax.datasets.medmnist_sets import PublishedSet
 from medfuncta_jax.datasets.npz import ArrayInFile, npz_arrays
 from medfuncta_jax.datasets.prepared import file_md5
 from medfuncta_jax.settings import SettingsError
+from medfuncta_jax.units import Units
 
 _log = logging.getLogger(__name__)
 
 _URL = "https://zenodo.org/records/10519652/files/{}?download=1"
 # Channels of colour, and of colour with alpha.
 _COLOURED = (3, 4)
+# Stored grey values, the same for all.
+_UNITS = Units((0.0,), (255.0,), dtype="uint8")
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
 
     def examples(name: str) -> Iterator[Example]:
         for i, (image, label) in enumerate(zip(images[name].items(), labels[name], strict=True)):
-            yield Example(image.reshape(*grid, channels), f"{name}-{i:06d}", label)
+            yield Example(image.reshape(*grid, channels), f"{name}-{i:06d}", label, units=_UNITS)
 
     return Plan(
         name="medmnist",
@@ -124,6 +128,52 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
             "split_rule": "as in the file",
         },
     )
+
+
+def new_files(folder: Path, options: Options) -> dict[str, Path]:
+    """The .npz files of a folder, by name."""
+    return {name_below(folder, path): path for path in files_below(folder) if path.suffix == ".npz"}
+
+
+def plan_new(
+    options: Options, folder: Path, files: Mapping[str, Path], *, grid: tuple[int, ...], channels: int
+) -> Plan:
+    """All images of files of arrays NAME_images, uint8, whichever split they name, in the split "new"."""
+    arrays: dict[str, ArrayInFile] = {}
+    for name, path in files.items():
+        for key, array in npz_arrays(path).items():
+            if not key.endswith("_images"):
+                continue
+            if array.dtype != np.uint8 or not _is_image(array.shape[1:], grid, channels):
+                raise DataError(
+                    f"{path}: {key} is {array.dtype} {array.shape}, the field was trained on uint8 images of "
+                    f"{(*grid, channels)}; take a file like those of the run"
+                )
+            arrays[f"{name}:{key.removesuffix('_images')}"] = array
+
+    def examples() -> Iterator[Example]:
+        for name, array in arrays.items():
+            for i, image in enumerate(array.items()):
+                yield Example(image.reshape(*grid, channels), f"{name}-{i:06d}", units=_UNITS)
+
+    split = PlannedSplit(sum(array.shape[0] for array in arrays.values()), examples)
+    return Plan(
+        name="medmnist", grid=grid, channels=channels, dtype="uint8", splits={NEW: split},
+        about=about_files("medmnist", folder, options, files),
+    )  # fmt: skip
+
+
+def _is_image(shape: tuple[int, ...], grid: tuple[int, ...], channels: int) -> bool:
+    return shape == (*grid, channels) or (channels == 1 and shape == grid)
+
+
+def example_of(
+    options: Options, values: np.ndarray, name: str, *, affine: np.ndarray | None, grid: tuple[int, ...], channels: int
+) -> Example:
+    """One uint8 image of the grid."""
+    if values.dtype != np.uint8 or not _is_image(values.shape, grid, channels):
+        raise DataError(f"{name}: a uint8 image {(*grid, channels)} is needed, got {values.dtype} {values.shape}")
+    return Example(values.reshape(*grid, channels), name, units=_UNITS)
 
 
 def _located(options: Options, data_dir: str | None, cache_root: Path) -> tuple[Path, str]:

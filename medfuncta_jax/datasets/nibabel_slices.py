@@ -13,17 +13,20 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from medfuncta_jax.datasets.dataset import SPLITS, DataError, Example, Plan, PlannedSplit
+from medfuncta_jax.datasets.dataset import NEW, SPLITS, DataError, Example, Plan, PlannedSplit, Skipped
+from medfuncta_jax.datasets.folder_files import about_files, files_below, name_below
 from medfuncta_jax.datasets.prepared import file_md5
-from medfuncta_jax.datasets.volume_files import Volume, read_series
-from medfuncta_jax.datasets.volumes import resample, scale_to_unit
+from medfuncta_jax.datasets.volume_files import Volume, read_series, sample_type
+from medfuncta_jax.datasets.volumes import quantile_range, resample, scale_between
 from medfuncta_jax.settings import SettingsError
+from medfuncta_jax.units import Units, units_between
 
 _DIRECTIONS = ("sagittal", "coronal", "axial")
 
@@ -63,7 +66,36 @@ class _Slice:
 
     @property
     def id(self) -> str:
-        return f"example4d-v{self.scan}-{_DIRECTIONS[self.axis]}-{self.position:03d}"
+        return f"v{self.scan}-{_DIRECTIONS[self.axis]}-{self.position:03d}"
+
+
+class _Scans:
+    """The scans of a file, each scaled to [0, 1] by itself."""
+
+    def __init__(self, path: Path):
+        self.volumes = read_series(path)
+        dtype, slope, intercept = sample_type(path)
+        self.unit: list[np.ndarray] = []
+        self.units: list[Units] = []
+        for t, scan in enumerate(self.volumes):
+            low, high = quantile_range(scan.values, 0.001, 0.999, f"{path} scan {t}")
+            self.unit.append(scale_between(scan.values, low, high, f"{path} scan {t}"))
+            units = units_between(low, high, values=scan.values)
+            self.units.append(replace(units, dtype=dtype, slope=slope, intercept=intercept))
+
+    def positions(self, axis: int) -> list[int]:
+        """Of the slices with enough tissue."""
+        unit, scan = self.unit[0], self.volumes[0]
+        return [k for k in range(unit.shape[axis]) if _tissue_area(unit, scan, axis, k) >= _LEAST_TISSUE_MM2]
+
+    def example(self, one: _Slice, options: Options, name: str) -> Example:
+        others = [axis for axis in range(3) if axis != one.axis]
+        steps = [options.field_of_view / options.size / self.volumes[one.scan].spacing[axis] for axis in others]
+        section = np.take(self.unit[one.scan], one.position, axis=one.axis)
+        signal = resample(section, (options.size, options.size), steps)
+        # Displayed as an image, rows run from superior (or anterior, in axial slices) down.
+        picture = np.clip(signal.T[::-1, :, None], 0, 1)
+        return Example(picture, f"{name}-{one.id}", label=one.axis, units=self.units[one.scan])
 
 
 def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
@@ -75,43 +107,66 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     path = Path(str(importlib.resources.files("nibabel"))) / "tests" / "data" / "example4d.nii.gz"
     if not path.is_file():
         raise DataError(f"{path}: no such file; nibabel's wheel on PyPI brings it, or take another data.source")
-    scans = read_series(path)
-    units = [scale_to_unit(scan.values, 0.001, 0.999, f"{path} scan {t}") for t, scan in enumerate(scans)]
+    scans = _Scans(path)
     slices: dict[str, list[_Slice]] = {name: [] for name in SPLITS}
     for axis in range(3):
-        areas = [_tissue_area(units[0], scans[0], axis, k) for k in range(units[0].shape[axis])]
-        kept = [k for k, area in enumerate(areas) if area >= _LEAST_TISSUE_MM2]
-        for name, positions in split_positions(kept, options.val_fraction, options.test_fraction).items():
-            slices[name] += [_Slice(t, axis, k) for k in positions for t in range(len(scans))]
+        kept = split_positions(scans.positions(axis), options.val_fraction, options.test_fraction)
+        for name, positions in kept.items():
+            slices[name] += [_Slice(t, axis, k) for k in positions for t in range(len(scans.volumes))]
 
     def examples(name: str) -> Iterator[Example]:
         for one in slices[name]:
-            others = [axis for axis in range(3) if axis != one.axis]
-            steps = [options.field_of_view / options.size / scans[one.scan].spacing[axis] for axis in others]
-            section = np.take(units[one.scan], one.position, axis=one.axis)
-            signal = resample(section, (options.size, options.size), steps)
-            # Displayed as an image, rows run from superior (or anterior, in axial slices) down.
-            yield Example(np.clip(signal.T[::-1, :, None], 0, 1), one.id, label=one.axis)
+            yield scans.example(one, options, "example4d")
 
+    splits = {name: PlannedSplit(len(slices[name]), functools.partial(examples, name)) for name in SPLITS}
+    return _plan(options, splits, {
+        "source": "nibabel_slices",
+        "version": 1,
+        "title": "slices of example4d.nii.gz, the brain MRI that nibabel installs",
+        "licence": "MIT, as nibabel",
+        "options": asdict(options),
+        "md5": {path.name: file_md5(path)},
+        "split_rule": "blocks of positions along each direction, one position left out on each side of a block",
+        "dropped": f"slices with less than {_LEAST_TISSUE_MM2:g} mm2 above {_TISSUE} of the intensity range",
+    })  # fmt: skip
+
+
+def new_files(folder: Path, options: Options) -> dict[str, Path]:
+    """The NIfTI files of a folder, each a scan or several of a head, by name."""
+    return {name_below(folder, path): path for path in files_below(folder) if path.name.endswith((".nii", ".nii.gz"))}
+
+
+def plan_new(
+    options: Options, folder: Path, files: Mapping[str, Path], *, grid: tuple[int, ...], channels: int
+) -> Plan:
+    """All slices with tissue of scans that no run has seen, in the split "new", as `plan` would make them."""
+    found: dict[str, list[_Slice]] = {}
+    refused: dict[str, str] = {}
+    for name, path in files.items():
+        try:
+            scans = _Scans(path)
+        except DataError as error:
+            refused[name] = str(error)
+            continue
+        places = [(axis, k) for axis in range(3) for k in scans.positions(axis)]
+        found[name] = [_Slice(t, axis, k) for axis, k in places for t in range(len(scans.volumes))]
+
+    def examples() -> Iterator[Example | Skipped]:
+        yield from (Skipped(name, reason) for name, reason in refused.items())
+        for name, slices in found.items():
+            scans = _Scans(files[name])
+            for one in slices:
+                yield scans.example(one, options, name)
+
+    count = len(refused) + sum(map(len, found.values()))
+    return _plan(options, {NEW: PlannedSplit(count, examples)}, about_files("nibabel_slices", folder, options, files))
+
+
+def _plan(options: Options, splits: Mapping[str, PlannedSplit], about: dict[str, Any]) -> Plan:
     return Plan(
-        name="nibabel_slices",
-        grid=(options.size, options.size),
-        channels=1,
-        dtype="float32",
-        classes=_DIRECTIONS,
-        task="multi-class",
-        splits={name: PlannedSplit(len(slices[name]), functools.partial(examples, name)) for name in SPLITS},
-        about={
-            "source": "nibabel_slices",
-            "version": 1,
-            "title": "slices of example4d.nii.gz, the brain MRI that nibabel installs",
-            "licence": "MIT, as nibabel",
-            "options": asdict(options),
-            "md5": {path.name: file_md5(path)},
-            "split_rule": "blocks of positions along each direction, one position left out on each side of a block",
-            "dropped": f"slices with less than {_LEAST_TISSUE_MM2:g} mm2 above {_TISSUE} of the intensity range",
-        },
-    )
+        name="nibabel_slices", grid=(options.size, options.size), channels=1, dtype="float32", classes=_DIRECTIONS,
+        task="multi-class", splits=splits, about=about,
+    )  # fmt: skip
 
 
 def _tissue_area(unit: np.ndarray, scan: Volume, axis: int, position: int) -> float:

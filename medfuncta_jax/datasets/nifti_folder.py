@@ -9,23 +9,28 @@ directory. Fields of a header that count and that do not: see `volume_files.py`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from medfuncta_jax.datasets.contents import IgnoredFields
 from medfuncta_jax.datasets.dataset import (
+    NEW,
     Example,
     Plan,
+    PlannedSplit,
     required_folder,
     splits_by_name,
 )
 from medfuncta_jax.datasets.folder_files import FolderOptions, about_files, arranged, matching_files
 from medfuncta_jax.datasets.masks import refuse_masks
-from medfuncta_jax.datasets.volume_files import Volume, nan_value, read_volume
-from medfuncta_jax.datasets.volumes import resample_volume, scale_to_unit
+from medfuncta_jax.datasets.volume_files import Volume, canonical_volume, nan_value, read_volume, sample_type
+from medfuncta_jax.datasets.volumes import quantile_range, resample_volume, scale_between
 from medfuncta_jax.settings import SettingsError
+from medfuncta_jax.units import units_between
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,21 +80,50 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     ignored = IgnoredFields()
 
     def example(name: str) -> Example:
-        volume = read_volume(files[name], ignored, nan_value(options.nan))
-        unit = scale_to_unit(volume.values, options.quantile_low, options.quantile_high, str(files[name]))
-        resampled = resample_volume(Volume(unit, volume.affine), options.grid, options.spacing or None)
-        return Example(np.clip(resampled.values, 0, 1)[..., None], name, arrangement.label(name), resampled.affine)
+        return replace(_read(files[name], name, options, ignored), label=arrangement.label(name))
 
+    about = about_files("nifti_folder", folder, options, files) | arrangement.about
+    splits = splits_by_name(arrangement.splits, example)
+    return _plan(options, splits, about, **arrangement.of_plan)
+
+
+def new_files(folder: Path, options: Options) -> dict[str, Path]:
+    """The files of a folder that a finished field is applied to, by name."""
+    return matching_files(folder, options)
+
+
+def plan_new(
+    options: Options, folder: Path, files: Mapping[str, Path], *, grid: tuple[int, ...], channels: int
+) -> Plan:
+    """Files that no run has seen, all in the split "new", as `plan` would make them."""
+    ignored = IgnoredFields()
+    splits = splits_by_name({NEW: list(files)}, lambda name: _read(files[name], name, options, ignored))
+    return _plan(options, splits, about_files("nifti_folder", folder, options, files))
+
+
+def example_of(
+    options: Options, values: np.ndarray, name: str, *, affine: np.ndarray | None, grid: tuple[int, ...], channels: int
+) -> Example:
+    """One volume [X, Y, Z] of any unit, whose affine [4, 4] (mm, RAS+) is that of 1 mm voxels where None."""
+    return _example(canonical_volume(values, np.eye(4) if affine is None else affine), name, options, name)
+
+
+def _plan(options: Options, splits: Mapping[str, PlannedSplit], about: dict[str, Any], **labels: Any) -> Plan:
     return Plan(
-        name="nifti_folder",
-        grid=options.grid,
-        channels=1,
-        dtype="float32",
-        splits=splits_by_name(arrangement.splits, example),
-        classes=arrangement.classes,
-        task=arrangement.task,
-        affines=True,
-        gathered=True,
-        patients=arrangement.labels.patients or {},
-        about=about_files("nifti_folder", folder, options, files) | arrangement.about,
-    )
+        name="nifti_folder", grid=options.grid, channels=1, dtype="float32", splits=splits, affines=True, about=about,
+        **labels,
+    )  # fmt: skip
+
+
+def _read(path: Path, name: str, options: Options, ignored: IgnoredFields) -> Example:
+    example = _example(read_volume(path, ignored, nan_value(options.nan)), name, options, str(path))
+    dtype, slope, intercept = sample_type(path)
+    return replace(example, units=replace(example.units, dtype=dtype, slope=slope, intercept=intercept))
+
+
+def _example(volume: Volume, name: str, options: Options, place: str) -> Example:
+    low, high = quantile_range(volume.values, options.quantile_low, options.quantile_high, place)
+    unit = scale_between(volume.values, low, high, place)
+    resampled = resample_volume(Volume(unit, volume.affine), options.grid, options.spacing or None)
+    units = units_between(low, high, values=volume.values)
+    return Example(np.clip(resampled.values, 0, 1)[..., None], name, affine=resampled.affine, units=units)

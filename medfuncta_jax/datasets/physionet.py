@@ -35,9 +35,9 @@ _log = logging.getLogger(__name__)
 BEAT_SAMPLES = 187
 CLASSES = ("N", "S", "V", "F", "Q")
 
-_RATE = 125
-_WINDOW = 10 * _RATE
-_REACH = round(0.024 * _RATE)
+RATE = 125
+_WINDOW = 10 * RATE
+_REACH = round(0.024 * RATE)
 _LENGTH_IN_RR = 1.2
 
 # Samples a second that an ECG is recorded with.
@@ -61,11 +61,16 @@ class Beat:
       sample: where it is annotated in the record, in samples of the record.
       label: index into `CLASSES`.
       values: float32 [187] in [0, 1].
+      low, high: what became 0 and 1: the least and the largest value of the 10 s around it.
+      unit: of these, such as "mV".
     """
 
     sample: int
     label: int
     values: np.ndarray
+    low: float
+    high: float
+    unit: str
 
 
 @dataclass(frozen=True)
@@ -116,8 +121,12 @@ class Record:
         beats = [i for i, symbol in enumerate(notes.symbol) if symbol in _CLASS_OF]
         samples = samples[beats]
         labels = [_CLASS_OF[notes.symbol[i]] for i in beats]
-        kept, values = extract_beats(record.dac()[:, 0], float(record.fs), samples)
-        return [Beat(int(samples[i]), labels[i], beat) for i, beat in zip(kept, values, strict=True)]
+        kept, values, ranges = extract_beats(record.dac()[:, 0], float(record.fs), samples)
+        unit = str((record.units or [""])[0])
+        return [
+            Beat(int(samples[i]), labels[i], beat, float(low), float(high), unit)
+            for i, beat, (low, high) in zip(kept, values, ranges, strict=True)
+        ]
 
     def _read(self, part: str) -> Any:
         place = str(self.header.with_suffix(""))
@@ -179,7 +188,7 @@ def _require_annotations(path: Path) -> None:
     raise DataError(f"{path}: {reason}; copy it anew")
 
 
-def extract_beats(signal: np.ndarray, rate: float, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def extract_beats(signal: np.ndarray, rate: float, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The beats of one lead.
 
     Args:
@@ -187,23 +196,24 @@ def extract_beats(signal: np.ndarray, rate: float, samples: np.ndarray) -> tuple
       rate: samples a second, above 0.
       samples: int [m], annotated beats as indices into `signal`, rising.
     Returns:
-      int [k], which of the m beats are kept; and float32 [k, 187] in [0, 1].
+      int [k], which of the m beats are kept; float32 [k, 187] in [0, 1]; and [k, 2], the values that became 0 and 1.
     """
     from scipy.signal import resample_poly
 
-    ratio = Fraction(_RATE / rate).limit_denominator(10_000)
+    ratio = Fraction(RATE / rate).limit_denominator(10_000)
     invalid = ~np.isfinite(signal)
     if invalid.any() and not invalid.all():
         signal = np.interp(np.arange(len(signal)), np.flatnonzero(~invalid), signal[~invalid])
     # A line from the first to the last sample is taken off first, so that the ends do not ring.
     resampled = resample_poly(signal, ratio.numerator, ratio.denominator, padtype="line")
-    places = np.rint(samples * (_RATE / rate)).astype(np.int64)
+    places = np.rint(samples * (RATE / rate)).astype(np.int64)
     kept: list[int] = []
     beats: list[np.ndarray] = []
+    ranges: list[tuple[float, float]] = []
     for start in range(0, len(resampled) - _WINDOW + 1, _WINDOW):
         window = resampled[start : start + _WINDOW]
         inside = np.arange(*np.searchsorted(places, (start, start + _WINDOW)))
-        first, end = (math.floor(edge / _RATE * rate) for edge in (start, start + _WINDOW))
+        first, end = (math.floor(edge / RATE * rate) for edge in (start, start + _WINDOW))
         if len(inside) < 2 or invalid[first:end].any() or not window.max() > window.min():
             continue
         unit = (window - window.min()) / (window.max() - window.min())
@@ -215,7 +225,9 @@ def extract_beats(signal: np.ndarray, rate: float, samples: np.ndarray) -> tuple
                 beat[:length] = unit[peak : peak + length]
                 kept.append(int(i))
                 beats.append(beat)
-    return np.array(kept, np.int64), np.array(beats, np.float32).reshape(-1, BEAT_SAMPLES)
+                ranges.append((float(window.min()), float(window.max())))
+    beats_array = np.array(beats, np.float32).reshape(-1, BEAT_SAMPLES)
+    return np.array(kept, np.int64), beats_array, np.array(ranges).reshape(-1, 2)
 
 
 def _highest(unit: np.ndarray, at: int) -> int:
@@ -253,20 +265,8 @@ def split_records(
       DataError: no records, a record twice or damaged, a test record that is not there or shares a patient with
         others, or too few patients.
     """
-    records: dict[str, Record] = {}
-    for header in sorted(folder.rglob("[0-9][0-9][0-9].hea")):
-        if header.stem in records:
-            raise DataError(f"{folder}: record {header.stem} is there twice ({records[header.stem].header}, {header})")
-        records[header.stem] = Record(header, lead)
-    if not records:
-        raise DataError(
-            f"{folder}: no records such as 100.hea, 100.dat and 100.atr there or below; --data_dir must name the "
-            "folder of the MIT-BIH Arrhythmia Database"
-        )
-    without = [name for name, record in records.items() if not record.has_lead()]
-    if without:
-        _log.warning("%s: records %s have no lead %s and are left out", folder, ", ".join(without), lead)
-    patients = {name: record.patient for name, record in records.items() if name not in without}
+    records, without = records_with_lead(folder, lead)
+    patients = {name: record.patient for name, record in records.items()}
     if absent := sorted(set(test_records) - set(patients)):
         raise DataError(f"{folder}: test record {absent[0]} is not there or has no lead {lead}; name others")
     tested = {patients[name] for name in test_records}
@@ -293,6 +293,28 @@ def split_records(
             "left_out": without,
         },
     )
+
+
+def records_with_lead(folder: Path, lead: str) -> tuple[dict[str, Record], list[str]]:
+    """The records below a folder that have a lead, by name, and the names of those without, which are logged.
+
+    Raises:
+      DataError: no records, or one that is there twice or damaged.
+    """
+    records: dict[str, Record] = {}
+    for header in sorted(folder.rglob("[0-9][0-9][0-9].hea")):
+        if header.stem in records:
+            raise DataError(f"{folder}: record {header.stem} is there twice ({records[header.stem].header}, {header})")
+        records[header.stem] = Record(header, lead)
+    if not records:
+        raise DataError(
+            f"{folder}: no records such as 100.hea, 100.dat and 100.atr there or below; --data_dir must name the "
+            "folder of the MIT-BIH Arrhythmia Database"
+        )
+    without = [name for name, record in records.items() if not record.has_lead()]
+    if without:
+        _log.warning("%s: records %s have no lead %s and are left out", folder, ", ".join(without), lead)
+    return {name: record for name, record in records.items() if name not in without}, without
 
 
 def _files(record: Record) -> Iterator[Path]:

@@ -30,12 +30,21 @@ import tensorflow_datasets as tfds
 
 from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.datasets import equal_signals
-from medfuncta_jax.datasets.dataset import Contents, DataError, Dataset, Example, Plan, Split, unit_signal
+from medfuncta_jax.datasets.dataset import (
+    Contents,
+    DataError,
+    Dataset,
+    Example,
+    Plan,
+    Split,
+    unit_signal,
+    without_labels,
+)
 
 _log = logging.getLogger(__name__)
 
 # Part of the hash: another layout of the records makes other folders.
-_LAYOUT = 4
+_LAYOUT = 5
 
 _STAGING = ".staging-"
 
@@ -116,13 +125,13 @@ def _planned(plan: Plan) -> int:
 def _content_hash(plan: Plan) -> str:
     content = {
         "layout": _LAYOUT,
-        "about": plan.about,
+        "about": plan.about if plan.labels is None else without_labels(plan.about),
         "shape": plan.signal_shape,
         "dtype": plan.dtype,
-        "lengths": {name: plan.splits[name].length for name in plan.splits},
-        "classes": plan.classes,
-        "task": plan.task,
+        "lengths": {name: split.length for name, split in plan.splits.items()},
     }
+    if plan.labels is None:
+        content |= {"classes": plan.classes, "task": plan.task}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -198,6 +207,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
             "signal": tfds.features.Tensor(shape=plan.signal_shape, dtype=np.dtype(plan.dtype), encoding=raw),
             "label": tfds.features.Tensor(shape=plan.label_shape, dtype=np.int64),
             "id": tfds.features.Text(),
+            "units": tfds.features.Text(),
         }
         if plan.affines:
             features["affine"] = tfds.features.Tensor(shape=(4, 4), dtype=np.float64, encoding=raw)
@@ -264,6 +274,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
             "signal": np.ascontiguousarray(example.signal, np.dtype(self._plan.dtype)),
             "label": np.asarray(example.label, np.int64),
             "id": example.id,
+            "units": example.units.to_json(),
         }
         return record | ({"affine": np.asarray(example.affine, np.float64)} if self._plan.affines else {})
 
@@ -349,7 +360,7 @@ def _read(plan: Plan, folder: Path) -> tuple[dict[str, Split], dict[str, str]]:
         parts = [part for part in _parts(plan, name) if metadata["stored"][part]]
         records = builder.as_data_source("+".join(parts))
         records[len(records) - 1]  # so that damage shows now
-        splits[name] = Split(records, plan.signal_shape, plan.dtype)
+        splits[name] = Split(records, plan.signal_shape, plan.dtype, plan.labels)
     return splits, metadata["skipped"]
 
 

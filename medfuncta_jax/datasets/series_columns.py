@@ -37,6 +37,7 @@ class Columns:
       bare_commas: whether commas part them and no header says how many they are.
       samples: which hold samples.
       at: which hold other things, by the option that names them.
+      names: of all columns; () where no header names them.
     """
 
     width: int
@@ -44,6 +45,7 @@ class Columns:
     bare_commas: bool
     samples: tuple[int, ...]
     at: Mapping[str, int]
+    names: tuple[str, ...] = ()
 
     @classmethod
     def of_file(
@@ -76,7 +78,8 @@ class Columns:
         if not chosen:
             index = {0} if is_header and not first[0] and 0 not in at.values() and _counts_rows(path) else set()
             chosen = tuple(i for i in range(len(first)) if i not in {*at.values(), *index})
-        return cls(len(first), is_header, not is_header and delimiter_of(path) == ",", chosen, at)
+        bare = not is_header and delimiter_of(path) == ","
+        return cls(len(first), is_header, bare, chosen, at, tuple(first) if is_header else ())
 
     def rows(self, path: Path) -> Iterator[tuple[int, list[str]]]:
         """The lines below the header; all as long as the first."""

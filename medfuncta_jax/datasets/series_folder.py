@@ -9,6 +9,10 @@ commas too is refused. There is nothing in such files that is ignored but a colu
 Labels and splits: see `folder_files.py`; ids are the names relative to the data directory, in tables followed by the
 id of the row, or else by its line.
 
+In files of a signal, a first column that rises from line to line, over eight lines or more of the first file that can
+be read, is time and no channel, unless `columns` says what the channels are: it is kept as the times of the signal.
+Samples that are not evenly spaced in it are interpolated at even times first.
+
 A signal that is no series of finite numbers that vary is skipped. But a table of rows whose columns are in doubt, by a
 line that is too short or an id that is there twice, is refused.
 """
@@ -16,15 +20,17 @@ line that is too short or an id that is there twice, is refused.
 from __future__ import annotations
 
 import functools
+import logging
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from medfuncta_jax.datasets.dataset import (
+    NEW,
     SPLITS,
     DataError,
     Example,
@@ -33,6 +39,7 @@ from medfuncta_jax.datasets.dataset import (
     Skipped,
     example_or_skipped,
     required_folder,
+    splits_by_name,
 )
 from medfuncta_jax.datasets.delimited import finite_number, shown, stated
 from medfuncta_jax.datasets.folder_files import (
@@ -47,6 +54,9 @@ from medfuncta_jax.datasets.folder_files import (
 from medfuncta_jax.datasets.label_table import labels_of
 from medfuncta_jax.datasets.series_columns import Columns
 from medfuncta_jax.settings import SettingsError
+from medfuncta_jax.units import Units, units_between
+
+_log = logging.getLogger(__name__)
 
 _SUFFIXES = (".csv", ".tsv", ".txt")
 
@@ -54,6 +64,12 @@ _SUFFIXES = (".csv", ".tsv", ".txt")
 _PART = re.compile(r"[+-]?0\d+|-0")
 
 # A line of two whole numbers, or of one with a decimal comma.
+# Fewer lines may rise by chance.
+_LEAST_RISING = 8
+
+# Steps of time that differ by less than this part of their mean are even; writers round.
+_EVEN_STEPS = 1e-2
+
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
@@ -71,7 +87,8 @@ class Options(FolderOptions):
         cuts off what is beyond `length` and pads with 0 after the end.
       scale: "signal" scales a signal by its own minimum and maximum, "channel" does so channel by channel.
       value_range: (low, high), values that become 0 and 1 in all signals, clipped outside; goes before `scale`.
-      columns: of the channels, in files of one signal; empty takes all. Leave out a column of times here.
+      columns: of the channels, in files of one signal; empty takes all but a first column of times. Columns named here
+        are channels whatever they hold, and there are then no times.
       header: "yes" or "no" where the first line could be a header of numbers or data, see `series_columns.py`.
     """
 
@@ -102,28 +119,94 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     """
     folder = required_folder(data_dir, "the series")
     files = matching_files(folder, options, _SUFFIXES)
+    timed = False
     if options.layout == "file":
-        channels = first_readable(files.values(), functools.partial(_file_series, options=options)).shape[1]
+        first = first_readable(files.values(), functools.partial(_file_series, options=options, timed=None))
+        timed, channels = first.times is not None, first.values.shape[1]
+        if timed:
+            _log.info(
+                "%s: the first column rises from line to line and is taken for time, not for a channel; name the "
+                "channels with --config.data.columns if it is one", folder,
+            )  # fmt: skip
         arrangement = arranged(list(files), folder, options)
-        examples = functools.partial(_file_examples, files, channels, arrangement, options)
+        examples = functools.partial(_file_examples, files, _Layout(channels, timed), arrangement, options)
     else:
         channels = 1
         arrangement = _row_arrangement(folder, files, options)
         examples = functools.partial(_row_examples, files, arrangement, options)
+    splits = {
+        split: PlannedSplit(len(arrangement.splits[split]), functools.partial(examples, split)) for split in SPLITS
+    }
+    about = about_files("series_folder", folder, options, files) | {"time_column": timed} | arrangement.about
+    labels = arrangement.of_plan
+    if options.layout == "row" and not options.labels:  # columns of labels are none of the signal
+        labels["labels"] = None
+    return _plan(options, channels, splits, about, **labels)
+
+
+def new_files(folder: Path, options: Options) -> dict[str, Path]:
+    """The files of a folder that a finished field is applied to, by name."""
+    return matching_files(folder, options, _SUFFIXES)
+
+
+def plan_new(
+    options: Options, folder: Path, files: Mapping[str, Path], *, grid: tuple[int, ...], channels: int
+) -> Plan:
+    """Series that no run has seen, all in the split "new", as `plan` would make them."""
+    about = about_files("series_folder", folder, options, files)
+    if options.layout == "file":
+        # Columns of a file beside the channels of the run can only be one of times.
+        def example(name: str) -> Example:
+            width = len(_columns(files[name], options).samples)
+            return _file_example(files[name], name, options, _Layout(channels, width == channels + 1))
+
+        return _plan(options, channels, splits_by_name({NEW: list(files)}, example), about)
+    # What is only known of the run's own tables, their labels and patients, is not asked for here.
+    known = {name: _columns(path, options) for name, path in files.items()}
+    rows = [
+        _row_name(name, line, row, known[name]) for name, path in files.items() for line, row in known[name].rows(path)
+    ]
+    arrangement = Arrangement({NEW: rows}, labels_of({}, None, {}), {})
+    examples = functools.partial(_row_examples, dict(files), arrangement, options, NEW)
+    return _plan(options, channels, {NEW: PlannedSplit(len(rows), examples)}, about)
+
+
+def example_of(
+    options: Options, values: np.ndarray, name: str, *, affine: np.ndarray | None, grid: tuple[int, ...], channels: int
+) -> Example:
+    """One series [n] or [n, D] of any unit."""
+    series = np.asarray(values, np.float64)
+    series = series[:, None] if series.ndim == 1 else series
+    if series.ndim != 2 or series.shape[1] != channels:
+        raise DataError(f"{name}: a series [n, {channels}] is needed, got {values.shape}")
+    _require_samples(len(series), name)
+    return _example(_Series(series, None, ()), name, options, name)
+
+
+def _plan(
+    options: Options, channels: int, splits: Mapping[str, PlannedSplit], about: dict[str, Any], **labels: Any
+) -> Plan:
     return Plan(
-        name="series_folder",
-        grid=(options.length,),
-        channels=channels,
-        dtype="float32",
-        splits={
-            split: PlannedSplit(len(arrangement.splits[split]), functools.partial(examples, split)) for split in SPLITS
-        },
-        classes=arrangement.classes,
-        task=arrangement.task,
-        gathered=True,
-        patients=arrangement.labels.patients or {},
-        about=about_files("series_folder", folder, options, files) | arrangement.about,
-    )
+        name="series_folder", grid=(options.length,), channels=channels, dtype="float32", splits=splits, about=about,
+        **labels,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Channels of a file, and whether a column of times comes first."""
+
+    channels: int
+    timed: bool
+
+
+@dataclass(frozen=True)
+class _Series:
+    """Values [n, D] as written, and where there are any, (first, step) of their times and the names of the columns."""
+
+    values: np.ndarray
+    times: tuple[float, float] | None
+    columns: tuple[str, ...]
 
 
 def _columns(path: Path, options: Options) -> Columns:
@@ -136,34 +219,58 @@ def _columns(path: Path, options: Options) -> Columns:
 
 
 def _file_examples(
-    files: dict[str, Path], channels: int, arrangement: Arrangement, options: Options, split: str
+    files: dict[str, Path], layout: _Layout, arrangement: Arrangement, options: Options, split: str
 ) -> Iterator[Example | Skipped]:
     def example(name: str) -> Example:
-        series = _file_series(files[name], options, channels)
-        return Example(_fitted(series, str(files[name]), options), name, arrangement.label(name))
+        return replace(_file_example(files[name], name, options, layout), label=arrangement.label(name))
 
     for name in arrangement.splits[split]:
         yield example_or_skipped(name, functools.partial(example, name))
 
 
-def _file_series(path: Path, options: Options, channels: int | None = None) -> np.ndarray:
-    """The signal of a file, [n, D], n >= 2, as it is written; D must be `channels` where that is known."""
+def _file_example(path: Path, name: str, options: Options, layout: _Layout) -> Example:
+    series = _file_series(path, options, timed=layout.timed)
+    if series.values.shape[1] != layout.channels:
+        raise DataError(
+            f"{path}: {series.values.shape[1]} channels, the first series has {layout.channels}; channel counts must "
+            "not be mixed: choose files with --config.data.pattern or columns with --config.data.columns"
+        )
+    return _example(series, name, options, str(path))
+
+
+def _file_series(path: Path, options: Options, *, timed: bool | None) -> _Series:
+    """The signal of a file, of n >= 2 samples; whether its first column is time, None to find out."""
     columns = _columns(path, options)
     rows = list(columns.rows(path))
     values = [_numbers(path, line, row, columns.samples, columns.bare_commas) for line, row in rows]
     _require_samples(len(values), str(path))
     series = np.array(values, np.float64)
-    if channels is not None and series.shape[1] != channels:
-        raise DataError(
-            f"{path}: {series.shape[1]} channels, the first series has {channels}; channel counts must not "
-            "be mixed: choose files with --config.data.pattern or columns with --config.data.columns"
-        )
     if columns.bare_commas and not options.columns and all(_DECIMAL_COMMA.fullmatch(",".join(row)) for _, row in rows):
         raise DataError(
             f"{path}: lines such as {shown(','.join(rows[0][1]))} could be one column with decimal commas, or two of "
             "whole numbers; write decimal points, or name both with --config.data.columns=\"('0','1')\""
         )
-    return series
+    names = tuple(columns.names[i] for i in columns.samples) if columns.names else ()
+    rises = series.shape[1] > 1 and bool((np.diff(series[:, 0]) > 0).all())
+    if timed is None:
+        timed = rises and len(series) >= _LEAST_RISING and not options.columns
+    if not timed:
+        return _Series(series, None, names)
+    if not rises:
+        raise DataError(
+            f"{path}: its first column does not rise from line to line, as times do and that of the other series does; "
+            "repair it, or name the channels with --config.data.columns"
+        )
+    return _even(series[:, 0], series[:, 1:], names)
+
+
+def _even(times: np.ndarray, values: np.ndarray, names: tuple[str, ...]) -> _Series:
+    """Values [n, D] at n rising times, interpolated linearly at even ones if they are not even."""
+    step = (times[-1] - times[0]) / (len(times) - 1)
+    if np.abs(np.diff(times) - step).max() > _EVEN_STEPS * step:
+        even = np.linspace(times[0], times[-1], len(times))
+        values = np.stack([np.interp(even, times, channel) for channel in values.T], -1)
+    return _Series(values, (float(times[0]), float(step)), names)
 
 
 def _row_arrangement(folder: Path, files: dict[str, Path], options: Options) -> Arrangement:
@@ -209,7 +316,7 @@ def _row_examples(
         place = f"{path}: line {line}"
         _require_samples(len(cells), place)
         series = np.array(_numbers(path, line, cells, tuple(range(len(cells))), bare_commas), np.float64)[:, None]
-        return Example(_fitted(series, place, options), name, arrangement.label(name))
+        return replace(_example(_Series(series, None, ()), name, options, place), label=arrangement.label(name))
 
     wanted = set(arrangement.splits[split])
     for name, path in files.items():
@@ -239,8 +346,9 @@ def _require_samples(count: int, place: str) -> None:
         raise DataError(f"{place}: {count} samples, a series has at least 2; remove it")
 
 
-def _fitted(series: np.ndarray, place: str, options: Options) -> np.ndarray:
-    """[n, D] of any unit to float32 [length, D] in [0, 1]."""
+def _example(found: _Series, name: str, options: Options, place: str) -> Example:
+    """Values of any unit to float32 [length, D] in [0, 1]."""
+    series = found.values
     if options.value_range:
         low, high = (np.float64(value) for value in options.value_range)
     else:
@@ -255,12 +363,24 @@ def _fitted(series: np.ndarray, place: str, options: Options) -> np.ndarray:
         raise DataError(
             f"{place}: values from {np.min(low):g} to {np.max(high):g} cannot be scaled; repair or remove it"
         )
+    alone = options.scale == "channel" or series.shape[1] == 1
+    shared: Literal["", "channels", "signals"] = "signals" if options.value_range else "" if alone else "channels"
+    units = units_between(low, high, values=series, shared=shared)
     unit = np.clip((np.clip(series, low, high) - low) / (high - low), 0, 1)
     if options.fit == "resample":
         unit = resampled(unit, options.length)
     fitted = np.zeros((options.length, series.shape[1]), np.float32)
     fitted[: min(len(unit), options.length)] = unit[: options.length]
-    return np.clip(fitted, 0, 1)
+    return Example(np.clip(fitted, 0, 1), name, units=_with_times(units, found, options))
+
+
+def _with_times(units: Units, series: _Series, options: Options) -> Units:
+    if series.times is None:
+        return replace(units, columns=series.columns)
+    first, step = series.times
+    ratio = len(series.values) / options.length if options.fit == "resample" else 1.0
+    # A sample of the grid stands for the middle of its window.
+    return replace(units, time=(first + ((ratio - 1) / 2) * step, ratio * step), columns=series.columns)
 
 
 def resampled(values: np.ndarray, length: int) -> np.ndarray:

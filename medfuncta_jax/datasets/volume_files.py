@@ -88,6 +88,17 @@ def nan_value(nan: str | float) -> float | None:
     raise SettingsError(f'nan must be a number, or "" to refuse files with NaN voxels, got {nan!r}')
 
 
+def sample_type(path: Path) -> tuple[str, float, float]:
+    """How an image file stores its voxels: the type (numpy's name), the slope and the intercept.
+
+    Raises:
+      DataError: not a readable image.
+    """
+    with _read(path) as image:
+        voxels = image.dataobj
+        return image.get_data_dtype().newbyteorder("=").name, float(voxels.slope), float(voxels.inter)
+
+
 def read_volume(path: Path, ignored: IgnoredFields | None = None, nan: float | None = None) -> Volume:
     """A 3D image file, reoriented to RAS+, in millimetres, with scale factors applied; the fields are said above.
 
@@ -261,16 +272,25 @@ def canonical_volume(values: np.ndarray, affine: np.ndarray) -> Volume:
     return Volume(np.asarray(image.dataobj), np.asarray(image.affine, np.float64))
 
 
-def write_volume(path: Path | str, values: np.ndarray, affine: np.ndarray, *, dtype: str = "float32") -> None:
+def write_volume(
+    path: Path | str,
+    values: np.ndarray,
+    affine: np.ndarray,
+    *,
+    dtype: str = "float32",
+    slope: float = 1.0,
+    intercept: float = 0.0,
+) -> None:
     """Write a NIfTI file, whole or not at all: a reconstruction with the affine of its example overlays the scan.
 
     The same values give the same bytes. The folder is made if absent.
 
     Args:
       path: ends in .nii or .nii.gz.
-      values: [X, Y, Z], or [X, Y, Z, D] of several channels.
+      values: [X, Y, Z], or [X, Y, Z, D] of several channels; with a slope the samples, before it is applied.
       affine: [4, 4], of voxel indices to millimetres, RAS+.
       dtype: how the voxels are stored; whole numbers are rounded, and cut at the ends of the type's range.
+      slope, intercept: written to the header; a reader applies them.
     Raises:
       ValueError: another suffix, `values` that are no volume, or an affine of another shape.
     """
@@ -284,8 +304,10 @@ def write_volume(path: Path | str, values: np.ndarray, affine: np.ndarray, *, dt
     if np.issubdtype(dtype, np.integer):
         limits = np.iinfo(dtype)
         values = np.clip(np.rint(values), limits.min, limits.max)
-    image: Any = nibabel.Nifti1Image(values.astype(dtype), affine)
+    image: Any = nibabel.Nifti1Image(values.astype(dtype), affine, dtype=np.dtype(dtype))
     image.header.set_xyzt_units("mm")
+    if (slope, intercept) != (1.0, 0.0):
+        image.header.set_slope_inter(slope, intercept)
     with atomic_path(path) as partial:
         if path.suffix == ".nii":
             partial.write_bytes(image.to_bytes())

@@ -15,6 +15,7 @@ __all__ = [
     "Volume",
     "block_average",
     "crop_or_pad",
+    "quantile_range",
     "read_volume",
     "resample",
     "resample_isotropic",
@@ -40,11 +41,16 @@ def scale_to_unit(values: np.ndarray, low: float, high: float, name: str) -> np.
     Raises:
       DataError: both quantiles are equal, as in a constant volume.
     """
+    return scale_between(values, *quantile_range(values, low, high, name), name)
+
+
+def quantile_range(values: np.ndarray, low: float, high: float, name: str) -> tuple[float, float]:
+    """The two quantiles of all values, of which the second is larger; otherwise as `scale_to_unit`."""
     bottom, top = (float(value) for value in np.quantile(values, (low, high)))
     if not top > bottom:
         kind = "constant" if values.min() == values.max() else f"constant between the quantiles {low} and {high}"
         raise DataError(f"{name}: the volume is {kind} ({bottom:g}); remove the file or widen the quantiles")
-    return scale_between(values, bottom, top, name)
+    return bottom, top
 
 
 def scale_between(values: np.ndarray, bottom: float, top: float, name: str) -> np.ndarray:

@@ -100,7 +100,7 @@ def test_any_tiff_is_read_as_it_is_meant_or_refused_by_its_pixel_type(
             **({"t338": 2} if channels == 4 else {}),
         )  # fmt: skip
         try:
-            unit, deep = read_image(path, 3 if channels > 1 else 1, given_range)
+            unit, units = read_image(path, 3 if channels > 1 else 1, given_range)
         except DataError as error:
             assert_refusal(error, "a.tif")
             plain = kind in READ and channels == 1 and photometric == 1 and order == "<" and not turned_bits
@@ -109,7 +109,7 @@ def test_any_tiff_is_read_as_it_is_meant_or_refused_by_its_pixel_type(
             assert_names_the_pixel_type(error)
             return
         assert stored_channels(path) == (1 if channels == 1 else 3)
-    assert deep == (kind in ("u12", "u16") and channels == 1)
+    assert (units.dtype == "uint16") == (kind in ("u12", "u16") and channels == 1)
     # Pillow reads the upper bytes of colours, and rounds what it lays over black.
     tolerance = 2e-6 if channels == 1 else 1 / 255 + 1e-6 if channels == 3 else 2.5 / 255
     expected = _expected(values, low, high, orientation, white_is_zero=photometric == 0)
@@ -149,8 +149,8 @@ def test_samples_that_other_readers_turn_round(tmp_path):
     unit, _ = read_image(write_tiff(tmp_path / "b.tif", high), 1, (0, 2**32 - 1))
     np.testing.assert_allclose(unit[:, 0, 0], [0, 0.5, 1], atol=1e-6)
     twelve = np.array([[0, 2048, 4095]], np.uint16).T[..., None]
-    unit, deep = read_image(write_tiff(tmp_path / "c.tif", twelve, bits=12), 1)
-    assert deep
+    unit, units = read_image(write_tiff(tmp_path / "c.tif", twelve, bits=12), 1)
+    assert units.dtype == "uint16"
     np.testing.assert_allclose(unit[:, 0, 0], [0, 2048 / 4095, 1], atol=1e-6)
 
 
@@ -225,10 +225,10 @@ def test_any_png_is_read_as_it_is_meant(type, interlaced, transparent, orientati
             Path(folder) / "a.png", values, colour=colour, bits=bits, interlaced=interlaced, chunks=[(b"eXIf", exif)],
             **extra,
         )  # fmt: skip
-        found, deep = read_image(path, 1 if grey else 3)
+        found, units = read_image(path, 1 if grey else 3)
         if colour != PALETTE:
             assert stored_channels(path) == (1 if grey else 3)
-    assert deep == (grey and bits == 16)
+    assert (units.dtype == "uint16") == (grey and bits == 16)
     rounded = (transparent and colour == PALETTE) or (bits == 8 and channels in (2, 4)) or (bits == 16 and not grey)
     np.testing.assert_allclose(found, TURNS[orientation](unit), atol=2.5 / 255 if rounded else 2e-6, rtol=0)
 
@@ -365,6 +365,6 @@ def test_16_bits_of_grey_with_alpha_are_grey_and_keep_their_precision(tmp_path):
     values[..., 1] = np.where(values[..., 1] > 30000, 65535, 0)
     path = write_png(tmp_path / "a.png", values, colour=GREY_ALPHA, bits=16)
     assert stored_channels(path) == 1
-    unit, deep = read_image(path, 1)
-    assert deep
+    unit, units = read_image(path, 1)
+    assert units.dtype == "uint16"
     np.testing.assert_allclose(unit[..., 0], np.where(values[..., 1] > 0, values[..., 0] / 65535, 0), atol=1e-6)

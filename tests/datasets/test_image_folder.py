@@ -97,8 +97,8 @@ def test_shrinking_does_not_alias(tmp_path):
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_16_bits_keep_their_precision(tmp_path, suffix):
     values = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16 + 3
-    unit, deep = read_image(_save(tmp_path, f"deep.{suffix}", values), 1)
-    assert deep
+    unit, units = read_image(_save(tmp_path, f"deep.{suffix}", values), 1)
+    assert units.dtype == "uint16"
     np.testing.assert_allclose(unit[..., 0], values / 65535, atol=1e-7)
     unit, _ = read_image(tmp_path / f"deep.{suffix}", 3, (0, 4095))
     np.testing.assert_allclose(unit[..., 2], np.minimum(values / 4095, 1), atol=1e-6)

@@ -245,7 +245,7 @@ def test_any_header_is_read_as_it_is_meant(form, gain, baseline, unit, length):
         header.write_text(text if length else text.replace(f" 360 {len(digital)}", " 360", 1))
         found = Record(header, "MLII").beats()
     samples = samples[[symbol in "NLRejBAaJSVEF/fQ" for symbol in symbols]]
-    kept, expected = extract_beats(digital * np.sign(gain), 360, samples)
+    kept, expected, _ = extract_beats(digital * np.sign(gain), 360, samples)
     assert len(kept) > 10
     np.testing.assert_array_equal([beat.sample for beat in found], samples[kept])
     np.testing.assert_allclose([beat.values for beat in found], expected, atol=1e-3)
@@ -288,10 +288,10 @@ def test_windows_without_signal_or_beats_are_left_out():
     times, _, ecg = _made_up(0)
     signal = ecg(np.arange(35 * 360) / 360)
     samples = np.round(times * 360).astype(int)
-    whole, _ = extract_beats(signal, 360, samples)
+    whole, _, _ = extract_beats(signal, 360, samples)
     gap = signal.copy()
     gap[5000:5010] = np.nan  # in the second window
-    kept, beats = extract_beats(gap, 360, samples)
+    kept, beats, _ = extract_beats(gap, 360, samples)
     assert set(kept) == {i for i in whole if not 3600 <= samples[i] < 7200}
     assert np.isfinite(beats).all()
     assert extract_beats(np.zeros(8000), 360, samples[samples < 8000])[1].shape == (0, 187)

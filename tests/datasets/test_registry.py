@@ -22,7 +22,7 @@ def test_unknown_option_is_refused_by_its_dotted_name(source, tmp_path):
 
 
 def test_option_of_wrong_type_or_range_is_refused(tmp_path):
-    with pytest.raises(SettingsError, match=r"data\.size must be int, got 'big'"):
+    with pytest.raises(SettingsError, match=r"data\.size must be a whole number, got 'big'"):
         open_dataset(DataSettings("nibabel_slices", str(tmp_path), (("size", "big"),)), data_dir=None)
     with pytest.raises(SettingsError, match=r"data\.size must be 8 to 256, got 4"):
         open_dataset(DataSettings("nibabel_slices", str(tmp_path), (("size", 4),)), data_dir=None)

@@ -14,6 +14,7 @@ from medfuncta_jax.datasets.dataset import Skipped
 from medfuncta_jax.datasets.series_folder import resampled
 from medfuncta_jax.datasets.volumes import resample
 from medfuncta_jax.settings import DataSettings, SettingsError
+from medfuncta_jax.units import Units
 from tests.datasets.skips import assert_only_skipped
 from tests.real_data import REAL, needs_real
 
@@ -58,6 +59,35 @@ def test_scales(tmp_path, folder):
     signal = fixed["patient 0.csv"]["signal"][:, 0]
     np.testing.assert_allclose(signal[:20], np.clip((np.sin(np.arange(20)) + 2) / 2.5, 0, 1), atol=1e-6)
     np.testing.assert_array_equal(signal[20:], 0)
+
+
+def test_a_first_column_that_rises_is_time(tmp_path, folder, caplog):
+    with caplog.at_level("INFO"):
+        data = _open(tmp_path, length=10)
+    assert "taken for time" in caplog.text
+    assert data.channels == 2
+    for one in (one for split in data.splits.values() for one in split):
+        i, units = int(one["id"].split()[1].split(".")[0]), Units.from_json(one["units"])
+        assert units.columns == ("time", "ecg é", "resp")
+        step = (20 + i) / 10 * 0.1  # ten windows over 20 + i samples of 0.1
+        np.testing.assert_allclose(units.time, (step / 2 - 0.05, step))
+        wave = np.stack([np.sin(np.arange(20 + i) + i), 5 * np.cos(np.arange(20 + i))], 1)
+        np.testing.assert_allclose(units.values(one["signal"]), resampled(wave, 10), atol=1e-5)
+        assert units.shared == "channels"
+    assert _open(tmp_path, length=10, columns=("time", "1", "2")).channels == 3
+
+
+def test_times_that_are_not_even_are_made_even(tmp_path):
+    (tmp_path / "data").mkdir()
+    for i in range(3):
+        times = np.cumsum(np.random.default_rng(i).uniform(0.1, 2, 400))
+        np.savetxt(tmp_path / "data" / f"{i}.csv", np.stack([times, 3 * times - 7], 1), delimiter=",")
+    data = _open(tmp_path, length=100)
+    assert data.channels == 1
+    for one in (one for split in data.splits.values() for one in split):
+        units = Units.from_json(one["units"])
+        times = units.time[0] + units.time[1] * np.arange(100)
+        np.testing.assert_allclose(units.values(one["signal"])[:, 0], 3 * times - 7, atol=1e-3)
 
 
 def test_blanks_between_columns_and_no_header(tmp_path):
@@ -136,10 +166,11 @@ def test_rows_with_a_table_of_labels(tmp_path):
         ("1,2,3\n4,1e999,6\n", "line 2, column 2: '1e999' is no finite number"),
         ("a,2,3\n4,5,6\n", "line 1, column 1: 'a' is no finite number"),
         ("1;2,5;3\n4;5;6\n", "line 1, column 2: '2,5' is no finite number"),
-        ("1,2\n4,5\n", "2 channels, the first series has 3; channel counts must not be mixed"),
-        ("7,7,7\n7,7,7\n", r"the series is constant \(7\); remove it or set --config\.data\.value_range"),
-        ("1e308,-1e308,0\n1,1,1\n", "cannot be scaled"),
-        ("1e-300,0,0\n0,0,0\n", "cannot be scaled"),
+        ("1.5,2\n4,5\n", "1 channels, the first series has 2; channel counts must not be mixed"),
+        ("1,2,3\n1,3,4\n", "its first column does not rise from line to line"),
+        ("1,7,7\n2,7,7\n", r"the series is constant \(7\); remove it or set --config\.data\.value_range"),
+        ("0,1e308,-1e308\n1,1,1\n", "cannot be scaled"),
+        ("0,1e-300,0\n1,0,0\n", "cannot be scaled"),
         ('1,2,3\n"4,5,6\n', "not a readable table"),
         ("1,2,\0\n4,5,6\n", ": line 1, column 3"),
     ],
@@ -147,7 +178,7 @@ def test_rows_with_a_table_of_labels(tmp_path):
 def test_bad_file_is_skipped_and_listed(tmp_path, folder, text, message):
     (folder / "patient x.csv").write_text(text)
     data = _open(tmp_path, length=8)
-    assert data.channels == 3
+    assert data.channels == 2
     assert_only_skipped(data, "patient x.csv", rf"patient x\.csv.*{message}")
 
 
@@ -155,7 +186,7 @@ def test_bad_file_is_skipped_and_listed(tmp_path, folder, text, message):
 def test_a_first_file_of_something_else_does_not_say_the_channels(tmp_path, folder, content):
     (folder / "a.csv").write_bytes(content)
     data = _open(tmp_path, length=8, val_fraction=0.3)
-    assert data.channels == 3
+    assert data.channels == 2
     assert_only_skipped(data, "a.csv", r"a\.csv: (not text in UTF-8|line 2 has 2 cells|holds no numbers)")
 
 

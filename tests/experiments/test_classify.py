@@ -94,6 +94,7 @@ def test_every_row_is_written_and_the_same_run_gives_the_same_scores(case, tmp_p
             row["parameters"]
             == {"k": 0, "M": (8 if row["features"] == "values" else 4) * 8 + 8 + 8 * 3 + 3}[row["classifier"][0]]
         )
+    (made.run.path / "classification.rows.json").unlink()
     again = made.classify()
     without_time = [[{**row, "seconds": 0} for row in each["rows"]] for each in (result, again)]
     assert without_time[0] == without_time[1]
@@ -170,7 +171,6 @@ def test_pca_of_few_signals_has_as_many_components_as_there_are():
     ("break_it", "message"),
     [
         (lambda c: c.change("val", ids=("x",) * 20), "latents of other data"),
-        (lambda c: c.change("val", labels=1 - c.latents["val"].labels), "latents of other data"),
         (lambda c: c.change("val", about={"data": {"source": "b"}, "field_sha256": "of the field"}), "of other data"),
         (lambda c: c.change("val", about={"data": {}, "field_sha256": "of the field"}), "latents of other data"),
         (lambda c: c.change("val", latents=np.full((20, 4), np.nan, np.float32)), "are not finite"),
@@ -225,12 +225,44 @@ def test_without_keras_the_extra_is_named_before_anything_is_trained(case, monke
         case(grid=(8, 8), options=options).classify()
 
 
-def test_a_request_to_stop_leaves_no_table(case):
-    made, stop = case(), StopRequest()
-    stop._note(15, None)
-    with pytest.raises(Interrupted, match="starts over"):
+def test_a_stop_keeps_finished_rows_and_goes_on_there(case, monkeypatch):
+    made, stop, trained = case(), StopRequest(), []
+    fit = experiments.classifiers.mlp
+
+    def counted(*args, **options):
+        trained.append(options["seed"])
+        if len(trained) == 5 and not stop:  # the first of the second MLP
+            stop._note(15, None)
+        return fit(*args, **options)
+
+    monkeypatch.setattr(experiments.classifiers, "mlp", counted)
+    with pytest.raises(Interrupted, match=r"finished rows are in .*classification\.rows\.json"):
         made.classify(stop)
     assert not (made.run.path / "classification.json").exists()
+    stopped = json.loads((made.run.path / "classification.rows.json").read_text())["rows"]
+    assert list(stopped) == ["k-NN 1, latents", "k-NN 3, latents", "MLP, latents", "k-NN 1, metric", "k-NN 3, metric"]
+    trained.clear()
+    result = made.classify()
+    assert len(trained) == 3 * 4  # of three kinds of features, two seeds and two normalisations
+    assert result["rows"][:5] == list(stopped.values())
+    (made.run.path / "classification.rows.json").write_text("{")
+    whole = made.classify()
+    assert [{**row, "seconds": 0} for row in whole["rows"]] == [{**row, "seconds": 0} for row in result["rows"]]
+
+
+def test_rows_of_other_latents_are_not_taken(case):
+    made = case(options=dataclasses.replace(FAST, classifiers=("knn",), features=("latents",)))
+    first = made.classify()["rows"]
+    made.change("test", latents=np.roll(made.latents["test"].latents, 1, axis=0))
+    assert made.classify()["rows"][0]["accuracy"] != first[0]["accuracy"]
+
+
+def test_what_costs_most_is_said_with_the_flag(case, caplog):
+    with caplog.at_level("INFO"):
+        case(grid=(20, 20)).classify()
+    (said,) = (line for line in caplog.messages if "leaves it out" in line)
+    assert "the MLP on values has 3.24e+03 parameters and is trained 4 times, 8 epochs on 40 signals" in said
+    assert "--config.classify.features=\"('latents', 'metric', 'pca')\" leaves it out" in said
 
 
 @pytest.mark.parametrize(
@@ -265,7 +297,8 @@ def test_the_launcher_classifies_a_finished_run_whatever_was_asked_before(finish
     asked = {"seeds": 1, "epochs": 2, "hidden": "(8,)", "features": "('latents',)"}
     done = launch(workdir, mode="classify", **{f"classify__{name}": value for name, value in asked.items()})
     assert done.returncode == 0, done.stderr
-    result = json.loads((workdir / "classification.json").read_text())
+    (written,) = workdir.glob("variants/classify.*/classification.json")
+    result = json.loads(written.read_text())
     assert [row["classifier"] for row in result["rows"]] == ["k-NN, k = 1", "k-NN, k = 3", "MLP"]
     assert result["settings"]["epochs"] == 2
     field, (split,) = workdir / FIELD_FILE, workdir.rglob("test-*.safetensors")

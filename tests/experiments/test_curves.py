@@ -69,9 +69,10 @@ def test_the_stage_through_the_launcher(finished, tmp_path):
     done = run(workdir, mode="curves", curves__signals=7, **few)
     assert done.returncode == 0, done.stderr
     assert "no true signals at 9x the training resolution: size must be 8 to 256" in done.stderr
+    (written,) = workdir.glob("variants/curves.*/curves.json")
     for name in ("steps", "fractions", "scales"):
-        assert (workdir / "figures" / f"curve_{name}.png").stat().st_size > 10_000
-    found = json.loads((workdir / "curves.json").read_text())
+        assert (written.parent / "figures" / f"curve_{name}.png").stat().st_size > 10_000
+    found = json.loads(written.read_text())
     assert found["signals"] == len(found["ids"]) == 7
     assert found["absent"].keys() == {"9"}
     assert found["settings"]["curves"]["steps"] == [20, 1]
@@ -98,6 +99,19 @@ def test_the_stage_through_the_launcher(finished, tmp_path):
     for method in ("field", "linear", "cubic"):
         low, high = double[method]["interval"]["ssim"]
         assert low <= double[method]["ssim"] <= high
+
+    # A point that is kept is not measured again: after a stop the stage goes on behind it.
+    points = written.with_name("curves.points.json")
+    kept = json.loads(points.read_text())
+    assert list(kept["rows"]) == ["steps 1", "steps 20", "fraction 0.1", "fraction 1", "scale 2", "scale 9"]
+    kept["rows"]["steps 1"]["field"]["psnr"] = 77.0
+    del kept["rows"]["fraction 1"]
+    points.write_text(json.dumps(kept))
+    done = run(workdir, mode="curves", curves__signals=7, **few)
+    assert done.returncode == 0, done.stderr
+    again = json.loads(written.read_text())
+    assert again["steps"][0]["field"]["psnr"] == 77.0
+    assert again["fractions"] == found["fractions"]
 
 
 def metrics_of(psnr, interval):

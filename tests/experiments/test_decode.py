@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 import medfuncta_jax as mf
-from experiments.decode import decode, decoded_shape, file_name
+from experiments.decode import decode, decoded_shape, require_memory
 from experiments.interruption import Interrupted, StopRequest
 from experiments.run_directory import RunDirectory, RunError
+from experiments.signal_files import file_name
 from medfuncta_jax.latent_store import LatentStoreError
 from medfuncta_jax.settings import DecodeSettings, SettingsError
 from tests.experiments.conftest import run as launch
@@ -46,7 +47,7 @@ class Run:
         """Decode; returns the files of the test split in order."""
         with StopRequest() as stop:
             decode(settings_of(**options), self.directory, stop)
-        return sorted((self.path / "decoded" / "test").glob("[0-9]*"))
+        return sorted((self.path / "decoded").glob("test*/[0-9]*"))
 
     def values(self, shape):
         """What the files should hold, [n, *shape, D]."""
@@ -61,7 +62,7 @@ def test_volumes_overlay_each_other_in_the_world(tmp_path):
     def volumes(place, **options):
         run.decode(**options)
         shutil.move(tmp_path / "decoded", tmp_path / place)  # out of the way of the next resolution
-        return [nibabel.load(path) for path in sorted((tmp_path / place / "test").glob("*.nii.gz"))]
+        return [nibabel.load(path) for path in sorted((tmp_path / place).glob("test*/*.nii.gz"))]
 
     same = volumes("same")
     double = volumes("double", scale=2.0)
@@ -142,20 +143,38 @@ def test_all_splits(tmp_path):
     run.decode(splits=("train", "val"), limit=2)
     assert {path.name for path in (tmp_path / "decoded").iterdir()} == {"train", "val"}
     assert {path.name for path in (tmp_path / "decoded" / "train").iterdir()} == {
-        "0-train-0.png", "1-train-1.png", "about.json"
+        "0-train-0.png", "1-train-1.png", "about.json", "signals.csv"
     }  # fmt: skip
     with pytest.raises(LatentStoreError, match="split 'all'"):
         run.decode(splits=("all",))
 
 
-def test_files_of_two_resolutions_are_not_mixed(tmp_path):
+def test_another_grid_is_written_beside(tmp_path):
+    run = Run(tmp_path, (5, 4))
+    files = run.decode()
+    before = [path.read_bytes() for path in files]
+    with StopRequest() as stop:
+        decode(settings_of(scale=2.0), run.directory, stop)
+        decode(settings_of(values="unit"), run.directory, stop)
+    assert {path.name for path in (tmp_path / "decoded").iterdir()} == {"test", "test-10x8", "test-unit"}
+    assert len(list((tmp_path / "decoded" / "test-10x8").glob("*.png"))) == 4
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_files_of_other_latents_are_not_mixed(tmp_path):
     run = Run(tmp_path, (5, 4))
     run.decode()
-    with pytest.raises(RunError, match="decoded/test holds files decoded at another resolution or from other latents"):
-        run.decode(scale=2.0)
     (tmp_path / "decoded" / "test" / "about.json").write_text("{")
-    with pytest.raises(RunError, match="move or remove"):
+    with pytest.raises(RunError, match=r"decoded from other latents; move or remove"):
         run.decode()
+
+
+def test_a_grid_that_cannot_fit_is_refused_with_the_memory_it_needs(tmp_path):
+    run = Run(tmp_path, (5, 4))
+    with pytest.raises(SettingsError, match=r"a signal of 5000000x4000000 takes about 1\.12e\+06 GB of memory, and"):
+        run.decode(scale=1e6)
+    assert not list(tmp_path.glob("decoded/*/*.png"))
+    require_memory((64, 64), 3)
 
 
 def test_latents_of_another_field_are_refused(tmp_path):
@@ -205,7 +224,7 @@ def test_an_axis_without_extent():
     ],
 )
 def test_names_are_safe(name, safe):
-    assert file_name(7, count=300, name=name, axes=3) == safe
+    assert file_name(7, count=300, name=name, suffix=".nii.gz") == safe
 
 
 def test_the_launcher_needs_the_run_directory_only(finished, tmp_path):
@@ -215,11 +234,13 @@ def test_the_launcher_needs_the_run_directory_only(finished, tmp_path):
     done = launch(tmp_path, **options, decode__resolution="(64,48)", decode__splits="('test','val')")
     assert done.returncode == 0, done.stderr
     for split in ("test", "val"):
-        files = sorted((tmp_path / "decoded" / split).glob("*.png"))
+        files = sorted((tmp_path / "decoded" / f"{split}-64x48").glob("*.png"))
         assert len(files) == 3
         with Image.open(files[0]) as image:
             assert image.size == (48, 64)
     done = launch(tmp_path, **options, decode__scale=0.5)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "decoded" / "test-16x16").glob("*.png"))) == 3
+    done = launch(tmp_path, **options, decode__scale=1e5)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
-    assert "move or remove that folder" in done.stderr
+    assert done.stderr.startswith("error: decode.scale or decode.resolution: a signal of 3200000x3200000 takes about")

@@ -120,7 +120,7 @@ def test_the_command(tmp_path):
         line = [sys.executable, "-m", "experiments.export_latents", *words]
         return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
-    store, out = f"--store={tmp_path / 'store'}", f"--out={tmp_path / 'out'}"
+    store, out = f"--workdir={tmp_path / 'store'}", f"--out={tmp_path / 'out'}"
     done = run(store, out)
     assert done.returncode == 0, done.stderr
     assert "10 train, 3 val, 4 test" in done.stderr

@@ -253,7 +253,8 @@ def test_another_layout_is_refused_and_nothing_is_lost(run, reference):
 def test_half_precision_is_measured_as_it_is_stored(run, reference):
     run.extract(dtype="float16")
     whole = mf.load_latents(reference.directory.path)
-    for name, split in mf.load_latents(run.latents, verify=True).items():
+    beside = run.directory.path / "variants" / "extract.dtype=float16"
+    for name, split in mf.load_latents(beside, verify=True).items():
         assert split.latents.dtype == np.float16
         np.testing.assert_array_equal(split.latents, whole[name].latents[:].astype(np.float16))
         signals = run.dataset.splits[name].signals(slice(None))

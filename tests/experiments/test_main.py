@@ -10,9 +10,11 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import medfuncta_jax as mf
 from experiments import crash_test
+from tests.experiments.command_line import run_module
 from tests.experiments.conftest import ROOT, command, run
 
 
@@ -171,7 +173,10 @@ def test_a_collapse_stops_the_run_and_keeps_the_best(tmp_path):
     [
         ({"extra": ["--config.trian.steps=3"]}, 2, 'unknown setting trian; Did you mean "train"'),
         ({"extra": ["--config.train.stepz=3"]}, 2, 'unknown setting stepz; Did you mean "steps"'),
-        ({"extra": ["--config.train.steps=abc"]}, 2, "--config.train.steps=abc"),
+        ({"extra": ["--config.train.steps=abc"]}, 2, "--config.train.steps=abc must be a whole number"),
+        ({"extra": ["--config.fit.safeguard=perhaps"]}, 2, "--config.fit.safeguard=perhaps must be True or False"),
+        ({"extra": ["--config.decode.resolution=(1.5,)"]}, 1, "decode.resolution must be a list of whole numbers"),
+        ({"train__batch_size": 251}, 1, "train.batch_size = 251 is more than the 250 training signals"),
         ({"extra": ["--mod=train"]}, 2, "Unknown command line flag 'mod'"),
         ({"extra": ["train"]}, 2, "'train' is not a flag"),
         ({"config": "configs/nofile.py"}, 2, "--config=configs/nofile.py cannot be loaded"),
@@ -189,6 +194,45 @@ def test_faults_are_one_line_and_leave_nothing(tmp_path, keywords, code, message
     workdir = tmp_path / "run"
     assert message in one_line_error(run(workdir, **keywords), code)
     assert not workdir.exists()
+
+
+def test_a_stage_after_training_needs_the_directory_alone(finished, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(workdir / "latents")
+    for words in (["--mode=extract"], [f"--config={workdir / 'config.json'}", "--mode=evaluate"]):
+        done = run_module("experiments.main", "--config.evaluate.resamples=100", f"--workdir={workdir}", *words)
+        assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(mf.load_latents(workdir)["test"].latents, mf.load_latents(finished)["test"].latents)
+    done = run_module("experiments.main", f"--workdir={workdir}", "--config.train.steps=9", "--mode=train")
+    assert "train.steps: 60 there, 9 asked for" in one_line_error(done)
+    (workdir / "config.json").write_text("{")
+    done = run_module("experiments.main", f"--workdir={workdir}", "--mode=train")
+    assert "config.json is damaged" in one_line_error(done, code=2)
+
+
+def test_the_data_directory_is_remembered(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for i in range(12):
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (16, 16)).astype(np.uint8)).save(data / f"{i}.png")
+    words = ["--config.train.steps=2", "--config.data.size=8", "--config=tests/experiments/folder_of_images.py"]
+    done = run_module("experiments.main", *words, f"--workdir={tmp_path / 'run'}", f"--data_dir={data}")
+    assert done.returncode == 0, done.stderr
+    done = run_module("experiments.main", f"--workdir={tmp_path / 'run'}", "--mode=evaluate")
+    assert done.returncode == 0, done.stderr
+    moved = data.rename(tmp_path / "moved")
+    done = run_module("experiments.main", f"--workdir={tmp_path / 'run'}", "--mode=evaluate")
+    assert f"{data}: no such folder; --data_dir must name" in one_line_error(done)
+    done = run_module("experiments.main", f"--workdir={tmp_path / 'run'}", "--mode=decode")
+    assert done.returncode == 0, done.stderr
+    assert moved.is_dir()
+
+
+def test_help():
+    done = run_module("experiments.main", "-h")
+    assert done.returncode == 0
+    assert "--workdir" in done.stdout
+    assert "--mode=apply" in done.stdout
 
 
 @pytest.mark.parametrize("mode", ["extract", "evaluate"])
