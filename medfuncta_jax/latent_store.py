@@ -27,7 +27,7 @@ from medfuncta_jax.checkpoint import FIELD_FILE, CheckpointError
 
 _NAME = re.compile(r"(?P<split>.+)-(?P<part>\d{5,})-of-(?P<parts>\d{5,})\.safetensors")
 _DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8", "U8": "u1"}
-# What differs from file to file of a split; all else in `about` is shared.
+# Entries of `about` that differ between the files of a split; the others are shared.
 _OF_THE_FILE = ("rows", "sha256")
 _AGAIN = "run --mode=extract again, which fits only what is missing"
 
