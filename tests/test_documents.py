@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import yaml
 
 import medfuncta_jax as mf
 from medfuncta_jax.datasets import SOURCES, source_options
@@ -328,3 +329,24 @@ def test_names_in_the_text_exist(document):
             assert any((ROOT / code).exists() or list(part.rglob(code)) for part in inside), f"no file {code}"
         if name := re.match(r"mf\.(\w+)", code):
             assert hasattr(mf, name[1]), f"no {code}"
+
+
+# Files that other programs read
+
+
+def test_versions_agree():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == project["version"]
+    assert citation["license"] == project["license"]
+    assert f"## {project['version']}\n" in (ROOT / "CHANGELOG.md").read_text()
+    paper = citation["preferred-citation"]
+    cited = (ROOT / "README.md").read_text().partition("## Citing")[2]
+    assert all(author["family-names"] in cited for author in paper["authors"])
+    assert paper["title"] in " ".join(cited.split())
+
+
+def test_the_workflow_runs_what_ci_runs():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    assert {"run": ".ci/run"} in job["steps"]
