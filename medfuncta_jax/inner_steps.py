@@ -184,7 +184,7 @@ class Loop:
     def pull_back(
         self, params: Params, readers: Params, source: Any, steps: Step, ct_latents: jax.Array
     ) -> tuple[Params, Any, jax.Array, Reading]:
-        """From cotangents of phi_G, [B, P], to those of params, source and alpha, and the readings of all steps.
+        """Cotangents of params, source and alpha from those of phi_G, [B, P]; and the readings of all steps.
 
         `ct_readers` makes the cotangents of `readers` of all readings at once.
         """

@@ -159,7 +159,7 @@ class LatentFile:
 
     @property
     def common(self) -> dict[str, Any]:
-        """What all files of the split say alike."""
+        """The entries of `about` that all files of the split share."""
         return {name: value for name, value in self.about.items() if name not in _OF_THE_FILE}
 
     @property
