@@ -14,8 +14,8 @@ def get_config(source: str, **options) -> ConfigDict:
 
     The source's other options are there at their defaults, so that every one can be overridden by a flag.
     `model.products` stays "float32": after 2000 updates of the 2D field on six kinds of grey images at 64x64, on an
-    H200, test PSNR was 24.55 dB, with "tensorfloat32" 24.29 and with "bfloat16" 24.46 (one seed; configs/README.md has
-    the command).
+    H200, test PSNR was 24.55 dB, with "tensorfloat32" 24.29 and with "bfloat16" 24.46 (one seed;
+    experiments/RESULTS.md has the command).
     """
     every = dataclasses.asdict(source_options(source)(**options))
     data = DataSettings(source, options=tuple(sorted(every.items())))

@@ -53,7 +53,7 @@ from medfuncta_jax.product import Products, product
 from medfuncta_jax.settings import Settings, SettingsError
 from medfuncta_jax.sine import cosine, sine
 
-# Of `--mode=input`: about how long a round of updates is, and batches that are read by themselves, more than are ahead.
+# `--mode=input`: seconds of a round of updates, about; and batches that are read alone, more than are read ahead.
 _ROUND_SECONDS, _BATCHES = 5.0, 64
 
 

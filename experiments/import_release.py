@@ -273,7 +273,7 @@ def import_latents(folder: Path, out: Path, *, shape: tuple[int, ...] | None, st
     lines = []
     for name, count in counts.items():
         latents, labels = read_datapoints(folder / name, count, latent_dim=field.model.latent_dim if field else None)
-        # Of the field, row p of every modulation is scaled by r, so its latents by 1 / r (see `exported_params`).
+        # Row p of every modulation of the field is scaled by r, so its latents by 1 / r (see `exported_params`).
         latents /= np.float32(math.sqrt(step_size / STEP_SIZE))
         file = _write_latents(out / "latents", name, latents, labels, about)
         lines.append(f"{file}: {count} latents of {latents.shape[1]}, labels {labels.min()} to {labels.max()}")

@@ -1,4 +1,4 @@
-"""Arrays as callers hand them in, of any framework: what belongs together, and what is refused."""
+"""Checks of arrays that callers pass in, of any framework."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def checked_coords(coords: Any, *, coord_dims: int) -> Array:
 
 
 def check_signals(signals: Array, weights: Array | None) -> None:
-    """Refuse signals [B, N, D] with observed values that are not finite; nothing is known of traced ones.
+    """Refuse signals [B, N, D] with observed values that are not finite; traced arrays are not checked.
 
     Raises:
       ValueError: names the first such signal.

@@ -4,8 +4,8 @@ With p = w (W h + b) and s = w (M phi + c), sin(p + s) = sin p cos s + cos p sin
 
     f(x; phi) = constant(x) + functions(x) . coefficients(phi)
 
-and no sine is left that depends on both point and latent. On points that many steps share, all that their losses depend
-on are normal equations, in which the number of points is gone.
+and no sine is left that depends on both point and latent. On points that many steps share, the losses depend on the
+normal equations alone, whose size does not grow with the number of points.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from medfuncta_jax.siren import ModulatedSiren, PointFeatures
 
 
 class Basis(NamedTuple):
-    """The points' part of the field.
+    """The part of the field that depends on points alone.
 
     Attributes:
       constant: the part that the latent does not reach, [B or 1, n, D].
@@ -37,7 +37,7 @@ class Basis(NamedTuple):
 
 
 class NormalEquations(NamedTuple):
-    """All that the losses of a batch on shared functions F [n, 2L] depend on, with c the same for every point.
+    """Sufficient for the losses of a batch on shared functions F [n, 2L], with c the same for every point.
 
     With y the signals less the constant, c sum_n (F a - y)_n^2 = a.(c F'F)a - 2 a.(c F'y) + c y.y.
 
@@ -53,7 +53,7 @@ class NormalEquations(NamedTuple):
 
 
 def has_basis(model: ModelSettings) -> bool:
-    """Whether a network is one that this file describes."""
+    """Whether a network has the one modulated layer that this file describes."""
     return model.layers == 3 and not (model.modulate_first_layer or model.modulate_scale or model.latent_grid)
 
 
@@ -107,7 +107,7 @@ class BasisField(PointField):
         return errors.sum(-1)
 
     def _coefficients(self, params, modulations) -> jax.Array:
-        """Of the functions, [B, 2L, D]."""
+        """Coefficients of the functions, [B, 2L, D]."""
         shift = self.module.omega(2) * modulations["modulation_2"]  # [B, L]
         kernel = params["layer_3"]["kernel"]  # [L, D]
         return jnp.concatenate([cosine(shift)[..., None] * kernel, sine(shift)[..., None] * kernel], axis=1)

@@ -16,10 +16,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class LatentCodec:
-    """What both ends must have; made by `fit_codec`.
+    """The codec that sender and receiver share; made by `fit_codec`.
 
     Attributes:
-      mean, scale: of every entry, float64 [P].
+      mean, scale: mean and standard deviation of every entry, float64 [P].
       spread: the bins span mean - spread scale to mean + spread scale.
       probabilities: of the bins, float64 [2^bits], above 0 and summing to 1.
     """
@@ -30,7 +30,7 @@ class LatentCodec:
     probabilities: np.ndarray
 
     def quantise(self, latents: np.ndarray) -> np.ndarray:
-        """Bins, int32 [..., P] from 0; what lies beyond the outermost bins is in them."""
+        """Bins, int32 [..., P] from 0; the outermost bins take all entries beyond them."""
         count = len(self.probabilities)
         places = ((np.asarray(latents, np.float64) - self.mean) / self.scale + self.spread) * count / (2 * self.spread)
         return np.clip(np.floor(places), 0, count - 1).astype(np.int32)
@@ -83,6 +83,6 @@ def fit_codec(latents: np.ndarray, *, bits: int, spread: float = 3.0) -> LatentC
     mean, scale = np.mean(latents, 0, dtype=np.float64), np.std(latents, 0, dtype=np.float64)
     scale = np.where(scale > 0, scale, 1.0)
     uniform = LatentCodec(np.asarray(mean), scale, spread, np.full(2**bits, 2.0**-bits))
-    # One more of each than was seen, so that every bin can be coded.
+    # Every count starts at one, so that every bin can be coded.
     counts = 1 + np.bincount(uniform.quantise(latents).ravel(), minlength=2**bits)
     return replace(uniform, probabilities=counts / counts.sum())

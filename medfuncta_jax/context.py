@@ -1,4 +1,4 @@
-"""Choosing the points of an inner step: the context set."""
+"""Context sets: the points that an inner step sees."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class GradientContext:
     size: int
 
     def __call__(self, field: Any, params: Any, latents: jax.Array, coords: jax.Array, signals: jax.Array) -> jax.Array:
-        """Points [B, n] of signals [B, N, D] at coords [N, C]; see `inner_loop.InnerLoop.choose`."""
+        """Points [B, n] of signals [B, N, D] at coords [N, C]; see `inner_steps.InnerLoop.choose`."""
         return jax.lax.top_k(gradient_norms(field, params, latents, coords, signals), self.size)[1]
 
 

@@ -55,7 +55,7 @@ class Field:
 
     @property
     def points(self) -> PointField:
-        """How points and modulations make values, and the derivatives of squared errors."""
+        """The field as a function of points and modulations, with the derivatives of its squared error."""
         return BasisField(self.module) if has_basis(self.model) else SirenField(self.module)
 
     def init(self, key: jax.Array, dtype: Any = jnp.float32) -> Params:

@@ -110,7 +110,7 @@ class _Given(NamedTuple):
 
 @dataclass(frozen=True)
 class _Rules:
-    """Options of `fit_latent` that are part of the program."""
+    """Options of `fit_latent` that are static in the compiled program."""
 
     steps: int
     channel_loss: ChannelLoss
@@ -120,7 +120,7 @@ class _Rules:
 
 
 class _Best(NamedTuple):
-    """Each signal's best latent so far [B, P], its loss [B] and gradient [B, P], and the part of the step size used."""
+    """Best latents so far [B, P], their losses [B] and gradients [B, P], and factors of the step size [B]."""
 
     latents: jax.Array
     losses: jax.Array
@@ -129,7 +129,7 @@ class _Best(NamedTuple):
 
 
 def _keep_better(new: _Best, best: _Best) -> _Best:
-    """Where the loss did not grow, the new latent; elsewhere (or not finite) the old one, with half its step."""
+    """The new latent if its loss is no larger, else (also if it is not finite) the old one, with half the step."""
     accepted = new.losses <= best.losses  # [B], False for NaN
     halved = best._replace(part=best.part / 2)
     return jax.tree.map(lambda a, b: jnp.where(accepted.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, halved)
@@ -195,7 +195,7 @@ def _fit(field: Field, rules: _Rules, params: Params, given: _Given) -> FitResul
 
 
 def default_chunk(field: Field, batch: int, *, accelerator: bool) -> int:
-    """Points of each of `batch` signals that are evaluated at once where nothing else is asked for."""
+    """Default chunk size: points of each of `batch` signals that are evaluated at once."""
     elements = _CHUNK_ELEMENTS_ON_ACCELERATORS if accelerator else _CHUNK_ELEMENTS
     return max(1, elements // (max(1, batch) * max(field.model.widths)))
 
@@ -216,7 +216,7 @@ def reconstruct(
     field: Field, params: Params, latents: Array, coords: Array, *, per_signal: bool | None = None,
     chunk: int | None = None,
 ) -> jax.Array:  # fmt: skip
-    """Values of the fields of B latents at any coordinates, so at any resolution; not clipped.
+    """Values of B latents at any coordinates, and so at any resolution; not clipped.
 
     Differentiable in either mode, to any order. Arrays may be those of any framework, or lists.
 
@@ -224,8 +224,8 @@ def reconstruct(
       field, params: the shared network.
       latents: [B, P].
       coords: in [-1, 1]: [N, C] or [*grid, C], the same for all latents, or [B, N, C].
-      per_signal: whether the first axis of coords is that of the latents; None takes it for that where coords are
-        [B, N, C], with the B of the latents.
+      per_signal: whether the first axis of coords belongs to the latents; None: yes if coords are [B, N, C], with the
+        B of the latents.
       chunk: points of a signal evaluated at once; None as for `fit_latent`.
     Returns:
       [B, N, D], or [B, *grid, D].

@@ -31,7 +31,7 @@ _TAKEN_PART = 1 / 6
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["latents", "losses"], meta_fields=[])
 @dataclass(frozen=True)
 class FitResult:
-    """What a loop of steps on latents gives.
+    """The result of a loop of steps on latents.
 
     Attributes:
       latents: [B, P], phi after the last step.
@@ -52,9 +52,9 @@ class InnerLoop:
       selection_ratio: gamma in (0, 1], the part of the points in the context of a step.
       shared_context: one random context a step for the whole batch (the release) instead of one a signal (the paper).
       first_order: hold the inner gradients constant (first-order MAML); exact second order otherwise.
-      remat: what is kept of each step for the way back. "none": everything, and the steps are unrolled, so that nothing
-        is copied; "layers": two arrays a layer; "steps": the latent alone, and the step is computed again. The gradient
-        is the same.
+      remat: the arrays of each step that are kept for the way back. "none": all, and the steps are unrolled, so that
+        nothing is copied; "layers": two arrays a layer; "steps": the latent alone, and the step is computed again.
+        The gradient is the same.
       channel_loss: squared errors averaged ("mean", the release) or summed ("sum", MedFuncta, eq. 5) over channels.
       points_per_chunk: points of a signal in memory at once, in each step and in the outer loss; 0 for all.
       micro_batches: parts of the batch, one of which is in memory at once.
@@ -104,7 +104,7 @@ def takes_features(rows: tuple[int, ...], points: int) -> bool:
 
 
 class Step(NamedTuple):
-    """What one inner step leaves for the way back.
+    """Arrays of one inner step that are kept for the way back.
 
     Attributes:
       latents: phi_g, [B, P].
@@ -122,11 +122,11 @@ class Step(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """How latents were read as modulations, and what comes back; axes [..., B, P] and [..., B, L].
+    """One evaluation of the modulations of latents, and its cotangents; axes [..., B, P] and [..., B, L].
 
     Attributes:
       latents: phi.
-      gradient: dL/dm, which was read back as dL/dphi.
+      gradient: dL/dm, from which dL/dphi was made.
       ct_modulations: cotangents of the modulations.
       ct_latent_gradient: cotangents of dL/dphi.
     """
@@ -141,8 +141,8 @@ class Reading(NamedTuple):
 class Loop:
     """The inner loop of a batch, forward and back; `ct_` names cotangents.
 
-    `params` are the layers that read points, `readers` those that read latents (`Field.split`), and `source` is what
-    the features of `observed` come from.
+    `params` are the layers that read points, `readers` those that read latents (`Field.split`), and `source` is
+    where the features of `observed` come from.
 
     Attributes:
       field, inner: the network and the loop's settings.
@@ -158,7 +158,7 @@ class Loop:
     alpha: jax.Array
 
     def descend(self, params: Params, readers: Params, source: Any) -> tuple[FitResult, Step]:
-        """phi_G, and what each step leaves, stacked over steps."""
+        """phi_G, and the kept arrays of each step, stacked over steps."""
         field, points = self.field, self.field.points
 
         def step(latents: jax.Array, rows: jax.Array | None):
@@ -184,9 +184,9 @@ class Loop:
     def pull_back(
         self, params: Params, readers: Params, source: Any, steps: Step, ct_latents: jax.Array
     ) -> tuple[Params, Any, jax.Array, Reading]:
-        """From cotangents of phi_G, [B, P], to those of params, source and alpha, and the readings of all steps.
+        """Cotangents of params, source and alpha from those of phi_G, [B, P]; and the readings of all steps.
 
-        The cotangents of `readers` are made of all readings at once, in `ct_readers`.
+        `ct_readers` makes the cotangents of `readers` of all readings at once.
         """
         field, points = self.field, self.field.points
         modulate = functools.partial(field.modulations, readers)
@@ -243,9 +243,9 @@ class Loop:
 def ct_readers(field: Field, readers: Params, readings: Reading) -> Params:
     """Cotangents of the layers that read latents, from readings with axes [..., B, P] and [..., B, L].
 
-    The weights of these layers are most of the parameters, [P, L] each. What one reading adds to their gradient is an
-    outer product of what is read and what comes back; here all readings, of steps and signals and micro-batches, are
-    the rows of one product, where a loop would read and write the gradient in every step.
+    The weights of these layers are most of the parameters, [P, L] each. One reading adds to their gradient the outer
+    product of a latent and the cotangent of its modulations. Here the readings of all steps, signals and micro-batches
+    are the rows of one product; a loop would read and write the gradient in every step.
     """
     ndim = readings.latents.ndim
     readings = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[ndim - 1 :]), readings)

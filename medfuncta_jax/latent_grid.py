@@ -1,4 +1,4 @@
-"""Where a point lies in a grid of latent vectors: interpolation weights, and cells with coordinates of their own.
+"""Interpolation weights of points in a grid of latent vectors, and coordinates within its cells.
 
 Along an axis, m places either divide [-1, 1] evenly with both ends included (linear interpolation), or stand for m
 equal cells of it; a point on the border of two cells belongs to the upper one.
@@ -14,12 +14,12 @@ import numpy as np
 
 
 def interpolation_weights(coords: jax.Array, latent_grid: Sequence[int], *, linear: bool) -> jax.Array:
-    """The part that each place of a latent grid has in each point.
+    """The weight of each place of a latent grid at each point.
 
     Args:
-      coords: [..., N, C] in [-1, 1]; what lies beyond takes the outermost place.
+      coords: [..., N, C] in [-1, 1]; points beyond take the outermost place.
       latent_grid: places along each of the C axes.
-      linear: (multi-)linear interpolation; else one weight is 1, that of the point's cell.
+      linear: (multi-)linear interpolation; else the weight of the point's cell is 1, all others 0.
     Returns:
       [..., N, places] in [0, 1], summing to 1 over places, which are in the order of `array.reshape(-1)`.
     """

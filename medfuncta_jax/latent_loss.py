@@ -1,4 +1,4 @@
-"""What an outer loss asks of the latents themselves."""
+"""Terms of the outer loss that depend on the latents: a penalty, noise, a contrastive loss."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from medfuncta_jax.settings import TrainSettings
 def latent_loss(
     train: TrainSettings, noise: jax.Array | None, labels: jax.Array | None, latents: jax.Array
 ) -> tuple[jax.Array, jax.Array | float]:
-    """The latents to decode and what to add to the loss, as `meta_loss.meta_loss` asks.
+    """The latents to decode and a term of the loss; the `latent_loss` of `outer_loss.meta_loss`.
 
     Args:
       train: the settings `latent_penalty` and those of the contrastive loss.
-      noise: None, or what to add to the latents, [B, P].
+      noise: None, or added to the latents, [B, P].
       labels: None, or int [B], for the contrastive loss.
       latents: [B, P].
     """
@@ -32,14 +32,14 @@ def latent_noise(train: TrainSettings, key: jax.Array, shape: tuple[int, ...], d
 
 
 def contrastive_loss(latents: jax.Array, labels: jax.Array, temperature: float) -> jax.Array:
-    """Supervised contrastive loss of a batch (Khosla et al. 2020, L_out): near those of one label, far from others.
+    """Supervised contrastive loss of a batch (Khosla et al. 2020, L_out).
 
     Args:
       latents: [B, P], compared by the cosine between them.
       labels: int [B].
       temperature: > 0; cosines are divided by it.
     Returns:
-      A scalar: the mean over those signals whose label another one of the batch has; 0 where there is none.
+      A scalar: the mean over signals that share their label with another one; 0 if there are none.
     """
     lengths = jnp.sqrt(jnp.square(latents).sum(-1, keepdims=True) + jnp.finfo(latents.dtype).tiny)
     itself = jnp.eye(len(latents), dtype=bool)

@@ -29,7 +29,7 @@ from medfuncta_jax.units import Units
 
 _NAME = re.compile(r"(?P<split>.+)-(?P<part>\d{5,})-of-(?P<parts>\d{5,})\.safetensors")
 _DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8", "U8": "u1"}
-# What differs from file to file of a split; all else in `about` is shared.
+# Entries of `about` that differ between the files of a split; the others are shared.
 _OF_THE_FILE = ("rows", "sha256")
 _AGAIN = "run --mode=extract again, which fits only what is missing"
 
@@ -174,7 +174,7 @@ class LatentFile:
 
     @property
     def common(self) -> dict[str, Any]:
-        """What all files of the split say alike."""
+        """The entries of `about` that all files of the split share."""
         return {name: value for name, value in self.about.items() if name not in _OF_THE_FILE}
 
     @property

@@ -23,7 +23,7 @@ from medfuncta_jax.settings import InnerSettings, Settings, TrainSettings
 
 
 class Trainable(NamedTuple):
-    """What the outer loop learns.
+    """The parameters that the outer loop learns.
 
     Attributes:
       field: the shared parameters.
@@ -38,12 +38,12 @@ class Trainable(NamedTuple):
 
 
 class MetaState(NamedTuple):
-    """All that a run carries from update to update, one pytree.
+    """The state of training, one pytree.
 
     Attributes:
       step: int32, updates made.
       trainable: see `Trainable`.
-      optimizer: optax state.
+      optimizer: state of the optax optimizer.
     """
 
     step: jax.Array
@@ -104,16 +104,16 @@ def init_state(
 
 
 def layout(field: Field, tree: Any, mesh: Mesh) -> Any:
-    """How a state, or a part of one, lies on the devices of `mesh`: a `PartitionSpec` for every array.
+    """The layout of a state, or a part of one, on the devices of `mesh`: a `PartitionSpec` for every array.
 
-    Split over "model" are the weights [P, ...] of `Field.latent_layers`, in whatever has the form of `Trainable`: the
-    parameters themselves, their gradient, the optimizer's moments.
+    The weights [P, ...] of `Field.latent_layers` are split over "model", in everything of the form of `Trainable`: the
+    parameters, their gradient, the optimizer's moments.
     """
 
     def of(part: Any) -> Any:
         specs = jax.tree.map(lambda _: sharding.WHOLE, part)
         if isinstance(part, Trainable) and mesh.shape["model"] > 1:
-            for name in field.latent_layers():  # mapped, as optax masks what one of its parts does not see
+            for name in field.latent_layers():  # mapped, because optax masks parts of the tree
                 specs.field[name]["kernel"] = jax.tree.map(lambda _: sharding.SPLIT, part.field[name]["kernel"])
         return specs
 
@@ -129,7 +129,7 @@ def step_size(trainable: Trainable, inner: InnerSettings) -> float | jax.Array:
 
 
 def inner_loop_of(settings: Settings, *, points: int) -> InnerLoop:
-    """The inner loop that a run's settings ask for, for signals of `points` points."""
+    """The inner loop of a run's settings, for signals of `points` points."""
     inner, train = settings.inner, settings.train
     pruned = inner.context == "gradient" and inner.selection_ratio < 1
     return InnerLoop(
@@ -179,9 +179,9 @@ def make_update(field: Field, settings: Settings, coords: jax.Array, mesh: Mesh 
     `state.step` is folded into it, so that a resumed run draws the same contexts. Metrics are scalars: `loss`
     (at phi_G), `gradient_norm` (before clipping), `learning_rate`. `labels` [B] are for the contrastive loss.
 
-    Signals that lie split over a `mesh` of several devices give one gradient a device, and these one sum. Left to
-    itself, the compiler sums parameters' gradients in every inner step of every micro-batch. Where the mesh has a
-    "model" axis, the state comes and goes in its `layout`.
+    Signals are split over the devices of a `mesh`; each device computes the gradient of its own, and the gradients are
+    summed once. (The compiler by itself would sum in every inner step of every micro-batch.) If the mesh has a "model"
+    axis, the state is in its `layout`, before and after.
     """
     train = settings.train
     gradient_of = functools.partial(_loss_and_gradient, field, settings)

@@ -1,4 +1,4 @@
-"""Which training a run's settings ask for: meta-learning on whole signals or on patches, or an auto-decoder.
+"""The methods of training: meta-learning on whole signals or on patches, and an auto-decoder.
 
 All have one state (`meta_step.MetaState`) and one form of update, so one loop trains them.
 """
@@ -21,7 +21,7 @@ Update = Callable[[MetaState, jax.Array, jax.Array, jax.Array], tuple[MetaState,
 
 
 def check(settings: Settings, shape: Sequence[int], channels: int, *, task: str | None = None) -> Field:
-    """The field of these settings for signals [*shape, channels], which have labels for `task` where that is known.
+    """The field of these settings for signals [*shape, channels], with labels of the kind `task` if that is known.
 
     Raises:
       SettingsError: the signals have other dimensions than the latent's grid, or settings do not go together.

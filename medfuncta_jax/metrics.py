@@ -1,4 +1,4 @@
-"""How close a reconstruction is to its signal: MSE, PSNR and SSIM, one number a signal, for any rank.
+"""MSE, PSNR and SSIM of reconstructions, one number a signal, for any number of axes.
 
 Signals lie in [0, 1], so the data range of PSNR and SSIM is 1. `signal_metrics` is the published protocol: it clips
 the reconstruction to [0, 1] first; the single functions take what they are given. SSIM is that of Wang et al. 2004
@@ -132,7 +132,7 @@ def summary(values: Mapping[str, Array], *, resamples: int, seed: int) -> dict[s
 
 
 def _checked(a: Array, b: Array) -> tuple[jax.Array, jax.Array]:
-    """Both in one dtype of at least 32 bits, after checking that they can be compared."""
+    """Both arrays in one dtype of at least 32 bits; checks that they can be compared."""
     if a.shape != b.shape:
         raise ValueError(f"arrays to compare must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
     if a.ndim < 3 or 0 in a.shape[1:]:

@@ -150,7 +150,7 @@ def _loss(static: tuple[Field, InnerLoop], params: Params, alpha: jax.Array, bat
 
 @functools.partial(_loss.defjvp, symbolic_zeros=True)
 def _loss_jvp(static: tuple[Field, InnerLoop], primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    """The gradient as four passes a step, together with the loss; a tangent is a product with it."""
+    """The loss, and the product of its gradient (four passes a step) with the tangents."""
     field, inner = static
     params, alpha, batch = primals
     *along, of_batch = tangents
@@ -167,7 +167,7 @@ def _loss_jvp(static: tuple[Field, InnerLoop], primals: Any, tangents: Any) -> t
     of_readers = jax.tree.map(lambda leaf: leaf / inner.micro_batches, of_readers)
     gradient = (of_points | of_readers, of_alpha)
     products = jax.tree.map(
-        lambda slope, tangent: 0 if isinstance(tangent, SymbolicZero) else jnp.vdot(slope, tangent, precision=FULL),
+        lambda leaf, tangent: 0 if isinstance(tangent, SymbolicZero) else jnp.vdot(leaf, tangent, precision=FULL),
         gradient,
         tuple(along),
     )
@@ -175,7 +175,7 @@ def _loss_jvp(static: tuple[Field, InnerLoop], primals: Any, tangents: Any) -> t
 
 
 def _mean_over_parts(function: Callable[[Batch], tuple[Any, Any]], parts: int, batch: Batch) -> tuple[Any, Any]:
-    """The mean of what `function` gives first over micro-batches, and what it gives second, stacked.
+    """The mean over micro-batches of the first result of `function`, and its second result stacked.
 
     Signal i goes to micro-batch i % parts: each then lies on all devices that the batch is split over.
     """
@@ -249,7 +249,7 @@ class _Part:
 
     @property
     def steps_source(self) -> Literal["params", "features", "summary"]:
-        """What the inner steps take their features from."""
+        """The source of the features of the inner steps (see `Observed`)."""
         signals, context = self.batch.signals, self.batch.context
         rows = signals.shape[1:2] if context is None else (*context.shape[:-2], context.shape[-1])
         if self.inner.choose is not None or 0 < self.inner.points_per_chunk < rows[-1]:
@@ -261,12 +261,12 @@ class _Part:
 
     @property
     def outer_source(self) -> Literal["params", "features"]:
-        """What the outer loss takes its features from: from all points at once where there is room for them."""
+        """The source of the features of the outer loss: all points at once where memory allows."""
         whole = not 0 < self.inner.points_per_chunk < self.batch.signals.shape[1]
         return "features" if whole or self.steps_source == "features" else "params"
 
     def sources(self, point_params: Params) -> tuple[Any, Any]:
-        """What the features of the outer loss and of the inner steps come from."""
+        """The sources of the features of the outer loss and of the inner steps."""
         points, batch = self.field.points, self.batch
         if self.outer_source == "params":
             return point_params, point_params
@@ -286,7 +286,7 @@ class _Part:
         return Loop(self.field, self.inner, self.observed(self.steps_source), context, alpha)
 
     def latent_loss(self, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The latents to decode, and what is added to the loss."""
+        """The latents to decode, and a term of the loss."""
         if self.batch.latent_loss is None:
             return latents, jnp.zeros((), latents.dtype)
         latents, cost = self.batch.latent_loss(latents)

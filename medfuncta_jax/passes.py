@@ -48,7 +48,7 @@ class Layer(NamedTuple):
     products: Products
 
     def forward(self, h: jax.Array | None, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """u_k and h_k for h_{k-1}; `shift` is what the pre-activation has beside the product."""
+        """u_k and h_k for h_{k-1}; `shift` is added to the product."""
         u = shift if self.kernel is None else product(cast(jax.Array, h), self.kernel, self.products) + shift
         return u, self.output(h, u)
 
@@ -59,23 +59,23 @@ class Layer(NamedTuple):
 
     def backward(self, g: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """q_k and g_{k-1} for g_k."""
-        q = g * self._slope(u)
+        q = g * self._derivative(u)
         return q, self._before(g, q)
 
     def tangent(self, h: jax.Array | None, shift: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
         """u'_k and h'_k for h'_{k-1}; `shift` is v_k."""
         tangent = shift if h is None else product(h, cast(jax.Array, self.kernel), self.products) + shift
-        change = self._slope(u) * tangent
+        change = self._derivative(u) * tangent
         return tangent, h + change if self.residual and h is not None else change
 
     def adjoint(
         self, a: jax.Array, g: jax.Array, u: jax.Array, tangent: jax.Array
     ) -> tuple[jax.Array, jax.Array | None]:
         """p_k and a_{k-1} for a_k; `tangent` is u'_k."""
-        p = a * self._slope(u) - self.omega**2 * sine(self.omega * u) * tangent * g
+        p = a * self._derivative(u) - self.omega**2 * sine(self.omega * u) * tangent * g
         return p, self._before(a, p)
 
-    def _slope(self, u: jax.Array) -> jax.Array:
+    def _derivative(self, u: jax.Array) -> jax.Array:
         """dh_k/du_k."""
         return self.omega * cosine(self.omega * u)
 
@@ -88,7 +88,7 @@ class Layer(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Between a batch and its rows.
+    """Maps arrays of a batch to rows and back.
 
     Attributes:
       batch, points: B and n.
@@ -119,12 +119,12 @@ class Rows(NamedTuple):
         array = rows.reshape(self.batch, self.points, -1)
         if self.weights is not None:
             return jnp.matmul(jnp.swapaxes(self.weights, 1, 2), array, precision=FULL)
-        # Else the compiler reads all rows again for each sum of these sums, over signals and over steps.
+        # Without the barrier the compiler reads all rows again for each later sum, over signals and over steps.
         return jax.lax.optimization_barrier(array.sum(1))
 
 
 class Kept(NamedTuple):
-    """What forward and backward leave for the second order, in the order of the modulated layers.
+    """Arrays that forward and backward keep for the second order, in the order of the modulated layers.
 
     Attributes:
       u: pre-activations u_k.

@@ -29,7 +29,7 @@ ChannelLoss = Literal["mean", "sum"]
 
 
 class Targets(NamedTuple):
-    """What the field should be at some points.
+    """Target values at some points.
 
     Attributes:
       signals: y, [B, n, D].
@@ -41,7 +41,7 @@ class Targets(NamedTuple):
 
 
 class PointField(abc.ABC):
-    """How modulations and points make values, for any kind of field whose `features` and `values` are given.
+    """A field as a function of modulations and points; a subclass defines `features` and `values`.
 
     `params` are the layers that read points (`Field.split`), `features` a pytree from `features`.
     """
@@ -55,16 +55,16 @@ class PointField(abc.ABC):
         """f, [B, n, D]."""
 
     def summarises(self, batch: int, points: int, channels: int, steps: int) -> bool:
-        """Whether `summary` makes so many gradients on the same points cost less than it costs itself."""
+        """Whether `summary` saves more than it costs for this many gradients on the same points."""
         del batch, points, channels, steps
         return False
 
     def summary(self, features: Any, targets: Targets) -> Any:
-        """Stands for features and targets of points that the signals share, with one weight for all of them."""
+        """A replacement of features and targets, for points that the signals share and that have one weight."""
         raise ValueError("this kind of field has no summary")
 
     def thin(self, kept: Any) -> Any:
-        """The half of what `gradient` kept that saves most work."""
+        """The half of the arrays kept by `gradient` that saves most work."""
         return kept
 
     def losses(self, params: Params, modulations: Modulations, features: Any, targets: Targets | None) -> jax.Array:
@@ -76,7 +76,7 @@ class PointField(abc.ABC):
     def gradient(
         self, params: Params, modulations: Modulations, features: Any, targets: Targets | None
     ) -> tuple[Modulations, jax.Array, Any]:
-        """s, the losses [B], and what `pull_gradient` may use of the computation."""
+        """s, the losses [B], and arrays that `pull_gradient` may use."""
 
         def total(modulations: Modulations) -> tuple[jax.Array, jax.Array]:
             losses = self.losses(params, modulations, features, targets)
@@ -88,7 +88,7 @@ class PointField(abc.ABC):
     def full_gradient(
         self, params: Params, modulations: Modulations, features: Any, targets: Targets | None
     ) -> tuple[jax.Array, tuple[Params, Modulations, Any]]:
-        """The losses [B], and the gradient of their sum in all that the field depends on."""
+        """The losses [B], and the gradient of their sum in params, modulations and features."""
 
         def of(params: Params, modulations: Modulations, features: Any) -> jax.Array:
             return self.losses(params, modulations, features, targets)
@@ -107,7 +107,7 @@ class PointField(abc.ABC):
     ) -> tuple[Params, Modulations, Any]:
         """The vector-Jacobian product of s with `v`: cotangents of params, modulations and features.
 
-        `kept` is what `gradient` gave for the same arguments, or less; None has it computed again.
+        `kept` is the third result of `gradient` for the same arguments, or `thin` of it; None computes it again.
         """
         del kept
 
@@ -138,14 +138,14 @@ def shares(weights: jax.Array | None, points: int, signals: jax.Array, channel_l
 
 @dataclass(frozen=True)
 class Observed:
-    """A batch of signals at points, of which a part can be seen at a time.
+    """A batch of signals at points; `at` gives a part of the points.
 
     Attributes:
       field: how points make values.
       coords: [N, C].
       signals: [B, N, D].
-      source: what features come from: "params" computes them from coords, "features" takes them from those of all
-        points, "summary" is what `PointField.summary` made of all points.
+      source: where features come from: "params" computes them from coords, "features" takes them from those of all
+        points, "summary" is the result of `PointField.summary`.
     """
 
     field: PointField
@@ -177,7 +177,7 @@ def over_chunks(
     """Sums over points, of which at most `size` a signal are in memory at once.
 
     Args:
-      function: `function(rows, weights, given)` gives what is summed over chunks and what is stacked.
+      function: `function(rows, weights, given)` returns (terms to sum over chunks, values to stack).
       rows: the points, integers [n] or [B, n], or None for all.
       weights: their `Targets.weights`, [B or 1, n or 1]; those of padding are 0.
       points: n.

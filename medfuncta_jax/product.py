@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 Products = Literal["float32", "tensorfloat32", "bfloat16"]
 
-# Full float32 (or float64) on every device, for all that is no product of a hidden layer.
+# Full float32 (or float64) on every device, for all products but those of hidden layers.
 FULL = jax.lax.Precision.HIGHEST
 
 _PRECISION = {"float32": FULL, "tensorfloat32": jax.lax.Precision.HIGH, "bfloat16": jax.lax.Precision.DEFAULT}
@@ -23,7 +23,7 @@ _PRECISION = {"float32": FULL, "tensorfloat32": jax.lax.Precision.HIGH, "bfloat1
 def product(x: jax.Array, kernel: jax.Array, products: Products = "float32") -> jax.Array:
     """x [..., n] times kernel [n, m] -> [..., m].
 
-    With `products` "float32" factors and sums keep the precision that they have. With "tensorfloat32" a GPU that
+    With `products` "float32" factors and sums keep their own precision. With "tensorfloat32" a GPU that
     has TF32 rounds the factors to it and sums in float32; other devices do as for "float32". With "bfloat16" the
     factors are rounded to it and sums are float32.
     """

@@ -182,7 +182,7 @@ class ModelSettings:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Of the K - 1 sine layers."""
+        """Units of the K - 1 sine layers."""
         steps, last = self.layers - 2, self.last_width or self.width
         return tuple(self.width + round((last - self.width) * k / steps) for k in range(steps + 1))
 
@@ -216,7 +216,7 @@ class InnerSettings:
       step_size_range: (lowest, highest) of a learned step size, beyond which it is clipped; () is none.
       selection_ratio: gamma in (0, 1], the part of the points in the context of a step.
       context: which part: "random" (the paper) or, for each signal, "gradient": the points whose errors have the
-        largest slopes in the last layer (Tack et al. 2023; the paper reports it as no better, at times unstable).
+        largest gradients in the last layer (Tack et al. 2023; the paper reports it as no better, at times unstable).
       shared_context: one subset a step for the whole batch (the release) instead of one a signal (the paper).
       first_order: hold the inner gradients constant (first-order MAML); exact second order otherwise.
       remat: what the backward pass keeps of each inner step. "steps" keeps the latent alone and computes the step

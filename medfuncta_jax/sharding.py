@@ -20,9 +20,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from medfuncta_jax.settings import SettingsError
 
-# Of an array that is on every device as a whole, and of one [P, ...] that is split over "model".
+# Replicated on every device; and an array [P, ...] split over "model".
 WHOLE, SPLIT = PartitionSpec(), PartitionSpec("model")
-# Of signals [B, ...]: split over all devices.
+# Signals [B, ...], split over all devices.
 SIGNALS = PartitionSpec(("data", "model"))
 
 
@@ -30,10 +30,10 @@ def data_mesh(devices: list[jax.Device] | None = None, *, modulation_shards: int
     """A mesh of `devices` (all of all processes by default) with the axes "data" and "model".
 
     Args:
-      devices: n of them.
+      devices: n devices.
       modulation_shards: the length of "model", a divisor of n.
     Raises:
-      SettingsError: no divisor.
+      SettingsError: `modulation_shards` does not divide n.
     """
     devices = jax.devices() if devices is None else devices
     if len(devices) % modulation_shards:
@@ -51,7 +51,7 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
 
 
 def place(mesh: Mesh, tree: Any, specs: Any) -> Any:
-    """Every leaf on the devices of the mesh as its `PartitionSpec` in `specs` says."""
+    """Every leaf on the devices of the mesh, by its `PartitionSpec` in `specs`."""
     return jax.tree.map(lambda leaf, spec: _put(leaf, NamedSharding(mesh, spec)), tree, specs)
 
 
@@ -73,16 +73,16 @@ def split_over(mesh: Mesh) -> NamedSharding:
 
 
 def gather(tree: Any, specs: Any) -> Any:
-    """The whole of every leaf, of which a device has the part that `specs` says; within `jax.shard_map`."""
+    """Every leaf in full, gathered from the parts that `specs` gives to devices; within `jax.shard_map`."""
     return jax.tree.map(
         lambda leaf, spec: jax.lax.all_gather(leaf, "model", tiled=True) if spec == SPLIT else leaf, tree, specs
     )
 
 
 def mean_over_devices(tree: Any, specs: Any) -> Any:
-    """The mean over all devices of leaves that each has as a whole, split as `specs` says; within `jax.shard_map`.
+    """The mean over all devices of leaves that each device has in full, split as in `specs`; within `jax.shard_map`.
 
-    What is split is summed over "model" first, so that each device passes on its own part alone.
+    A leaf that is split is summed over "model" first, so that each device passes on its own part alone.
     """
 
     def mean(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
@@ -102,7 +102,7 @@ def _put(tree: Any, sharding: NamedSharding) -> Any:
         if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
             return leaf
         if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-            return jax.jit(lambda array: array, out_shardings=sharding)(leaf)  # parts of it are with others
+            return jax.jit(lambda array: array, out_shardings=sharding)(leaf)  # other processes hold parts of it
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(put(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
         host = np.asarray(leaf)
@@ -112,7 +112,7 @@ def _put(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def to_host(array: jax.Array) -> np.ndarray:
-    """The whole of an array, also where parts of it lie with other processes, all of which must call this."""
+    """An array in full, also if other processes hold parts of it; all processes must call this."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     from jax.experimental import multihost_utils

@@ -7,8 +7,8 @@
 
 m_k = 1, or S_k phi + d_k with `modulate_scale` (scale and shift modulation, as in Functa's FiLM). With
 `modulation_hidden`, phi goes through hidden layers first. With a `latent_grid`, phi is a vector at each of its places,
-and what M_k and S_k make of them is interpolated at the point; as interpolation weights sum to one, for a linear map
-this is the map of the interpolated latent, at the cost of the places instead of the points.
+and the products with M_k and S_k are interpolated at the point. As interpolation weights sum to one, a linear map of
+places gives the same as a map of the interpolated latent, at the cost of the places instead of the points.
 
 The module has three parts, so that none is computed twice: `features` depends on the points alone, `modulations` on the
 latents alone, and `values` joins them.
@@ -35,7 +35,7 @@ def omega_schedule(model: ModelSettings) -> np.ndarray:
     return np.linspace(model.omega_first, model.omega_last, model.layers)
 
 
-# By name, "modulation_k" and "scale_k": what each layer adds or multiplies, [B, L], or [B, places, L] of a latent grid.
+# Shifts "modulation_k" and factors "scale_k" of the layers, [B, L], or [B, places, L] of a latent grid.
 Modulations = dict[str, jax.Array]
 
 
@@ -149,12 +149,12 @@ class ModulatedSiren(nn.Module):
     def _quantised(self, latents: jax.Array) -> jax.Array:
         """Each piece of latents [B, P] as the nearest vector of the codebook.
 
-        The gradient in the latent is that of the vector which stands for it, so that inner steps can move it.
+        The gradient in a piece is that of its nearest vector (straight-through), so that inner steps move it.
         """
         vectors = self.codebook.embedding  # [vectors, d]
         pieces = latents.reshape(len(latents), -1, vectors.shape[1])
         products = jnp.matmul(pieces, vectors.T, precision=FULL)
-        distances = jnp.square(vectors).sum(-1) - 2 * products  # less |piece|^2, which all share
+        distances = jnp.square(vectors).sum(-1) - 2 * products  # without |piece|^2, the same for all vectors
         nearest = self.codebook(jnp.argmin(distances, axis=-1)).reshape(latents.shape)
         return nearest + latents - jax.lax.stop_gradient(latents)
 

@@ -24,7 +24,7 @@ GOLDEN_CASES = ("ecg_1d", "image_2d", "image_2d_plain", "volume_3d")
 LONG = (
     "test_processes.py", "test_ablation.py", "test_main.py", "test_configs.py", "test_baselines.py", "test_sharding.py",
     "test_scaling.py", "test_classify.py", "test_golden.py", "test_meta_step.py", "test_outer_loss.py",
-    "test_methods.py", "test_siren.py", "test_slurm.py", "test_modality_table.py",
+    "test_methods.py", "test_siren.py", "test_slurm.py", "test_modality_table.py", "test_documents.py",
 )  # fmt: skip
 
 

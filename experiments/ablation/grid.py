@@ -119,7 +119,7 @@ class Cell:
 
 
 def folder_name(values: Values) -> str:
-    """Of a cell."""
+    """The folder of a cell."""
     return ",".join(f"{axis}={value}" for axis, value in values.items())
 
 
@@ -169,7 +169,7 @@ def make_cell(table: Table, values: Values, preset: str, common: Sequence[str], 
 
 @functools.lru_cache
 def _shape(data: DataSettings, data_dir: str | None) -> tuple[tuple[int, ...], int]:
-    """Of the signals, and channels; the same for most cells."""
+    """Grid and channels of the signals; the same for most cells."""
     dataset = open_dataset(data, data_dir=data_dir)
     return dataset.grid, dataset.channels
 

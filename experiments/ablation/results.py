@@ -111,7 +111,7 @@ def _size(gb: float) -> str:
 
 
 def _memory_gb(measured: Mapping[str, Any]) -> float:
-    """Of one update: the compiled program's temporaries."""
+    """Memory of one update: the temporaries of the compiled program."""
     return (measured.get("temp_bytes") or 0) / 1e9
 
 

@@ -42,7 +42,7 @@ def draw_reconstructions(
     other, with the difference below. Images are grey with one channel and in colour with three (then the difference
     is the mean over channels); of any other number of channels, and in volumes, the first is shown.
 
-    Of a volume three orthogonal slices through the centre are shown. RAS+ volumes stand upright, superior or anterior
+    Volumes are shown as three orthogonal slices through the centre. RAS+ volumes stand upright, superior or anterior
     up, the radiological way: the patient's right is on the left of coronal and axial slices, anterior on the left of
     sagittal ones.
 

@@ -56,7 +56,7 @@ def random_patches(key: jax.Array, signals: jax.Array, *, latent_grid: Sequence[
         return jax.lax.dynamic_slice(signal, (*start, 0), (*size, channels))
 
     patches = jax.vmap(cut)(signals, starts).reshape(batch, -1, channels)
-    # Of a cell's 2; an axis of one point has its only coordinate, 0, in the middle.
+    # Parts of the 2 that a cell is wide; an axis of one point has its only coordinate, 0, in the middle.
     spacing = 2 * np.asarray(latent_grid) / np.maximum(1, np.asarray(shape) - 1)
     slack = np.where(np.asarray(shape) > 1, 2 - (size - 1) * spacing, 2.0)
     first = -1 + slack * jnp.where(np.asarray(shape) > 1, jax.random.uniform(offset, (len(shape),)), 0.5)
