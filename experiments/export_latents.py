@@ -34,10 +34,6 @@ from medfuncta_jax.latent_store import LatentSplit, LatentStoreError, load_laten
 
 FORMATS = tuple(name for name in get_args(Form) if name != "store")
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory, or its latents folder; only read.")
-_FORMAT = flags.DEFINE_enum("format", "npz", FORMATS, "Layout to write.")
-_OUT = flags.DEFINE_string("out", None, "Folder to make; it must not be there yet.")
-
 # Latents held in memory at once, and examples in one array_record file.
 _AT_ONCE = 4096
 
@@ -148,6 +144,13 @@ def _write_tfds(store: Mapping[str, LatentSplit], out: Path, step: Step) -> None
     writer.close_all()
 
 
+def define_flags() -> None:
+    """The command's flags; not at import, as other commands have some of the same names."""
+    flags.DEFINE_string("workdir", None, "Run directory, or its latents folder; only read.")
+    flags.DEFINE_enum("format", "npz", FORMATS, "Layout to write.")
+    flags.DEFINE_string("out", None, "Folder to make; it must not be there yet.")
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
@@ -155,12 +158,13 @@ def main(argv: Sequence[str]) -> int:
         command.parse(argv, required=("workdir", "out"), example="--workdir=runs/quickstart --out=exported")
     except flags.Error as error:
         return command.refuse(error, code=2)
-    out = Path(str(_OUT.value)).expanduser().absolute()
+    options = flags.FLAGS
+    out = Path(str(options.out)).expanduser().absolute()
 
     def export() -> None:
         with StopRequest() as stop:
-            store = load_latents(Path(str(_WORKDIR.value)).expanduser())
-            export_latents(store, _FORMAT.value, out, stop=stop)  # type: ignore[arg-type]  # an enum of FORMATS
+            store = load_latents(Path(str(options.workdir)).expanduser())
+            export_latents(store, options.format, out, stop=stop)  # type: ignore[arg-type]  # an enum of FORMATS
         log.info("%s: %s", out, ", ".join(f"{len(split)} {name}" for name, split in store.items()))
 
     return command.carry_out(
@@ -172,5 +176,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    define_flags()
     app.define_help_flags()
     sys.exit(main(sys.argv))

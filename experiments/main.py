@@ -168,7 +168,8 @@ def _run(stop: StopRequest, resources: contextlib.ExitStack) -> int:
         if not processes.first():
             dataset = open_dataset(data, data_dir=data_dir)
         check(settings, dataset.grid, dataset.channels, task=dataset.task)
-        if _MODE.value in ("train", "all") and settings.train.batch_size > len(dataset.splits["train"]):
+        new = stored_settings(str(_WORKDIR.value)) is None  # else the run has its splits
+        if new and settings.train.batch_size > len(dataset.splits["train"]):
             raise SettingsError(
                 f"train.batch_size = {settings.train.batch_size} is more than the {len(dataset.splits['train'])} "
                 "training signals; give at most as many"

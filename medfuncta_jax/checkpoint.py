@@ -87,9 +87,9 @@ def load_field_and_about(path: Path | str) -> tuple[Field, Params, dict[str, Any
     file = path / FIELD_FILE if path.is_dir() else path
     former = file.with_suffix(".npz")
     if former.exists() and (file == former or not file.exists()):
-        raise CheckpointError(f"{former} is of a format that is no longer read; train again in a new --workdir")
+        raise CheckpointError(f"{former} is of a format that is no longer read; train again in a new directory")
     if not file.exists():
-        raise CheckpointError(f"no trained field at {file}; train first (--mode=train), or name its run directory")
+        raise CheckpointError(f"no trained field at {file}; train first, or name its run directory")
     try:
         with safetensors.safe_open(file, framework="np") as stored:
             metadata = stored.metadata() or {}
@@ -214,7 +214,7 @@ class Checkpoints:
             differing = sorted(set(about.pop("layout")) ^ set(_layout(like)))
             if differing:
                 raise CheckpointError(
-                    f"checkpoint {place} has another layout: {differing[0]}; start in a new --workdir"
+                    f"checkpoint {place} has another layout: {differing[0]}; start in a new directory"
                 )
             target = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like

@@ -31,7 +31,7 @@ _NAME = re.compile(r"(?P<split>.+)-(?P<part>\d{5,})-of-(?P<parts>\d{5,})\.safete
 _DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8", "U8": "u1"}
 # Entries of `about` that differ between the files of a split; the others are shared.
 _OF_THE_FILE = ("rows", "sha256")
-_AGAIN = "run --mode=extract again, which fits only what is missing"
+_AGAIN = "extract again, which fits only what is missing"
 
 
 class LatentStoreError(ValueError):
@@ -58,7 +58,7 @@ def field_checksum(field: Path | str) -> str:
     """
     file = Path(field) / FIELD_FILE if Path(field).is_dir() else Path(field)
     if not file.exists():
-        raise CheckpointError(f"no trained field at {file}; train first (--mode=train), or name its run directory")
+        raise CheckpointError(f"no trained field at {file}; train first, or name its run directory")
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
@@ -391,7 +391,7 @@ def load_latents(
     folder = directory / "latents" if (directory / "latents").is_dir() else directory
     found = _files_by_split(folder, splits)
     if not any(folder.glob("*.safetensors")):
-        raise LatentStoreError(f"no latents in {folder}; extract them first (--mode=extract)")
+        raise LatentStoreError(f"no latents in {folder}; extract them first")
     lengths: dict[str, int] | None = None
     opened: dict[str, list[LatentFile]] = {}
     for name in found:
@@ -434,7 +434,7 @@ def _files_by_split(folder: Path, splits: Sequence[str] | None) -> dict[str, lis
             more = f" and {len(missing) - 1} more are" if missing[1:] else " is"
             raise LatentStoreError(
                 f"{folder / file_name(name, missing[0], parts)}{more} missing: the store is still being written, or a "
-                f"job of it did not end; {_AGAIN} (for a job array with its --config.extract.shard and shards)"
+                f"job of it did not end; {_AGAIN} (for a job array with its extract.shard and shards)"
             )
     return {
         name: [folder / file_name(name, k, n) for n in layouts for k in range(n)] for name, layouts in found.items()
@@ -462,7 +462,7 @@ def _check_field(files: Sequence[LatentFile], field: Path | str) -> None:
     for file in files:
         if file.about["field_sha256"] != checksum:
             raise LatentStoreError(
-                f"{file.path} holds latents of another field than {field}; run --mode=extract again, or name the field "
+                f"{file.path} holds latents of another field than {field}; extract again, or name the field "
                 "they were fitted with"
             )
 
@@ -483,5 +483,5 @@ def _check_alike(files: Sequence[LatentFile]) -> None:
         what = "latents of another field" if "field_sha256" in differing else f"other {', '.join(differing)}"
         raise LatentStoreError(
             f"{fewest.path} has {what} than {most.path.name}: the store is being extracted anew, or files of two were "
-            "mixed; run --mode=extract again"
+            "mixed; extract again"
         )

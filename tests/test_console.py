@@ -69,7 +69,7 @@ def test_other_commands_are_named_first(site, tmp_path):
     code = "import medfuncta_jax, sys; print(medfuncta_jax.__file__, importlib.util.find_spec('experiments'))"
     done = run(site, tmp_path, code=f"import importlib.util; {code}")
     assert done.stdout.startswith(str(site)), done.stderr
-    done = run(site, tmp_path, "export_latents", "--store=nowhere", "--format=npz", "--out=out")
+    done = run(site, tmp_path, "export_latents", "--workdir=nowhere", "--format=npz", "--out=out")
     assert done.returncode == 1, done.stdout
     assert done.stderr.startswith("error: "), done.stderr
     done = run(site, tmp_path, "exprot_latents")

@@ -145,13 +145,13 @@ def test_an_open_store_stays_what_it_was(folder):
 
 
 def test_nothing_there(tmp_path):
-    refused(tmp_path, "no latents in", "--mode=extract")
+    refused(tmp_path, "no latents in", "extract them first")
 
 
 def test_a_missing_file_is_named(folder):
     (folder / "train-00001-of-00003.safetensors").unlink()
     (folder / ".train-00001-of-00003.partial77.safetensors").write_bytes(b"half")
-    refused(folder, "train-00001-of-00003.safetensors is missing", "still being written", "--mode=extract")
+    refused(folder, "train-00001-of-00003.safetensors is missing", "still being written", "extract again")
     (folder / "train-00000-of-00003.safetensors").unlink()
     refused(folder, "train-00000-of-00003.safetensors and 1 more are missing")
     assert mf.load_latents(folder, splits=("test", "val")).keys() == {"test", "val"}
@@ -180,7 +180,7 @@ def test_files_of_another_store_are_named(folder, tmp_path):
     name = "train-00001-of-00003.safetensors"
     write_store(tmp_path / "field", changes={"field_sha256": "1" * 64})
     shutil.copy(tmp_path / "field" / name, folder)
-    refused(folder, f"{name} has latents of another field than", "--mode=extract")
+    refused(folder, f"{name} has latents of another field than", "extract again")
     write_store(tmp_path / "settings", changes={"settings": {}})
     shutil.copy(tmp_path / "settings" / name, folder)
     refused(folder, f"{name} has other settings")

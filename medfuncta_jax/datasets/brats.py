@@ -110,7 +110,7 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     if (count := len(set(patients.values()))) < len(SPLITS):
         raise DataError(
             f"{folder}: {count} patients with files named *-{options.sequence}.nii.gz or .nii, at least 3 are needed "
-            "to train, validate and test; check --data_dir and --config.data.sequence"
+            "to train, validate and test; check data_dir and data.sequence"
         )
     other = {case: text for case, path in files.items() if (text := _unusual(path))}
     if other:

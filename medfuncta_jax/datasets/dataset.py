@@ -377,8 +377,8 @@ def required_folder(data_dir: str | None, what: str) -> Path:
       DataError: none was given, or it is no folder; `what` says what it should hold.
     """
     if data_dir is None:
-        raise DataError(f"no data directory: give the folder that holds {what} with --data_dir=DIR")
+        raise DataError(f"no data directory: give the folder that holds {what} as data_dir")
     folder = Path(data_dir).expanduser().absolute()
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; --data_dir must name the folder that holds {what}")
+        raise DataError(f"{folder}: no such folder; data_dir must name the folder that holds {what}")
     return folder

@@ -188,8 +188,8 @@ def _found(folder: Path, name: str) -> Path:
         raise DataError(f"{folder}: {name} is there {len(places)} times ({places[0]}, {places[1]}); name one folder")
     if not places:
         raise DataError(
-            f"{folder}: no file {name} there or below; --data_dir must name its folder, or name the files with "
-            "--config.data.train_file and test_file, or take --config.data.format=physionet for raw records"
+            f"{folder}: no file {name} there or below; data_dir must name its folder, or name the files with "
+            "data.train_file and test_file, or take data.format=physionet for raw records"
         )
     return places[0]
 

@@ -189,7 +189,7 @@ def matching_files(folder: Path, options: FolderOptions, suffixes: Sequence[str]
         kinds = f" with a suffix of {' '.join(suffixes)}" if suffixes else ""
         raise DataError(
             f"{folder}: 0 files match {options.pattern!r}{kinds}, at least 3 are needed to train, validate and test; "
-            "check --data_dir and --config.data.pattern"
+            "check data_dir and data.pattern"
         )
     return files
 
@@ -246,7 +246,7 @@ def arranged(
     given = _given_splits(folder, names) if by_folders else None
     table = _table(folder, options)
     if table is None and options.id_column and not columns_of_rows:
-        raise DataError(f"{folder}: id_column is of a table of labels; name the table with --config.data.labels")
+        raise DataError(f"{folder}: id_column is of a table of labels; name the table with data.labels")
     if table is not None:
         labels = read_label_table(
             table,
@@ -274,7 +274,7 @@ def arranged(
         kind = "signals" if labels.patients is None else "patients"
         raise DataError(
             f"{folder}: {len(units)} {kind} of files that match {options.pattern!r}, at least {len(fractions) + 1} are "
-            "needed to train, validate and test; check --data_dir and --config.data.pattern"
+            "needed to train, validate and test; check data_dir and data.pattern"
         )
     splits |= split_names(names, fractions, seed=options.seed, groups=groups)
     unit = "file" if labels.patients is None else "patient"
@@ -328,7 +328,7 @@ def _given_splits(folder: Path, names: Sequence[str]) -> dict[str, list[str]] | 
     if outside:
         raise DataError(
             f"{folder}: {len(outside)} files such as {outside[0]} lie beside the folders of the splits "
-            f"({', '.join(given)}); move them or choose files with --config.data.pattern"
+            f"({', '.join(given)}); move them or choose files with data.pattern"
         )
     return {split: given[split] for split in SPLITS if split in given}
 

@@ -143,7 +143,7 @@ class _Pixels:
             if not value_range:
                 raise DataError(
                     f"{path}: {'signed ' if size < 32 else ''}{size}-bit pixels have no range of their own; say which "
-                    "values are black and white with --config.data.value_range"
+                    "values are black and white with data.value_range"
                 )
         top = (1 << bits) - 1 if self._deep and image.format == "TIFF" else 65535 if self._deep else 255
         self.low, self.high = map(float, value_range or (0, top))

@@ -114,7 +114,7 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
         if 0 < brightest < _DARK and not options.value_range:
             _log.warning(
                 "%s: 16-bit images of the %s split reach only %.2g of their range; if they hold fewer bits, set "
-                "--config.data.value_range, as in (0, 4095)",
+                "data.value_range, as in (0, 4095)",
                 folder,
                 split,
                 brightest,
@@ -192,5 +192,5 @@ def _require_channels(paths: list[Path]) -> None:
     if grey and colour:
         raise DataError(
             f"{colour[0]}: 3 channels ({len(colour)} such files), but {grey[0].name} has 1 ({len(grey)} such files); "
-            "say which with --config.data.channels, or choose files with --config.data.pattern"
+            "say which with data.channels, or choose files with data.pattern"
         )

@@ -191,7 +191,7 @@ def _column(path: Path, header: list[str], name: str) -> int | None:
         problem = "several columns" if name in header else "no column"
         columns = ", ".join(shown(column) for column in header[:20])
         raise DataError(
-            f"{path}: {problem} {shown(name)}, it has {columns}; name one with --config.data.label_column, "
+            f"{path}: {problem} {shown(name)}, it has {columns}; name one with data.label_column, "
             "patient_column or id_column"
         )
     return header.index(name)
@@ -241,7 +241,7 @@ def _matched(
         rows, signals = (", ".join(shown(one) for one in list(some)[:3]) or "none" for some in (found, names))
         raise DataError(
             f"{path}: no row names a signal: rows are like {rows}, signals like {signals}; write file names, relative "
-            "to the data directory, or name their column with --config.data.id_column"
+            "to the data directory, or name their column with data.id_column"
         )
     return matched
 

@@ -112,7 +112,7 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     if (count := len(set(patients.values()))) < len(SPLITS):
         raise DataError(
             f"{folder}: NIfTI files of {count} patients, at least 3 are needed to train, validate and test; check "
-            "--data_dir and --config.data.pattern, and make NIfTI of DICOM with python -m experiments.preprocess"
+            "data_dir and data.pattern, and make NIfTI of DICOM with python -m experiments.preprocess"
         )
     short = [name for name, path in files.items() if _shorter_than_field(path)]
     if short:

@@ -46,7 +46,7 @@ def refuse_masks(folder: Path, files: Mapping[str, Path], read: Callable[[Path],
         if first != second:
             mask, image = (one, other) if first else (other, one)
             pattern = _pattern(files, mask, image)
-            advice = f"give --config.data.pattern='{pattern}'" if pattern else "leave out masks by config.data.pattern"
+            advice = f"give data.pattern='{pattern}'" if pattern else "leave out masks by data.pattern"
             raise DataError(f"{folder}: {mask} is a mask of {image} (few whole numbers), and both match; {advice}")
 
 

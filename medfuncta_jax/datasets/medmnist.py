@@ -190,7 +190,7 @@ def _located(options: Options, data_dir: str | None, cache_root: Path) -> tuple[
     if known is None:
         close = difflib.get_close_matches(options.flag, _SETS, n=1)
         remedy = f"did you mean {close[0]}?" if close else f"known: {', '.join(_SETS)}"
-        where = f"{path}: no such file" if path else f"give the folder of {options.file} with --data_dir=DIR"
+        where = f"{path}: no such file" if path else f"give the folder of {options.file} as data_dir"
         raise SettingsError(f"data.flag {options.flag!r} is no MedMNIST set ({remedy}) and {where}")
     return _downloaded(options.file, known.md5[options.size], cache_root / "downloads" / "medmnist", data_dir)
 
@@ -202,7 +202,7 @@ def _downloaded(name: str, md5: str, folder: Path, data_dir: str | None) -> tupl
             raise DataError(f"{path}: its MD5 is not {md5} as published; remove the file, it is then downloaded anew")
         return path, md5
     sought = f"{name} is not in {data_dir}" if data_dir is not None else f"{name} is not there"
-    remedy = "download it elsewhere and give its folder with --data_dir=DIR"
+    remedy = "download it elsewhere and give its folder as data_dir"
     part = folder / f"{name}.{os.getpid()}.part"
     _log.info("downloading %s to %s", url, path)
     try:
@@ -226,7 +226,7 @@ def _downloaded(name: str, md5: str, folder: Path, data_dir: str | None) -> tupl
     except OSError as error:
         raise DataError(
             f"{folder}: cannot write {name} ({error.strerror or error}); free space there or name a writable directory "
-            "with --config.data.cache_dir=DIR"
+            "with data.cache_dir=DIR"
         ) from error
     return path, md5
 
@@ -266,14 +266,14 @@ def _common_shape(path: Path, images: dict[str, ArrayInFile], options: Options) 
     channels = options.channels or _channels(path, shape, options.flag)
     if shape[-1] != channels and (channels != 1 or len(shape) == 4):
         raise DataError(
-            f"{path}: images are {shape}, so --config.data.channels must be {shape[-1]}{' or 1' * (len(shape) < 4)}, "
+            f"{path}: images are {shape}, so data.channels must be {shape[-1]}{' or 1' * (len(shape) < 4)}, "
             f"not {channels}"
         )
     grid = shape[:-1] if shape[-1] == channels else shape
     if len(grid) < 2 or 1 in grid:
         raise DataError(
             f"{path}: images are {shape}, which leaves a grid of {grid}; move an axis of channels to the end, or set "
-            "--config.data.channels otherwise"
+            "data.channels otherwise"
         )
     return grid, channels
 
@@ -286,7 +286,7 @@ def _channels(path: Path, shape: tuple[int, ...], flag: str) -> int:
         return shape[-1]
     _log.warning(
         "%s: images are read as volumes of %d x %d x %d voxels; if the last axis is channels, set "
-        "--config.data.channels=%d, and if the first is, move it to the end", path, *shape, shape[-1],
+        "data.channels=%d, and if the first is, move it to the end", path, *shape, shape[-1],
     )  # fmt: skip
     return 1
 

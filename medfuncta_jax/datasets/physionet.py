@@ -150,7 +150,7 @@ class Record:
         except ImportError as error:
             raise DataError(
                 f"{self.header}: raw records need the package wfdb (pip install 'medfuncta_jax[ecg]'), or take "
-                "--config.data.format=csv"
+                "data.format=csv"
             ) from error
         except FileNotFoundError as error:
             raise DataError(f"{error.filename or place}: no such file; copy the whole record anew") from error
@@ -308,7 +308,7 @@ def records_with_lead(folder: Path, lead: str) -> tuple[dict[str, Record], list[
         records[header.stem] = Record(header, lead)
     if not records:
         raise DataError(
-            f"{folder}: no records such as 100.hea, 100.dat and 100.atr there or below; --data_dir must name the "
+            f"{folder}: no records such as 100.hea, 100.dat and 100.atr there or below; data_dir must name the "
             "folder of the MIT-BIH Arrhythmia Database"
         )
     without = [name for name, record in records.items() if not record.has_lead()]

@@ -103,7 +103,7 @@ def prepared_dataset(plan: Plan, cache_root: Path) -> Dataset:
             if not len(kept[name]):
                 raise DataError(
                     f"{plan.name}: the {name} split is empty, for all of its signals repeat others ({first}); remove "
-                    "what is there twice and give more data, or change --config.data.seed"
+                    "what is there twice and give more data, or change data.seed"
                 )
         splits = {name: Split.of([(splits[name], kept[name])]) for name in plan.splits}
     return Dataset(
@@ -159,7 +159,7 @@ def _prepare(plan: Plan, folder: Path) -> None:
     except OSError as error:
         raise DataError(
             f"{folder.parent}: cannot write prepared data ({error.strerror or _one_line(error)}); free space there or "
-            "name a writable directory with --config.data.cache_dir=DIR"
+            "name a writable directory with data.cache_dir=DIR"
         ) from error
 
 

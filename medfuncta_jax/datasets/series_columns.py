@@ -134,9 +134,7 @@ def _is_header(path: Path, first: list[str], numbers: list[int]) -> bool:
     if counted and len(cells) >= (_COUNTED if plain else _EVEN) and all(len(kinds) == 1 for kinds in written):
         return True
     begin = ", ".join(map(shown, cells[:4])) + ", ..." * (len(cells) > 4)
-    raise DataError(
-        f"{path}: line 1 ({begin}) could be a header or data; say which with --config.data.header=yes or no"
-    )
+    raise DataError(f"{path}: line 1 ({begin}) could be a header or data; say which with data.header=yes or no")
 
 
 def _goes_on(first: list[float | None], second: list[float | None]) -> bool:
@@ -184,5 +182,5 @@ def _position(path: Path, first: list[str], header: bool, name: str, setting: st
     at = _by_number(name, len(first))
     if at is None:
         have = ", ".join(shown(cell) for cell in first[:20]) if header else f"{len(first)} columns without a header"
-        raise DataError(f"{path}: no column {shown(name)}, it has {have}; change --config.data.{setting}")
+        raise DataError(f"{path}: no column {shown(name)}, it has {have}; change data.{setting}")
     return at

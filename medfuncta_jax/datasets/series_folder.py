@@ -126,7 +126,7 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
         if timed:
             _log.info(
                 "%s: the first column rises from line to line and is taken for time, not for a channel; name the "
-                "channels with --config.data.columns if it is one", folder,
+                "channels with data.columns if it is one", folder,
             )  # fmt: skip
         arrangement = arranged(list(files), folder, options)
         examples = functools.partial(_file_examples, files, _Layout(channels, timed), arrangement, options)
@@ -233,7 +233,7 @@ def _file_example(path: Path, name: str, options: Options, layout: _Layout) -> E
     if series.values.shape[1] != layout.channels:
         raise DataError(
             f"{path}: {series.values.shape[1]} channels, the first series has {layout.channels}; channel counts must "
-            "not be mixed: choose files with --config.data.pattern or columns with --config.data.columns"
+            "not be mixed: choose files with data.pattern or columns with data.columns"
         )
     return _example(series, name, options, str(path))
 
@@ -248,7 +248,7 @@ def _file_series(path: Path, options: Options, *, timed: bool | None) -> _Series
     if columns.bare_commas and not options.columns and all(_DECIMAL_COMMA.fullmatch(",".join(row)) for _, row in rows):
         raise DataError(
             f"{path}: lines such as {shown(','.join(rows[0][1]))} could be one column with decimal commas, or two of "
-            "whole numbers; write decimal points, or name both with --config.data.columns=\"('0','1')\""
+            "whole numbers; write decimal points, or name both with data.columns=\"('0','1')\""
         )
     names = tuple(columns.names[i] for i in columns.samples) if columns.names else ()
     rises = series.shape[1] > 1 and bool((np.diff(series[:, 0]) > 0).all())
@@ -259,7 +259,7 @@ def _file_series(path: Path, options: Options, *, timed: bool | None) -> _Series
     if not rises:
         raise DataError(
             f"{path}: its first column does not rise from line to line, as times do and that of the other series does; "
-            "repair it, or name the channels with --config.data.columns"
+            "repair it, or name the channels with data.columns"
         )
     return _even(series[:, 0], series[:, 1:], names)
 
@@ -280,7 +280,7 @@ def _row_arrangement(folder: Path, files: dict[str, Path], options: Options) -> 
     for name, path in files.items():
         columns = _columns(path, options)
         if not columns.samples:
-            raise DataError(f"{path}: no column of samples is left; change --config.data.id_column or label_column")
+            raise DataError(f"{path}: no column of samples is left; change data.id_column or label_column")
         label, patient = (columns.at.get(option) for option in ("label_column", "patient_column"))
         for line, row in columns.rows(path):
             one = _row_name(name, line, row, columns)
@@ -356,8 +356,7 @@ def _example(found: _Series, name: str, options: Options, place: str) -> Example
         low, high = series.min(axes), series.max(axes)
         if np.any(low == high):
             raise DataError(
-                f"{place}: the series is constant ({np.max(low[low == high]):g}); remove it or set "
-                "--config.data.value_range"
+                f"{place}: the series is constant ({np.max(low[low == high]):g}); remove it or set data.value_range"
             )
     if np.any(high / 2 - low / 2 > 1e100) or np.any(high - low < 1e-100):
         raise DataError(

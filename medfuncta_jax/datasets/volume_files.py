@@ -137,7 +137,7 @@ def read_series(path: Path, ignored: IgnoredFields | None = None, nan: float | N
         volume.values[np.isnan(volume.values)] = nan
     bad = int(volume.values.size - np.count_nonzero(np.isfinite(volume.values)))
     if bad:
-        remedy = "--config.data.nan=0 reads NaN as background, or " if np.isnan(volume.values).any() else ""
+        remedy = "data.nan=0 reads NaN as background, or " if np.isnan(volume.values).any() else ""
         raise DataError(
             f"{path}: {bad} of {volume.values.size} voxels are NaN or infinite; {remedy}repair or remove the file"
         )

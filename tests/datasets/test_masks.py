@@ -22,7 +22,7 @@ def _advised(tmp_path, source, folder, message, **options):
     """The data read with the pattern that the refusal gives."""
     with pytest.raises(DataError, match=message) as caught:
         _open(tmp_path, source, folder, **options)
-    pattern = re.search(r"give --config\.data\.pattern='(.*)'", str(caught.value))[1]
+    pattern = re.search(r"give data\.pattern='(.*)'", str(caught.value))[1]
     data = _open(tmp_path, source, folder, pattern=pattern, **options)
     return {one["id"] for split in data.splits.values() for one in split}
 

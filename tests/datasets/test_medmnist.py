@@ -150,7 +150,7 @@ def test_no_network_names_file_url_and_remedy(tmp_path, monkeypatch):
     for part in (
         "chestmnist_64.npz is not in",
         "https://zenodo.org/records/10519652/files/chestmnist_64.npz",
-        "--data_dir",
+        "as data_dir",
     ):
         assert part in str(caught.value)
     assert not list((tmp_path / "cache").rglob("*.part"))
@@ -189,9 +189,9 @@ def test_download_is_checked_and_kept(tmp_path, monkeypatch):
         ((12, 10, 3), "mine", 0, ((12, 10), 3), ""),
         ((12, 10, 4), "mine", 0, ((12, 10), 4), ""),
         ((12, 10, 1), "mine3d", 0, ((12, 10), 1), ""),
-        ((12, 10, 2), "mine", 0, ((12, 10, 2), 1), "volumes of 12 x 10 x 2 voxels; .* --config.data.channels=2"),
-        ((12, 10, 9), "mine", 0, ((12, 10, 9), 1), "volumes of 12 x 10 x 9 voxels; .* --config.data.channels=9"),
-        ((12, 10, 4), "mine3d", 0, ((12, 10, 4), 1), "volumes of 12 x 10 x 4 voxels; .* --config.data.channels=4"),
+        ((12, 10, 2), "mine", 0, ((12, 10, 2), 1), "volumes of 12 x 10 x 2 voxels; .* data.channels=2"),
+        ((12, 10, 9), "mine", 0, ((12, 10, 9), 1), "volumes of 12 x 10 x 9 voxels; .* data.channels=9"),
+        ((12, 10, 4), "mine3d", 0, ((12, 10, 4), 1), "volumes of 12 x 10 x 4 voxels; .* data.channels=4"),
         ((12, 10, 2), "mine", 2, ((12, 10), 2), ""),
         ((12, 10, 4), "mine3d", 4, ((12, 10), 4), ""),
         ((12, 10, 4), "mine", 1, ((12, 10, 4), 1), ""),
@@ -217,8 +217,8 @@ def test_the_last_axis_of_another_file(tmp_path, caplog, shape, flag, channels, 
 @pytest.mark.parametrize(
     ("shape", "channels", "message"),
     [
-        ((12, 10, 4), 3, r"images are \(12, 10, 4\), so --config\.data\.channels must be 4 or 1, not 3"),
-        ((12, 10, 9, 2), 1, r"so --config\.data\.channels must be 2, not 1"),
+        ((12, 10, 4), 3, r"images are \(12, 10, 4\), so data\.channels must be 4 or 1, not 3"),
+        ((12, 10, 9, 2), 1, r"so data\.channels must be 2, not 1"),
         ((12, 10), 10, r"which leaves a grid of \(12,\); move an axis of channels to the end, or set --"),
         ((1, 12, 10), 0, r"which leaves a grid of \(1, 12, 10\); move an axis of channels to the end"),
     ],

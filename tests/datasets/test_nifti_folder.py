@@ -236,7 +236,7 @@ def test_nan_is_background_when_asked(tmp_path, folder, nan):
         nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "with zeros" / f"{i}.nii")
         values[:3] = np.nan
         nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "with nan" / f"{i}.nii")
-    with pytest.raises(DataError, match=r"243 of 729 voxels are NaN or infinite; --config\.data\.nan=0 reads NaN as"):
+    with pytest.raises(DataError, match=r"243 of 729 voxels are NaN or infinite; data\.nan=0 reads NaN as"):
         _open(tmp_path, tmp_path / "with nan", grid=(8, 8, 8))
     read, meant = (_open(tmp_path, tmp_path / name, grid=(8, 8, 8), nan=nan) for name in ("with nan", "with zeros"))
     for name, split in meant.splits.items():

@@ -31,7 +31,7 @@ def test_option_of_wrong_type_or_range_is_refused(tmp_path):
 @pytest.mark.parametrize("source", ["nifti_folder", "medmnist"])
 def test_missing_data_directory_is_one_line(source, tmp_path):
     options = (("flag", "pneumoniamnist"),) if source == "medmnist" else ()
-    with pytest.raises(DataError, match=r"absent: no such folder; --data_dir must name") as caught:
+    with pytest.raises(DataError, match=r"absent: no such folder; data_dir must name") as caught:
         open_dataset(DataSettings(source, str(tmp_path), options), data_dir=str(tmp_path / "absent"))
     assert "\n" not in str(caught.value)
 

@@ -34,7 +34,7 @@ def volumes(cache, tmp_path_factory):
     for path in scans[9:12]:
         shutil.copy(path, base / "new" / path.name)
     first = nibabel.load(scans[0])
-    noise = np.kron(np.random.default_rng(0).integers(0, 1000, (12, 17, 12)), np.ones((3, 3, 3))).astype(np.int16)
+    noise = np.kron(np.random.default_rng(0).integers(0, 2, (3, 5, 3)), np.full((12, 12, 12), 1000)).astype(np.int16)
     nibabel.save(nibabel.Nifti1Image(noise, first.affine), base / "new" / "noise.nii.gz")
     (base / "new" / "broken.nii.gz").write_bytes(b"no image")
     done = launch(base / "run", extra=[f"--data_dir={base / 'data'}"], **VOLUMES)

@@ -49,7 +49,13 @@ def test_a_source_on_the_command_line_takes_its_own_options(tmp_path):
         values = np.random.default_rng(i).integers(0, 256, (30, 30), np.uint8)
         Image.fromarray(values).save(tmp_path / "data" / f"{i}.png")
     flags = [f"--data_dir={tmp_path / 'data'}", "--config.data.pattern=*.png", "--config.data.seed=7"]
-    words = {"data__source": "image_folder", "data__size": 16, "train__steps": 5, "train__eval_every": 5}
+    words = {
+        "data__source": "image_folder",
+        "data__size": 16,
+        "train__steps": 5,
+        "train__eval_every": 5,
+        "train__batch_size": 4,
+    }
     done = run(tmp_path / "run", config="chest_xray:cpu", extra=flags, **words)
     assert done.returncode == 0, done.stderr
     data = json.loads((tmp_path / "run" / "config.json").read_text())["data"]

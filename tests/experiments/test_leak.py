@@ -86,11 +86,11 @@ def test_with_hashes_that_would_put_them_elsewhere_they_stay(root):
     data, workdir = root / "few", root / "run of few"
     for i in range(3):
         _picture(data / f"{i}.png", 100 + i)
-    assert _run(workdir, data).returncode == 0
+    assert _run(workdir, data, train__batch_size=1).returncode == 0
     first = _stored(workdir)
     for i in range(3, 40):
         _picture(data / f"{i}.png", 100 + i)
-    done = _run(workdir, data)
+    done = _run(workdir, data, train__batch_size=1)
     assert done.returncode == 0, done.stderr
     second = _stored(workdir)
     assert all(second[name] >= first[name] for name in first)
