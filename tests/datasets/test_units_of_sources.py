@@ -46,6 +46,7 @@ def test_clipped_values_are_counted(tmp_path):
     assert all(units.clipped == pytest.approx(0.1, abs=0.01) for _, units in found.values())
 
 
+@pytest.mark.slow  # grids of 256 points along an axis, on which voxels keep their values
 def test_brats_and_ct(tmp_path):
     for i in range(3):
         write_case(tmp_path / "brats", f"BraTS-GLI-0000{i}-000", head((64, 64, 64), i), LPS)

@@ -85,7 +85,7 @@ def test_another_config_is_refused_with_what_differs(finished):
     assert "train.learning_rate: 0.001 there, 0.5 asked for" in error
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_run_saves_and_ends_as_if_left_alone(finished, tmp_path, number):
     workdir = tmp_path / "run"
     process = subprocess.Popen(command(workdir), cwd=ROOT, stderr=subprocess.PIPE, text=True)
