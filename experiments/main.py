@@ -29,9 +29,9 @@ try:
 except ModuleNotFoundError as missing:
     sys.exit(f"error: {missing.name} is not installed: pip install 'medfuncta_jax[train]'")
 
-from experiments import arguments, config_files
-from experiments.command import FULL_DISK
-from experiments.interruption import EXIT_AT_ONCE, EXIT_INTERRUPTED, Interrupted, StopRequest
+from experiments.runtime import arguments, config_files
+from experiments.runtime.command import FULL_DISK
+from experiments.runtime.interruption import EXIT_AT_ONCE, EXIT_INTERRUPTED, Interrupted, StopRequest
 
 STAGES = ("train", "extract", "evaluate")  # of --mode=all, in this order
 MODES = (*STAGES, "apply", "curves", "compress", "classify", "regress", "report", "decode", "all")
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
         code = 1
     if code in (0, EXIT_INTERRUPTED):
         return code
-    from experiments.processes import leave_after_error
+    from experiments.runtime.processes import leave_after_error
 
     leave_after_error(code)
 
@@ -125,19 +125,19 @@ def _run(stop: StopRequest, resources: contextlib.ExitStack) -> int:
     # After the flags, so that a typo is answered at once: these imports take seconds.
     import jax
 
-    from experiments import memory, processes
-    from experiments.batch_size import settled
-    from experiments.compilation import keep_compiled
-    from experiments.lock import held
-    from experiments.run_directory import (
+    from experiments.runtime import memory, processes
+    from experiments.runtime.batch_size import settled
+    from experiments.runtime.compilation import keep_compiled
+    from experiments.runtime.lock import held
+    from experiments.runtime.run_directory import (
         RunDirectory,
         RunError,
         remembered_data_dir,
         stored_settings,
         with_labels_of,
     )
-    from experiments.signal_record import held_apart
-    from experiments.summary import summary
+    from experiments.runtime.signal_record import held_apart
+    from experiments.runtime.summary import summary
     from medfuncta_jax.checkpoint import CheckpointError
     from medfuncta_jax.datasets import DataError, open_dataset
     from medfuncta_jax.datasets.dataset import cache_root
@@ -227,7 +227,7 @@ def _run(stop: StopRequest, resources: contextlib.ExitStack) -> int:
 
 def _stage(name: str) -> Callable[..., object]:
     """The function of a stage, in the module of its name; imported by now, as plots and splines take a second."""
-    return getattr(importlib.import_module(f"experiments.{name}"), name)
+    return getattr(importlib.import_module(f"experiments.stages.{name}"), name)
 
 
 def _os_error(error: OSError) -> str:

@@ -1,7 +1,8 @@
 """The console command `medfuncta`: the commands of a checkout, from any directory.
 
     medfuncta --config=configs/quickstart.py --workdir=RUN     as  python -m experiments.main --config=...
-    medfuncta benchmark --case=ecg                             as  python -m experiments.benchmark --case=ecg
+    medfuncta benchmark --case=ecg                             as  python -m experiments.tools.benchmark --case=ecg
+    medfuncta plan --config=configs/ecg.py                     as  python -m experiments.plan --config=...
 
 A wheel keeps `experiments` and `configs` in the folder `commands` of this package, where they collide with nobody's
 modules of these common names; they are found as in a checkout, because the command puts that folder first on the path.
@@ -25,12 +26,12 @@ def main() -> None:
     path = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(path)  # of processes that a command starts
     name = sys.argv.pop(1) if len(sys.argv) > 1 and re.fullmatch(r"[a-z]\w*(\.\w+)*", sys.argv[1]) else "main"
-    if (
-        not (folder / "experiments" / name.replace(".", "/")).with_suffix(".py").is_file()
-        and not (folder / "experiments" / name / "__main__.py").is_file()
-    ):
+    modules = [name, f"tools.{name}"]
+    places = [folder / "experiments" / module.replace(".", "/") for module in modules]
+    there = [place.with_suffix(".py").is_file() or (place / "__main__.py").is_file() for place in places]
+    if not any(there):
         sys.exit(f"error: medfuncta has no command {name!r}; without a name it is the launcher, see medfuncta --help")
     try:
-        runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
+        runpy.run_module(f"experiments.{modules[there.index(True)]}", run_name="__main__", alter_sys=True)
     except ModuleNotFoundError as error:
         sys.exit(f"error: {error.name} is not installed: pip install 'medfuncta_jax[train]'")

@@ -329,7 +329,7 @@ class FitSettings:
     Attributes:
       steps: H >= 1 first-order steps.
       batch_size: signals fitted at once, over all devices; 0 takes the number that fits most signals a second on the
-        machine that the run is begun on (see `experiments.batch_size`).
+        machine that the run is begun on (see `experiments.runtime.batch_size`).
       context: "full" steps along the gradient on every point (the paper); "rescaled" gives that gradient the norm
         of the gradient on a random subset of gamma (`inner.selection_ratio`) of the points (the release).
       safeguard: take back a step that raised a signal's loss and halve its step size, so that a signal unlike the

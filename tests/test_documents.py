@@ -181,7 +181,8 @@ def check_command(words):
             check_module(rest[1], rest[2:])
         case "medfuncta":
             name = rest.pop(0) if rest[0][0] != "-" else "main"
-            check_module(f"experiments.{name}", rest)
+            tool = (ROOT / "experiments" / "tools" / f"{name}.py").is_file()
+            check_module(f"experiments.tools.{name}" if tool else f"experiments.{name}", rest)
         case "sbatch":
             script, config, *rest = [word for word in rest if not re.match("--(?!config)", word)]
             assert (ROOT / script).is_file(), f"no script {script}"
@@ -219,7 +220,8 @@ def test_commands_are_known(document, block):
         "python -m experiments.main --config=configs/quickstart.py --config.train.steps=0",
         "python -m experiments.main --config=configs/quickstart.py --config.data.flag=chestmnist",
         "python -m experiments.main --config=configs/chest_xray.py:99", "pip install -e '.[absent]'",
-        "python -m experiments.benchmark --case=2d --mode=guess", "python -m experiments.benchmark --set=model.widht=1",
+        "python -m experiments.tools.benchmark --case=2d --mode=guess",
+        "python -m experiments.tools.benchmark --set=model.widht=1",
         "sbatch experiments/slurm/absent.sh configs/ecg.py", "absent --help",
     ],
 )  # fmt: skip

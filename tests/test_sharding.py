@@ -17,7 +17,7 @@ EIGHT_AGAINST_ONE = """
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_disable_most_optimizations", True)
     import medfuncta_jax as mf
-    from experiments.scaling import collectives
+    from experiments.tools.scaling import collectives
     from medfuncta_jax import meta_step, sharding
     from medfuncta_jax.checkpoint import Checkpoints
 

@@ -28,8 +28,8 @@ from absl import app, flags
 from experiments.ablation import results
 from experiments.ablation.grid import TABLES, Cell, Table, Values, budget, folder_name, grid_of, make_cell
 from experiments.ablation.runs import is_over, measure, run_seed
-from experiments.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
-from experiments.run_directory import RunError, write_json
+from experiments.runtime.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
+from experiments.runtime.run_directory import RunError, write_json
 from medfuncta_jax.datasets import DataError
 from medfuncta_jax.settings import SettingsError
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments import benchmark
+from experiments.tools import benchmark
 from medfuncta_jax.datasets import open_dataset
 from medfuncta_jax.settings import DataSettings, Settings
 

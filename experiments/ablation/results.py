@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments import figures
 from experiments.ablation.grid import Values, folder_name
-from experiments.run_directory import write_json
+from experiments.runtime.run_directory import write_json
 from medfuncta_jax.atomic import atomic_path
 
 # Test set, table 5 and table 4 (MedFuncta, MIDL 2026): mean PSNR in dB.

@@ -14,10 +14,10 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from experiments import benchmark
 from experiments.ablation.grid import Cell, Table
-from experiments.interruption import StopRequest
-from experiments.run_directory import RunError, read_metrics, write_json
+from experiments.runtime.interruption import StopRequest
+from experiments.runtime.run_directory import RunError, read_metrics, write_json
+from experiments.tools import benchmark
 from medfuncta_jax.settings import SettingsError
 
 _ROOT = Path(__file__).parents[2]

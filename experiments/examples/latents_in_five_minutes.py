@@ -18,9 +18,9 @@ from scipy.interpolate import griddata
 
 import medfuncta_jax as mf
 from configs import quickstart
-from experiments.interruption import StopRequest
-from experiments.run_directory import RunDirectory, remembered_data_dir
-from experiments.train import train
+from experiments.runtime.interruption import StopRequest
+from experiments.runtime.run_directory import RunDirectory, remembered_data_dir
+from experiments.stages.train import train
 from medfuncta_jax import metrics
 from medfuncta_jax.datasets import open_dataset
 

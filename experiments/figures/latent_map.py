@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.figures.page import axes_at, new_page, plain, write
 from experiments.figures.style import BLUE, GREEN, GREY, INK, MARGIN, NORMAL, ORANGE, RULE, SMALL, WIDTH
-from experiments.principal_axes import principal_axes
+from experiments.stages.principal_axes import principal_axes
 
 # Classes beyond these are drawn in one grey: more colours cannot be told apart.
 _CLASS_COLOURS = (BLUE, ORANGE, GREEN, "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#222222", "#a65628")

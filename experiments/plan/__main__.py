@@ -21,11 +21,11 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from experiments.command import refuse
 from experiments.plan import programs
 from experiments.plan.programs import USABLE
 from experiments.plan.targets import TARGETS, Target
-from experiments.run_directory import RunError
+from experiments.runtime.command import refuse
+from experiments.runtime.run_directory import RunError
 from medfuncta_jax import methods
 from medfuncta_jax.datasets.medmnist_sets import SETS
 from medfuncta_jax.field import Field, parameter_count

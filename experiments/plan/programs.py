@@ -10,10 +10,10 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-from experiments.memory import program_bytes
 from experiments.plan import roofline
 from experiments.plan.targets import Target
-from experiments.run_directory import RunError
+from experiments.runtime.memory import program_bytes
+from experiments.runtime.run_directory import RunError
 from medfuncta_jax import fit_latent, grid, methods
 from medfuncta_jax.field import Field
 from medfuncta_jax.fit import default_chunk

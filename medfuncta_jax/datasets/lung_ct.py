@@ -1,4 +1,4 @@
-"""Chest CT volumes in Hounsfield units, as NIfTI: LIDC-IDRI after `python -m experiments.preprocess`, or others.
+"""Chest CT volumes in Hounsfield units, as NIfTI: LIDC-IDRI after `python -m experiments.tools.preprocess`, or others.
 
 A volume that is not on cubic voxels of 1 mm along the axes of space is interpolated to these. Then, as published: the
 central 256 x 256 x 256 voxels, padded with air (-1000) where the scan is shorter, clipped at -1000 and at the 0.999
@@ -112,7 +112,7 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     if (count := len(set(patients.values()))) < len(SPLITS):
         raise DataError(
             f"{folder}: NIfTI files of {count} patients, at least 3 are needed to train, validate and test; check "
-            "data_dir and data.pattern, and make NIfTI of DICOM with python -m experiments.preprocess"
+            "data_dir and data.pattern, and make NIfTI of DICOM with python -m experiments.tools.preprocess"
         )
     short = [name for name, path in files.items() if _shorter_than_field(path)]
     if short:

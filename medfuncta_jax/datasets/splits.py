@@ -30,7 +30,7 @@ def split_names(
     So the split of a name does not depend on what else is there: names that are added or taken away move no other.
     No rule can do that and also fill every split of a few names, whatever these are. A split that the hashes leave
     empty therefore takes one unit from the largest, which it gives back only if names of its own come later; a run
-    keeps the split that it began with (`experiments/signal_record.py`).
+    keeps the split that it began with (`experiments/runtime/signal_record.py`).
 
     Args:
       names: without repetition; their order does not matter.

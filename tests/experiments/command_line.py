@@ -18,8 +18,9 @@ ROOT = Path(__file__).parents[2]
 
 _FORKED = multiprocessing.get_context("forkserver")
 _FORKED.set_forkserver_preload([
-    "experiments.train", "experiments.extract", "experiments.evaluate", "experiments.report", "experiments.curves",
-    "experiments.decode", "experiments.compress", "experiments.benchmark", "medfuncta_jax.datasets.prepared",
+    "experiments.stages.train", "experiments.stages.extract", "experiments.stages.evaluate",
+    "experiments.stages.report", "experiments.stages.curves", "experiments.stages.decode",
+    "experiments.stages.compress", "experiments.tools.benchmark", "medfuncta_jax.datasets.prepared",
     "nibabel", "optax", "orbax.checkpoint", "scipy.stats",
 ])  # fmt: skip
 

@@ -8,7 +8,7 @@ import pytest
 from absl import flags
 
 import medfuncta_jax as mf
-from experiments import import_release
+from experiments.tools import import_release
 
 LATENT, WIDTH, LAYERS = 5, 12, 4
 

@@ -11,10 +11,11 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from experiments import benchmark, memory
 from experiments.ablation import grid as grids
 from experiments.ablation import results, runs
-from experiments.interruption import StopRequest
+from experiments.runtime import memory
+from experiments.runtime.interruption import StopRequest
+from experiments.tools import benchmark
 from tests.datasets.made_up import medmnist_arrays, write_npz
 from tests.experiments.command_line import ROOT, run_module
 

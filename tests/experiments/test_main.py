@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import medfuncta_jax as mf
-from experiments import crash_test
+from tests.experiments import final_state
 from tests.experiments.command_line import run_module
 from tests.experiments.conftest import ROOT, command, run
 
@@ -98,7 +98,7 @@ def test_an_interrupted_run_saves_and_ends_as_if_left_alone(finished, tmp_path, 
     assert "Traceback" not in stderr
     done = run(workdir)
     assert done.returncode == 0, done.stderr
-    assert crash_test.compare(finished, workdir) == []
+    assert final_state.compare(finished, workdir) == []
     for name in ("train", "val", "test"):
         np.testing.assert_array_equal(mf.load_latents(workdir)[name].latents, mf.load_latents(finished)[name].latents)
 
@@ -115,7 +115,7 @@ def test_killed_at_random_moments_it_ends_as_if_left_alone(finished, tmp_path):
         process.wait()
     done = run(workdir, mode="train")
     assert done.returncode == 0, done.stderr
-    assert crash_test.compare(finished, workdir) == []
+    assert final_state.compare(finished, workdir) == []
     steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
 
@@ -146,7 +146,7 @@ def test_a_full_disk_while_a_checkpoint_is_saved(finished, tmp_path):
     assert "no space left on the device" in one_line_error(done, noise=True)  # of Orbax's threads, before it
     done = run(workdir, mode="train", train__checkpoint_every=5)
     assert done.returncode == 0, done.stderr
-    assert crash_test.compare(finished, workdir) == ["field.safetensors"]  # which says how often it was to be saved
+    assert final_state.compare(finished, workdir) == ["field.safetensors"]  # which says how often it was to be saved
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
@@ -261,4 +261,4 @@ def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(finish
     assert done.returncode == 0, done.stderr
     assert "checkpoints/60 is damaged" in done.stderr
     assert "the one before it is taken: step 40" in done.stderr
-    assert crash_test.compare(finished, workdir) == []
+    assert final_state.compare(finished, workdir) == []

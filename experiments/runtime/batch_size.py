@@ -1,0 +1,138 @@
+"""How many signals to fit at once, where the config leaves that to the machine (`fit.batch_size` = 0).
+
+Numbers are tried on the run's own network and signals, the best one is kept in `WORKDIR/batch_size.json`, and whatever
+starts in that directory later, here or elsewhere, takes it from there: other numbers would give latents that differ by
+rounding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from experiments.runtime import processes
+from experiments.runtime.memory import free_bytes, program_bytes
+from experiments.runtime.progress import log
+from experiments.runtime.run_directory import RunDirectory, RunError
+from experiments.stages.fitting import fit_batch, rules_of
+from medfuncta_jax import methods, sharding
+from medfuncta_jax.datasets import Dataset
+from medfuncta_jax.datasets.dataset import NEW
+from medfuncta_jax.field import STEP_SIZE
+from medfuncta_jax.settings import Settings
+
+# Points of all signals together that the first number comes to (as many as `fit_latent` evaluates at once), and the
+# most signals that it is, where signals are short.
+_POINTS, _SIGNALS = 65_536, 64
+# What another number must gain to be worth its memory, and what trying may cost of the time that all signals take.
+_GAIN, _COST = 1.05, 0.05
+# A number is timed this long, so that fast ones are not told apart by chance.
+_SECONDS = 0.5
+
+
+def settled(settings: Settings, dataset: Dataset, run: RunDirectory) -> Settings:
+    """`settings` with a number in `fit.batch_size`; all processes of a run must call this.
+
+    Raises:
+      RunError: what was kept cannot be read.
+    """
+    if settings.fit.batch_size:
+        return settings
+    file = run.path / "batch_size.json"
+    if processes.first() and not file.exists():
+        _keep(file, _tried(settings, dataset))
+    processes.wait_for_all("batch size")
+    try:
+        size = json.loads(file.read_text())["batch_size"]
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(size)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{file} is damaged; remove it, or give --config.fit.batch_size") from error
+    log.info("fit: %d signals at once, of %s", size, file)
+    return dataclasses.replace(settings, fit=dataclasses.replace(settings.fit, batch_size=size))
+
+
+def _keep(file: Path, rates: dict[int, float]) -> None:
+    """Write the choice, whole; of several jobs of one array, the first one's stays."""
+    values = {
+        "batch_size": best(rates),
+        "signals_per_s": {str(size): rate for size, rate in rates.items()},
+        "device": jax.devices()[0].device_kind,
+    }
+    partial = file.with_name(f".{file.name}.partial{os.getpid()}")
+    try:
+        partial.write_text(json.dumps(values, indent=2) + "\n")
+        os.link(partial, file)
+    except FileExistsError:
+        pass
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def best(rates: dict[int, float]) -> int:
+    """The number to take of those tried: the smallest one that another does not beat by enough."""
+    return min(size for size, rate in rates.items() if _GAIN * rate >= max(rates.values()))
+
+
+def climb(first: int, *, unit: int, signals: int, rate_of: Callable[[int], float]) -> dict[int, float]:
+    """Try numbers by doubling from `first`, and where that gains nothing, by halving, each as long as it gains.
+
+    Args:
+      first: where to begin, `unit` times a power of two.
+      unit: the least number.
+      signals: how many there are to fit. No number is above it, and once trying takes a notable part of the time that
+        they take, it ends.
+      rate_of: signals a second at a number; 0 where memory does not allow it.
+    Returns:
+      The signals a second of every number tried.
+    """
+    began, rates = time.monotonic(), {first: rate_of(first)}
+
+    def follow(size: int, step: Callable[[int], int]) -> None:
+        while unit <= step(size) <= signals and (time.monotonic() - began) * max(rates.values()) < _COST * signals:
+            former, size = size, step(size)
+            rates[size] = rate_of(size)
+            if rates[size] < _GAIN * rates[former]:
+                break
+
+    if rates[first]:
+        follow(first, lambda size: 2 * size)
+    if best(rates) <= first:
+        follow(first, lambda size: size // 2)
+    return rates
+
+
+def _tried(settings: Settings, dataset: Dataset) -> dict[int, float]:
+    """`climb` with fits of the first signals, by a network that need not be trained for that."""
+    field = methods.check(settings, dataset.grid, dataset.channels, task=dataset.task)
+    mesh = sharding.data_mesh(jax.local_devices())
+    params = sharding.replicate(mesh, field.init(jax.random.key(settings.seed)))
+    splits = [split for name, split in dataset.splits.items() if name in (*settings.extract.splits, NEW)]
+    unit, signals = jax.device_count(), sum(len(split) for split in splits)
+    several = max(1, min(_SIGNALS, _POINTS // math.prod(dataset.grid), signals) // unit)
+
+    def rate_of(size: int) -> float:
+        batch = sharding.split_batch(mesh, splits[0].signals(np.arange(size) % len(splits[0])))
+        rules = rules_of(settings)
+        program = fit_batch.lower(
+            field, params, batch, None, STEP_SIZE, dtype=settings.extract.dtype, **rules
+        ).compile()
+        needed, free = program_bytes(program), free_bytes()
+        if needed is not None and free is not None and needed > free:
+            return 0.0
+        seconds: list[float] = []
+        while not seconds or (sum(seconds) < _SECONDS and len(seconds) < 3):
+            began = time.monotonic()
+            jax.block_until_ready(program(params, batch, None, STEP_SIZE, key=rules["key"]))
+            seconds.append(time.monotonic() - began)
+        return size / min(seconds)
+
+    return climb(unit * 2 ** int(math.log2(several)), unit=unit, signals=signals, rate_of=rate_of)

@@ -1,0 +1,153 @@
+"""A finished field on new signals: latents, reconstructions, PSNR, and which signals are unlike those of the run."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from experiments.runtime.batch_size import settled
+from experiments.runtime.interruption import StopRequest
+from experiments.runtime.progress import log
+from experiments.runtime.run_directory import RunDirectory, RunError, write_json
+from experiments.stages.decode import decoded_shape, write_split
+from experiments.stages.extract import write_store
+from experiments.stages.signal_files import units_said
+from medfuncta_jax.atomic import atomic_path
+from medfuncta_jax.checkpoint import load_field
+from medfuncta_jax.datasets import new_signals
+from medfuncta_jax.datasets.dataset import NEW
+from medfuncta_jax.latent_store import LatentStoreError, load_latents
+from medfuncta_jax.prepare import trained_on
+from medfuncta_jax.settings import Settings
+
+# Of the signals of the run that were held out, this part would be told apart from the others too.
+_UNUSUAL = 0.01
+# Training latents that mean and spread are taken of, evenly spaced.
+_LATENTS = 4096
+
+
+def apply(settings: Settings, run: RunDirectory, stop: StopRequest, *, data_dir: str | None, out: str | None) -> Path:
+    """Fit the run's field to new signals; returns the folder of the results.
+
+    Signals are resampled and scaled as in training. Written are `latents/` (a latent store with the one split "new"),
+    `reconstructions/` in the units of the files, `signals.csv` (a row a signal: PSNR, scale, whether it is unlike those
+    of the run and why) and `apply.json`. What is there is kept, so the same command goes on after a stop.
+
+    Args:
+      data_dir: a file, or a folder of files, of the run's source.
+      out: the folder; None is `WORKDIR/applied/NAME`, by the name of the file or folder.
+    Raises:
+      CheckpointError: no field.
+      DataError: no files, or none that can be used.
+      RunError: no `data_dir`, or a folder that cannot be written.
+      LatentStoreError: the folder holds latents of other signals in another layout.
+      Interrupted: a stop was asked for; finished files are kept.
+    """
+    if data_dir is None:
+        raise RunError("--mode=apply needs the new signals: --data_dir=FOLDER or FILE")
+    field, params = load_field(run.path)
+    _, grid, channels = trained_on(run.path)
+    dataset = new_signals(settings.data, data_dir, grid=grid, channels=channels)
+    settings = settled(settings, dataset, run)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(data_dir).expanduser().absolute().name) or "new"
+    folder = Path(out).expanduser().absolute() if out else run.path / "applied" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{folder} cannot be made ({error.strerror}); name another --out") from error
+    write_store(settings, dataset, run, folder / "latents", stop)
+    split = load_latents(folder / "latents", field=run.path)[NEW]
+    shape = decoded_shape(settings.decode, grid)
+    write_split(
+        field, params, split, folder / "reconstructions", shape,
+        count=len(split), own=settings.decode.values == "own", size=settings.fit.batch_size, stop=stop,
+    )  # fmt: skip
+    usual = usual_of(run)
+    reasons = [""] * len(split) if usual is None else usual.reasons(np.asarray(split.latents), split.psnr)
+    rows = [
+        [name, f"{psnr:.6g}", "yes" if reason else "" if usual is None else "no", reason, units.notes]
+        for name, psnr, reason, units in zip(split.ids, split.psnr, reasons, split.units, strict=True)
+    ]
+    with atomic_path(folder / "signals.csv") as partial, partial.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([["id", "psnr", "unlike the run", "why", "scale"], *rows])
+    unlike = {one: reason for one, reason in zip(split.ids, reasons, strict=True) if reason}
+    write_json(folder / "apply.json", {
+        "signals": len(split),
+        "psnr": float(split.psnr.mean(dtype=np.float64)),
+        "unlike": unlike,
+        "compared_with": None if usual is None else usual.said,
+        "skipped": dataset.about["skipped"],
+        "grid": list(shape),
+        "field_sha256": split.about["field_sha256"],
+        "data": str(Path(data_dir).expanduser().absolute()),
+    })  # fmt: skip
+    for one, reason in list(unlike.items())[:20]:
+        log.warning("unlike the signals of the run: %s: %s", one, reason)
+    log.info(
+        "apply: %d signals, PSNR %.2f dB (lowest %.2f), %s unlike the run, %d skipped; reconstructions %s; %s",
+        len(split), split.psnr.mean(dtype=np.float64), split.psnr.min(),
+        "not known how many" if usual is None else len(unlike), len(dataset.about["skipped"]),
+        units_said(split.units) if settings.decode.values == "own" else "in [0, 1]", folder,
+    )  # fmt: skip
+    return folder
+
+
+@dataclass(frozen=True)
+class Usual:
+    """How signals of a run look that were not trained on.
+
+    Attributes:
+      psnr: most of them have more, dB.
+      distance: most latents are nearer to the mean of training, in standard deviations (root mean square of entries).
+      mean, spread: of training latents, [P].
+      said: what they were taken from.
+    """
+
+    psnr: float
+    distance: float
+    mean: np.ndarray
+    spread: np.ndarray
+    said: str
+
+    def reasons(self, latents: np.ndarray, psnr: np.ndarray) -> list[str]:
+        """Why each of n signals is unlike those of the run, "" for one that is not."""
+        return [
+            "; ".join(filter(None, (
+                "" if quality >= self.psnr else f"PSNR {quality:.2f} dB, usual is above {self.psnr:.2f}",
+                "" if far <= self.distance else f"latent {far:.2f} deviations from the mean, usual is below "
+                f"{self.distance:.2f}",
+            )))
+            for quality, far in zip(psnr, distances(latents, self.mean, self.spread), strict=True)
+        ]  # fmt: skip
+
+
+def distances(latents: np.ndarray, mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """[n]: root mean square of the entries of latents [n, P] about a mean [P], in units of a spread [P]."""
+    return np.sqrt(np.mean(((latents - mean) / spread) ** 2, axis=1))
+
+
+def usual_of(run: RunDirectory) -> Usual | None:
+    """Of the run's own store: mean and spread of training, limits of the splits held out; None where there is none."""
+    try:
+        store = load_latents(run.latents, field=run.path)
+    except LatentStoreError as error:
+        log.warning("which signals are unlike those of the run is not said, for want of its own latents (%s)", error)
+        return None
+    held_out: Sequence[str] = [name for name in ("val", "test") if name in store] or list(store)
+    first = store.get("train", store[held_out[0]])
+    rows = np.unique(np.linspace(0, len(first) - 1, min(len(first), _LATENTS)).astype(int))
+    of_training = first.latents[rows].astype(np.float64)
+    mean, spread = of_training.mean(0), of_training.std(0)
+    spread = np.where(spread > 0, spread, 1.0)
+    far = np.concatenate([distances(np.asarray(store[name].latents), mean, spread) for name in held_out])
+    psnr = np.concatenate([store[name].psnr for name in held_out])
+    return Usual(
+        float(np.quantile(psnr, _UNUSUAL)), float(np.quantile(far, 1 - _UNUSUAL)), mean, spread,
+        f"{len(psnr)} signals of {' and '.join(held_out)}: below the {_UNUSUAL:g} quantile of their PSNR, or beyond "
+        f"the {1 - _UNUSUAL:g} quantile of the distance of their latents from the mean of training",
+    )  # fmt: skip

@@ -1,0 +1,409 @@
+"""Classification of a finished run's latents, as the paper's table 3, beside PCA of equal size and the signals."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from experiments import figures
+from experiments.runtime.interruption import StopRequest
+from experiments.runtime.progress import Progress, log
+from experiments.runtime.run_directory import RunDirectory, RunError, write_json
+from experiments.stages.kept_rows import KeptRows
+from experiments.stages.principal_axes import principal_axes
+from medfuncta_jax.atomic import atomic_path
+from medfuncta_jax.checkpoint import load_field
+from medfuncta_jax.coordinates import grid
+from medfuncta_jax.datasets import Dataset
+from medfuncta_jax.datasets.dataset import SPLITS, Task, without_labels
+from medfuncta_jax.latent_store import LatentSplit, load_latents
+from medfuncta_jax.settings import Settings, SettingsError
+from medfuncta_jax.signal_metric import signal_metric
+
+if TYPE_CHECKING:
+    from experiments.stages.classifiers import Outcome
+
+JSON_FILE, TABLE_FILE, FIGURE_FILE = "classification.json", "classification.md", "confusion.png"
+ROWS_FILE = "classification.rows.json"
+# A row that is more than this part of the work is said before it begins.
+_COSTLY = 0.4
+
+_NETWORKS = {"resnet50": "ResNet50", "efficientnet_b0": "EfficientNet-B0"}
+_FEATURES = {"latents": "latents", "metric": "latents, signal metric", "pca": "PCA", "values": "values"}
+
+# Heading, name in the row, and format; a column without any value is left out of the table.
+_COLUMNS = (
+    ("accuracy %", "accuracy", 100, 1),
+    ("macro F1", "macro_f1", 1, 3),
+    ("balanced accuracy %", "balanced_accuracy", 100, 1),
+    ("AUROC", "auroc", 1, 3),
+    ("mean absolute error", "mean_absolute_error", 1, 3),
+    ("quadratic kappa", "quadratic_kappa", 1, 3),
+)
+
+
+def classify(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRequest) -> dict[str, Any]:
+    """Write `classification.json`, `classification.md` and a figure of confusion matrices; returns the first.
+
+    Everything is trained on the training split, chosen on validation and scored once, on test. Signals without a label
+    are left out, except that PCA, as the field, has seen all training signals. Which rows cost most is said before they
+    begin; each is kept in `classification.rows.json` as soon as it is done, so that a stop loses the one in work.
+
+    Raises:
+      RunError: no labels, latents of other data, or an extra not installed.
+      SettingsError: a classifier that cannot see these signals.
+      CheckpointError, LatentStoreError: no field, no latents, latents that are incomplete or of another field.
+      Interrupted: a stop was asked for; finished rows are kept.
+    """
+    try:
+        from experiments.stages import classifiers
+        from experiments.stages.classification_scores import scores
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "sklearn":
+            raise
+        raise RunError("--mode=classify needs scikit-learn: pip install 'medfuncta_jax[classify]'") from error
+
+    began = time.monotonic()
+    ours = settings.classify
+    networks = [name for name in ours.classifiers if name in classifiers.IMAGE_NETWORKS]
+    if networks and len(dataset.grid) != 2:
+        raise SettingsError(
+            f"classify.classifiers: {networks[0]} sees images, {dataset.name} has {len(dataset.grid)}D signals; "
+            "leave it out"
+        )
+    if networks:
+        classifiers.keras_on_jax()
+    latents = matching_latents(dataset, run)
+    labels = {name: split.annotations().labels for name, split in dataset.splits.items()}
+    rows = {
+        name: np.flatnonzero((np.reshape(values, (len(values), -1)) >= 0).all(1)) for name, values in labels.items()
+    }
+    labels = {name: values[rows[name]] for name, values in labels.items()}
+    notes = presence_notes(labels, rows, latents, dataset)
+    classes = len(dataset.classes)
+    if "knn" in ours.classifiers and max(ours.neighbours) > len(labels["train"]):
+        raise SettingsError(
+            f"classify.neighbours: {max(ours.neighbours)} neighbours of {len(labels['train'])} labelled signals"
+        )
+
+    def labelled(features: Mapping[str, np.ndarray]) -> list[classifiers.Labelled]:
+        return [classifiers.Labelled(features[name][rows[name]], labels[name]) for name in SPLITS]
+
+    def may_stop() -> None:
+        stop.check(f"finished rows are in {kept.path}")
+
+    def watched(name: str) -> Callable[[float], None]:
+        """What the training of a classifier calls after every epoch."""
+        epochs = itertools.count(1)
+
+        def after_epoch(accuracy: float) -> None:
+            shown = f"{name}, epoch {next(epochs)} of {ours.epochs}: validation accuracy {100 * accuracy:.1f} %"
+            progress.advance(0, note=shown)
+            may_stop()
+
+        return after_epoch
+
+    def done(outcome: classifiers.Outcome) -> classifiers.Outcome:
+        progress.advance()
+        may_stop()
+        return outcome
+
+    def row(classifier: str, features: str, outcomes: list[classifiers.Outcome]) -> dict[str, Any]:
+        names = {"classifier": classifier, "features": features}
+        return names | summary_of(outcomes, labels["test"], scores, dataset.task)
+
+    seeds = range(settings.seed, settings.seed + ours.seeds)
+    neighbours = ours.neighbours if "knn" in ours.classifiers else ()
+    normalisations = ours.normalise if "mlp" in ours.classifiers else ()
+    features = ours.features if neighbours or normalisations else ()
+    fits = len(features) * (len(neighbours) + len(seeds) * len(normalisations)) + len(seeds) * len(networks)
+    say_costs(settings, dataset, len(labels["train"]), normalisations, features)
+    kept = KeptRows(run.results("classify") / ROWS_FILE, {
+        "field_sha256": latents["test"].about["field_sha256"],
+        "latents": digest(*(np.asarray(latents[name].latents) for name in SPLITS)),
+        "labels": digest(*(labels[name] for name in SPLITS), *(rows[name] for name in SPLITS)),
+        "settings": json.loads(json.dumps({"classify": asdict(ours), "seed": settings.seed, "task": dataset.task})),
+    })  # fmt: skip
+    table: list[dict[str, Any]] = []
+    with Progress("classify", total=fits, unit="classifiers") as progress:
+
+        def add(name: str, fits: int, make: Callable[[], dict[str, Any]]) -> None:
+            if name in kept.rows:
+                progress.advance(fits)
+            else:
+                kept.add(name, make())
+            table.append(kept.rows[name])
+
+        @functools.lru_cache(maxsize=1)
+        def of_kind(kind: str) -> list[classifiers.Labelled]:
+            said: list[str] = []
+            found = labelled(vectors(kind, settings, dataset, latents, run, said))
+            kept.notes[kind] = said
+            return found
+
+        def neighbour_row(kind: str, k: int) -> dict[str, Any]:
+            train, _, test = of_kind(kind)
+            outcome = classifiers.nearest_neighbours(train, test, neighbours=k, classes=classes)
+            return row(f"k-NN, k = {k}", _FEATURES[kind], [done(outcome)])
+
+        def mlp_row(kind: str) -> dict[str, Any]:
+            train, val, test = of_kind(kind)
+            candidates = [
+                {"normalise": normalise}
+                | row("MLP", _FEATURES[kind], [
+                    done(classifiers.mlp(
+                        train, val, test,
+                        classes=classes, seed=seed, normalise=normalise, settings=ours, after_epoch=watched("MLP"),
+                    ))
+                    for seed in seeds
+                ])
+                for normalise in normalisations
+            ]  # fmt: skip
+            tried = {each["normalise"]: each["val_accuracy"]["mean"] for each in candidates}
+            return max(candidates, key=lambda each: tried[each["normalise"]]) | {"tried": tried}
+
+        def network_row(name: str) -> dict[str, Any]:
+            images = labelled({name: split.signals(slice(None)) for name, split in dataset.splits.items()})
+            return row(_NETWORKS[name], "images", [
+                done(classifiers.image_network(
+                    name, *images, classes=classes, seed=seed, settings=ours,
+                    after_epoch=watched(_NETWORKS[name]), after_batch=may_stop,
+                ))
+                for seed in seeds
+            ])  # fmt: skip
+
+        for kind in features:
+            for k in neighbours:
+                add(f"k-NN {k}, {kind}", 1, functools.partial(neighbour_row, kind, k))
+            if normalisations:
+                add(f"MLP, {kind}", len(seeds) * len(normalisations), functools.partial(mlp_row, kind))
+        for name in networks:
+            add(name, len(seeds), functools.partial(network_row, name))
+    notes += [note for kind in features for note in kept.notes.get(kind, [])]
+
+    result = {
+        "data": dataset.about.get("title", dataset.name),
+        "task": dataset.task,
+        "classes": list(dataset.classes),
+        "signals": {name: len(chosen) for name, chosen in rows.items()},
+        "latent_dim": settings.model.latent_dim,
+        "field_sha256": latents["test"].about["field_sha256"],
+        "seed": settings.seed,
+        "settings": asdict(ours),
+        "notes": notes,
+        "rows": table,
+    }
+    folder = run.results("classify")
+    write_json(folder / JSON_FILE, result)
+    markdown = as_markdown(result)
+    with atomic_path(folder / TABLE_FILE) as partial:
+        partial.write_text(markdown)
+    figures.draw_confusion(folder / "figures" / FIGURE_FILE, result)
+    run.set_seconds("classify", time.monotonic() - began)
+    log.info("classification in %s:\n%s", folder / TABLE_FILE, markdown)
+    return result
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """SHA-256 of arrays with their types and shapes."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
+def say_costs(
+    settings: Settings, dataset: Dataset, count: int, normalisations: Sequence[str], features: Sequence[str]
+) -> None:
+    """Log which rows take most of the time, and what leaves them out.
+
+    Args:
+      count: labelled training signals.
+      normalisations, features: of the MLPs, () for none.
+    """
+    ours, values = settings.classify, math.prod(dataset.grid) * dataset.channels
+    sizes = {kind: values if kind == "values" else settings.model.latent_dim for kind in features}
+    parameters = {
+        kind: sum((a + 1) * b for a, b in itertools.pairwise([size, *ours.hidden, len(dataset.classes)]))
+        for kind, size in sizes.items()
+    }
+    if not normalisations or not parameters:
+        return
+    whole, fits = sum(parameters.values()), ours.seeds * len(normalisations)
+    for kind, own in parameters.items():
+        others = tuple(one for one in features if one != kind)
+        if others and own > _COSTLY * whole:
+            log.info(
+                "classify: the MLP on %s has %.3g parameters and is trained %d times, %d epochs on %d signals: %d %% "
+                "of all MLPs' work; --config.classify.features=\"%s\" leaves it out",
+                _FEATURES[kind], own, fits, ours.epochs, count, round(100 * own / whole), others,
+            )  # fmt: skip
+
+
+def matching_latents(dataset: Dataset, run: RunDirectory) -> dict[str, LatentSplit]:
+    """The latents of all splits, after checking that they are this field's and this data set's.
+
+    Raises:
+      CheckpointError, LatentStoreError: no field, no latents, a split is missing, or latents of another field.
+      RunError: no labels, or latents of other data.
+    """
+    if dataset.task == "none" or not dataset.classes:
+        raise RunError(
+            f"{dataset.name} has no labels to classify by; choose a source that has some, or name a table of them with "
+            "data.labels where the source reads one"
+        )
+    return matching_store(dataset, run)
+
+
+def matching_store(dataset: Dataset, run: RunDirectory) -> dict[str, LatentSplit]:
+    """`matching_latents`, whether or not there are labels."""
+    latents = load_latents(run.latents, splits=SPLITS, field=run.path)
+    for name in SPLITS:
+        place, remedy = run.latents / name, "remove the latents and extract again (--mode=extract)"
+        stored, known = latents[name], dataset.splits[name].annotations()
+        about = json.loads(json.dumps(without_labels(dataset.about)))
+        described = without_labels(stored.about.get("data", {}))  # a part of what the data set says of itself
+        same = bool(described) and all(about.get(key) == value for key, value in described.items())
+        same = same and list(stored.ids) == list(known.ids)
+        if not same:
+            raise RunError(f"{place}: latents of other data than {dataset.name} as it is now; {remedy}")
+        if not np.isfinite(np.asarray(stored.latents)).all():
+            raise RunError(f"{place}: some latents are not finite; {remedy}")
+    return latents
+
+
+def presence_notes(
+    labels: Mapping[str, np.ndarray],
+    rows: Mapping[str, np.ndarray],
+    latents: Mapping[str, LatentSplit],
+    dataset: Dataset,
+) -> list[str]:
+    """What is unusual about the labels, one sentence each, which is also logged.
+
+    Raises:
+      RunError: a split without labels, or a training split with one class.
+    """
+    notes = []
+    for name in SPLITS:
+        absent = len(latents[name].ids) - len(rows[name])
+        if not len(rows[name]):
+            raise RunError(f"no signal of the {name} split has a label; classification needs some in all three")
+        if absent:
+            notes.append(f"{absent} of {len(latents[name].ids)} {name} signals have no label and are left out.")
+        several = labels[name].ndim == 2
+        counts = labels[name].sum(0) if several else np.bincount(labels[name], minlength=len(dataset.classes))
+        if name == "train" and not several and (counts > 0).sum() < 2:
+            raise RunError("all labels of the train split are of one class; there is nothing to tell apart")
+        for wanted, said in ((0, "absent from"), (1, "one member in")):
+            found = [dataset.classes[i] for i in np.flatnonzero(counts == wanted)]
+            if found:
+                notes.append(f"{'Class' if len(found) == 1 else 'Classes'} {', '.join(found)}: {said} {name}.")
+    for note in notes:
+        log.warning("classify: %s", note)
+    return notes
+
+
+def vectors(
+    kind: str,
+    settings: Settings,
+    dataset: Dataset,
+    latents: Mapping[str, LatentSplit],
+    run: RunDirectory,
+    notes: list[str],
+) -> dict[str, np.ndarray]:
+    """One kind of features, [n, F] of all signals of a split; `notes` gets what is to be said about them."""
+    if kind in ("latents", "metric"):
+        found = {name: np.asarray(split.latents) for name, split in latents.items()}
+        if kind == "metric":
+            field, params = load_field(run.path)
+            key = jax.random.key(settings.seed)
+            metric = signal_metric(field, params, found["train"], grid(dataset.grid), key=key).astype(np.float32)
+            found = {name: values @ metric for name, values in found.items()}
+        return found
+    signals = {name: split.signals(slice(None)).reshape(len(split), -1) for name, split in dataset.splits.items()}
+    return signals if kind == "values" else principal_components(signals, settings.model.latent_dim, notes)
+
+
+def principal_components(signals: Mapping[str, np.ndarray], components: int, notes: list[str]) -> dict[str, np.ndarray]:
+    """Scores [n, components] on the principal axes of the training signals [n, F], all or as many as there are."""
+    pca = principal_axes(signals["train"], components)
+    if len(pca.axes) < components:
+        notes.append(
+            f"PCA has {len(pca.axes)} components, the most that {len(signals['train'])} training signals give, not "
+            f"{components}."
+        )
+        log.warning("classify: %s", notes[-1])
+    return {name: pca.scores(values) for name, values in signals.items()}
+
+
+def summary_of(
+    outcomes: Sequence[Outcome], labels: np.ndarray, scores: Callable[..., dict[str, Any]], task: Task
+) -> dict[str, Any]:
+    """Scores over the seeds of one classifier; `confusion` adds up the seeds, true classes in rows."""
+    results = [scores(labels, outcome.probabilities, task=task) for outcome in outcomes]
+    confusion = None
+    if task != "multi-label":
+        confusion = np.zeros((outcomes[0].probabilities.shape[1],) * 2, int)
+        for outcome in outcomes:
+            np.add.at(confusion, (labels, outcome.probabilities.argmax(1)), 1)
+    return {
+        "parameters": outcomes[0].parameters,
+        "seeds": len(outcomes),
+        "seconds": round(float(np.mean([outcome.seconds for outcome in outcomes])), 3),
+        "val_accuracy": mean_and_spread([outcome.val_accuracy for outcome in outcomes]),
+        **{name: mean_and_spread([result[name] for result in results]) for name in results[0]},
+        "confusion": None if confusion is None else confusion.tolist(),
+    }
+
+
+def mean_and_spread(values: list[Any]) -> Any:
+    """Mean and standard deviation (of a sample) over seeds; None where a value is not defined; lists by their items."""
+    if isinstance(values[0], list):
+        return [mean_and_spread(list(items)) for items in zip(*values, strict=True)]
+    if any(value is None for value in values):
+        return None
+    return {"mean": float(np.mean(values)), "spread": float(np.std(values, ddof=1)) if len(values) > 1 else None}
+
+
+def as_markdown(result: Mapping[str, Any]) -> str:
+    """The table; means and standard deviations over seeds."""
+    columns = [column for column in _COLUMNS if any(row.get(column[1]) for row in result["rows"])]
+    headings = ["classifier", "features", "parameters", "seconds", *(heading for heading, *_ in columns)]
+    signals = " / ".join(f"{count} {name}" for name, count in result["signals"].items())
+    lines = [
+        f"{result['data']}, {result['task']}, {len(result['classes'])} classes; {signals} signals; "
+        f"latents of {result['latent_dim']}; scores of the test split.",
+        *result["notes"],
+        "",
+        f"| {' | '.join(headings)} |",
+        f"|{'---|' * len(headings)}",
+    ]
+    for row in result["rows"]:
+        normalised = f" ({row['normalise']}d)" if row.get("normalise", "none") != "none" else ""
+        cells = [
+            row["classifier"],
+            row["features"] + normalised,
+            f"{row['parameters']:,}" if row["parameters"] else "none",
+            f"{row['seconds']:.3g}" if row["seconds"] < 1000 else f"{row['seconds']:.0f}",
+            *(_cell(row.get(name), factor, digits) for _, name, factor, digits in columns),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Mapping[str, float | None] | None, factor: float, digits: int) -> str:
+    if value is None or value["mean"] is None:
+        return "undefined"
+    text = f"{factor * value['mean']:.{digits}f}"
+    spread = value["spread"]
+    return text if spread is None or math.isnan(spread) else f"{text} ± {factor * spread:.{digits}f}"

@@ -1,0 +1,160 @@
+"""Decoding: signals written back to files from their latents, at any resolution, in units of their own."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.runtime.interruption import StopRequest
+from experiments.runtime.memory import host_free_bytes
+from experiments.runtime.progress import Progress, log
+from experiments.runtime.run_directory import RunDirectory, RunError, write_json
+from experiments.stages.signal_files import UNIT, file_name, suffix_of, units_said, write_list, write_signal
+from medfuncta_jax.checkpoint import load_field
+from medfuncta_jax.coordinates import grid
+from medfuncta_jax.field import Field, Params
+from medfuncta_jax.fit import reconstruct
+from medfuncta_jax.latent_store import LatentSplit, load_latents
+from medfuncta_jax.settings import DecodeSettings, Settings, SettingsError
+
+# Values decoded at once, beside what `reconstruct` needs: 64 MB.
+_VALUES_AT_ONCE = 2**24
+# Signals decoded at once where the config says no number.
+_SIGNALS_AT_ONCE = 64
+
+
+def decode(settings: Settings, run: RunDirectory, stop: StopRequest) -> None:
+    """Write `decoded/SPLIT/ROW-ID.nii.gz` (3D), `.png` or `.tif` (2D) or `.csv` (1D) from the field and the latents.
+
+    Values are clipped to [0, 1], the scale the field was trained on, and written in the units of the file that the
+    signal comes from (see `signal_files.write_signal`); `signals.csv` beside them says the scale of each. Another grid
+    than that of training is written to `decoded/SPLIT-128x128`, and `decode.values=unit` to `decoded/SPLIT-unit`. Files
+    that are there are kept.
+
+    Raises:
+      CheckpointError, LatentStoreError: no field, or no latents of it.
+      SettingsError: `decode` asks for what the field, the files or the memory cannot give.
+      RunError: the folder holds files decoded otherwise.
+      Interrupted: a stop was asked for; finished files are kept.
+    """
+    config = settings.decode
+    field, params = load_field(run.path)
+    store = load_latents(run.latents, splits=config.splits, field=run.path)
+    for name, split in store.items():
+        trained = split.about["grid"]
+        shape = decoded_shape(config, trained)
+        said = ("" if list(shape) == list(trained) else f"-{'x'.join(map(str, shape))}") + (
+            "-unit" if config.values == "unit" else ""
+        )
+        folder = run.results("decode") / "decoded" / f"{name}{said}"
+        _claim(folder, {"grid": list(shape), "values": config.values, "latents": split.about})
+        count = write_split(
+            field, params, split, folder, shape,
+            count=min(config.limit or len(split), len(split)), own=config.values == "own",
+            size=settings.fit.batch_size, stop=stop,
+        )  # fmt: skip
+        words = units_said(split.units) if config.values == "own" else "in [0, 1]"
+        log.info("decode %s: %d files of %s in %s, %s", name, count, "x".join(map(str, shape)), folder, words)
+
+
+def write_split(
+    field: Field,
+    params: Params,
+    split: LatentSplit,
+    folder: Path,
+    shape: Sequence[int],
+    *,
+    count: int,
+    own: bool,
+    size: int,
+    stop: StopRequest,
+) -> int:
+    """Decode the first `count` signals of a split on a grid and write those that are not there; returns `count`.
+
+    Args:
+      folder: for the files and their `signals.csv`.
+      own: in units of their own, or else in [0, 1].
+      size: signals decoded at once, 0 for as many as are good.
+    Raises:
+      SettingsError: images of 2 channels or more than 3, or a grid too large for the memory.
+    """
+    if len(shape) == 2 and field.channels not in (1, 3):
+        raise SettingsError(f"a PNG holds 1 or 3 channels, this field has {field.channels}")
+    require_memory(shape, field.channels)
+    units = [one if own else UNIT for one in split.units[:count]]
+    suffixes = [suffix_of(len(shape), field.channels, one) for one in units]
+    names = [file_name(row, count=len(split), name=split.ids[row], suffix=suffixes[row]) for row in range(count)]
+    left = [row for row in range(count) if not (folder / names[row]).exists()]
+    coords, affines, trained = grid(tuple(shape)), split.affines, split.about["grid"]
+    size = max(1, min(size or _SIGNALS_AT_ONCE, _VALUES_AT_ONCE // (len(coords) * field.channels)))
+    with Progress(f"decode {split.about['split']}", total=count, done=count - len(left), unit="files") as progress:
+        for start in range(0, len(left), size):
+            rows = left[start : start + size]
+            # The last batch is padded, so that one shape is compiled.
+            latents = split.latents[np.resize(rows, size)]
+            values = np.clip(np.asarray(reconstruct(field, params, latents, coords)), 0, 1)
+            for row, signal in zip(rows, values.reshape(size, *shape, field.channels)[: len(rows)], strict=True):
+                affine = None if affines is None else affines[row]
+                write_signal(folder / names[row], signal, units[row], trained=trained, affine=affine)
+            progress.advance(len(rows))
+            stop.check(f"finished files are in {folder}")
+    write_list(folder / "signals.csv", names, split.ids[:count], split.psnr[:count], units)
+    return count
+
+
+def require_memory(shape: Sequence[int], channels: int) -> None:
+    """Refuse a grid of which one signal does not fit into the host's memory.
+
+    Raises:
+      SettingsError: says what it needs and what there is.
+    """
+    # Coordinates in float32 and float64, and values as they are decoded, clipped, scaled and written.
+    needed, free = math.prod(shape) * (12 * len(shape) + 32 * channels), host_free_bytes()
+    if free is not None and needed > free:
+        raise SettingsError(
+            f"decode.scale or decode.resolution: a signal of {'x'.join(map(str, shape))} takes about "
+            f"{needed / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are free; decode at a coarser grid"
+        )
+
+
+def decoded_shape(config: DecodeSettings, trained: Sequence[int]) -> tuple[int, ...]:
+    """The grid to decode at.
+
+    Args:
+      config: `resolution`, or `scale`.
+      trained: points along each axis of the training grid.
+    Raises:
+      SettingsError: another number of axes, or several points along an axis that was trained with one.
+    """
+    if config.resolution and len(config.resolution) != len(trained):
+        raise SettingsError(f"decode.resolution must have {len(trained)} entries, got {config.resolution}")
+    shape = config.resolution or tuple(max(1, round(n * config.scale)) if n > 1 else 1 for n in trained)
+    for n, m in zip(trained, shape, strict=True):
+        if n == 1 and m > 1:
+            raise SettingsError(f"decode.resolution must be 1 where the training grid {tuple(trained)} is, got {shape}")
+    return shape
+
+
+def _claim(folder: Path, made_of: dict[str, Any]) -> None:
+    """Note what the files of a folder are made of, or compare; stale parts of a killed run are removed.
+
+    Raises:
+      RunError: it holds files decoded from other latents.
+    """
+    about = folder / "about.json"
+    if about.exists():
+        try:
+            same = json.loads(about.read_text()) == made_of
+        except ValueError:
+            same = False
+        if not same:
+            raise RunError(f"{folder} holds files decoded from other latents; move or remove that folder")
+    else:
+        write_json(about, made_of)
+    for stale in folder.glob(".*.partial*"):
+        stale.unlink(missing_ok=True)

@@ -1,0 +1,120 @@
+"""Evaluation: reconstructions from the stored latents against the signals, as in the paper's table 1."""
+
+from __future__ import annotations
+
+import csv
+import time
+
+import numpy as np
+
+from experiments import figures
+from experiments.runtime.interruption import StopRequest
+from experiments.runtime.progress import Progress
+from experiments.runtime.run_directory import RunDirectory, RunError, write_json
+from experiments.tools.import_lpips import lpips_weights
+from medfuncta_jax import lpips, metrics
+from medfuncta_jax.atomic import atomic_path
+from medfuncta_jax.checkpoint import load_field
+from medfuncta_jax.coordinates import grid
+from medfuncta_jax.datasets import Dataset
+from medfuncta_jax.fit import reconstruct
+from medfuncta_jax.latent_store import load_latents
+from medfuncta_jax.settings import Settings
+
+_PICTURED = 6
+
+
+def evaluate(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRequest) -> dict:
+    """Write `evaluation.json`, `evaluation.csv` and `figures/`; returns the first.
+
+    Of test and validation those count that `extract.splits` names. `evaluation.json` holds for each the number of
+    signals, the mean of each figure (PSNR in dB; LPIPS of images only, where its weights are at hand), standard
+    deviations and 95 % intervals; `evaluation.csv` a row a signal.
+
+    Raises:
+      CheckpointError, LatentStoreError: nothing to evaluate yet.
+      RunError: neither split, latents that belong to another data set, or a file that holds no weights of LPIPS.
+    """
+    began = time.monotonic()
+    field, params = load_field(run.path)
+    perceptual = lpips_weights(settings) if len(dataset.grid) == 2 and dataset.channels in (1, 3) else None
+    coords = grid(dataset.grid)
+    results: dict = {}
+    rows: list[list] = []
+    names = [name for name in ("test", "val") if name in settings.extract.splits]
+    if not names:
+        raise RunError("extract.splits names neither test nor val, so there is nothing to evaluate; add one of them")
+    latents = load_latents(run.latents, splits=tuple(names), field=run.path)
+    for name in names:
+        split, stored = dataset.splits[name], latents[name]
+        examples = split.annotations()
+        if stored.ids != examples.ids:
+            raise RunError(f"the {name} latents in {run.latents} are of other data; run --mode=extract again")
+        batches: list[dict[str, np.ndarray]] = []
+        size = settings.fit.batch_size
+        with Progress(f"evaluate {name}", total=len(split), unit="signals") as progress:
+            for start in range(0, len(split), size):
+                chosen = np.arange(start, min(start + size, len(split)))
+                signals = split.signals(chosen)
+                images = np.asarray(reconstruct(field, params, stored.latents[chosen], coords)).reshape(signals.shape)
+                batches.append(_measured(images, signals, perceptual))
+                progress.advance(len(chosen))
+                stop.check("latents are kept, the evaluation starts over")
+        values = {metric: np.concatenate([batch[metric] for batch in batches]) for metric in batches[0]}
+        results[name] = {
+            "signals": len(split),
+            **metrics.summary(values, resamples=settings.evaluate.resamples, seed=settings.seed),
+        }
+        labels = examples.labels.reshape(len(split), -1)
+        rows += [
+            [name, examples.ids[i], " ".join(map(str, labels[i])), *(f"{value[i]:.9g}" for value in values.values())]
+            for i in range(len(split))
+        ]
+        if name == "test":
+            _draw(field, params, split, stored, run)
+    with atomic_path(run.evaluation_file.with_suffix(".csv")) as partial, partial.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([["split", "id", "label", *values], *rows])
+    run.set_seconds("evaluate", time.monotonic() - began)
+    results["seconds"] = {stage: run.seconds().get(stage, 0.0) for stage in ("train", "extract", "evaluate")}
+    results["protocol"] = {
+        "reconstructions": "clipped to [0, 1], decoded from the stored latents on the training grid",
+        "interval": "of the mean: percentile bootstrap over signals, 95 %",
+        "resamples": settings.evaluate.resamples,
+        "seed": settings.seed,
+    }
+    if perceptual is not None:
+        across, seen = ("x".join(map(str, size)) for size in (dataset.grid, lpips.compared_size(dataset.grid)))
+        results["protocol"]["lpips"] = "AlexNet, version 0.1" + (
+            f", images upsampled from {across} to {seen} (bilinear), below which it is not defined"
+            if seen != across
+            else ""
+        )
+    write_json(run.evaluation_file, results)
+    return results
+
+
+def _measured(images: np.ndarray, signals: np.ndarray, perceptual: dict[str, np.ndarray] | None) -> dict:
+    """Figures [B] by name of raw reconstructions, the published protocol."""
+    values = metrics.signal_metrics(images, signals)
+    if perceptual is not None:
+        values["lpips"] = lpips.lpips(perceptual, np.clip(images, 0, 1), signals)
+    return {name: np.asarray(value) for name, value in values.items()}
+
+
+def _draw(field, params, split, stored, run: RunDirectory) -> None:
+    """Test signals from the worst to the best PSNR, evenly spaced, and the learning curve."""
+    folder = run.results("evaluate") / "figures"
+    order = np.argsort(stored.psnr)
+    chosen = order[np.linspace(0, len(order) - 1, min(_PICTURED, len(order))).round().astype(int)]
+    signals = split.signals(chosen)
+    images = np.asarray(reconstruct(field, params, stored.latents[chosen], grid(signals.shape[1:-1])))
+    affines = stored.affines
+    figures.draw_reconstructions(
+        folder / "reconstructions.png", signals, np.clip(images, 0, 1).reshape(signals.shape),
+        titles=[stored.ids[i] for i in chosen], psnr=[float(stored.psnr[i]) for i in chosen],
+        oriented=affines is not None,
+        spacing=None if affines is None else np.linalg.norm(affines[chosen[0], :3, :3], axis=0),
+    )  # fmt: skip
+    records = run.read_metrics()
+    if records:
+        figures.draw_learning_curve(folder / "learning_curve.png", records)

@@ -1,0 +1,35 @@
+"""Rows of a result that takes long, kept one by one, so that a stop loses only the one in work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from experiments.runtime.run_directory import write_json
+
+
+class KeptRows:
+    """Rows of a table in a file, each there as soon as it is done; rows made of something else are left behind.
+
+    Attributes:
+      path: of the file.
+      rows: by name.
+      notes: what is to be said of each kind of features.
+    """
+
+    def __init__(self, path: Path, made_of: dict[str, Any]):
+        self.path, self._made_of = path, made_of
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.notes: dict[str, list[str]] = {}
+        try:
+            stored = json.loads(path.read_text())
+            if stored["made_of"] == made_of:
+                self.rows, self.notes = stored["rows"], stored["notes"]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # none, or a damaged one, is begun anew
+
+    def add(self, name: str, row: dict[str, Any]) -> None:
+        """Keep a row."""
+        self.rows[name] = json.loads(json.dumps(row))  # as it is read back
+        write_json(self.path, {"made_of": self._made_of, "rows": self.rows, "notes": self.notes})

@@ -1,0 +1,319 @@
+"""One self-contained page about a run, `report.html`: figures inline, nothing loaded from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import figures
+from experiments.runtime.interruption import StopRequest
+from experiments.runtime.progress import log
+from experiments.runtime.run_directory import RunDirectory, RunError, flat
+from medfuncta_jax.atomic import atomic_path
+from medfuncta_jax.checkpoint import load_field
+from medfuncta_jax.coordinates import grid
+from medfuncta_jax.datasets import Dataset
+from medfuncta_jax.fit import reconstruct
+from medfuncta_jax.latent_store import LatentSplit, load_latents
+from medfuncta_jax.settings import Settings
+
+REPORT_FILE = "report.html"
+# Best and worst reconstructions shown, of each.
+_EXTREMES = 4
+
+_METRICS = (
+    ("psnr", "PSNR, dB", "{:.2f}"),
+    ("mse", "MSE", "{:.3e}"),
+    ("ssim", "SSIM", "{:.4f}"),
+    ("lpips", "LPIPS", "{:.4f}"),
+)
+_SCORES = (
+    ("accuracy", "accuracy"),
+    ("macro_f1", "macro F1"),
+    ("balanced_accuracy", "balanced accuracy"),
+    ("auroc", "AUROC"),
+)
+_CURVES = (
+    ("curve_steps.png", "Quality against test-time steps. The dotted line is the run's own number of steps."),
+    ("curve_fractions.png", "Quality against the part of the points that the fit sees; all points are compared."),
+    ("curve_scales.png", "Quality at finer grids than that of training, against the source's own signals there."),
+)
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c2126; --soft: #5b6570; --page: #ffffff; --card: #f4f6f8; --rule: #d8dde2;
+  --accent: #00639c; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e7eaed; --soft: #a4adb6; --page: #15181b; --card: #20252a;
+  --rule: #394149; --accent: #6cb8ec; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 1000px; margin: 0 auto; padding: 24px 16px 64px; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 4px; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin: 40px 0 12px; padding-top: 12px; border-top: 1px solid var(--rule); }
+p { margin: 0 0 12px; } .soft, figcaption { color: var(--soft); }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 20px 0; }
+.tile { background: var(--card); border-radius: 8px; padding: 12px 14px; }
+.tile b { display: block; font-size: 1.5rem; font-weight: 600; color: var(--accent); }
+.tile span { display: block; font-size: .85rem; color: var(--soft); }
+figure { margin: 0 0 20px; } figure img { display: block; width: 100%; height: auto; background: #fff;
+  border-radius: 8px; border: 1px solid var(--rule); }
+figcaption { font-size: .9rem; margin-top: 6px; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 260px), 1fr)); gap: 16px; }
+.wide { overflow-x: auto; margin-bottom: 16px; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; min-width: 100%; }
+th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid var(--rule); white-space: nowrap; }
+th { white-space: normal; vertical-align: bottom; color: var(--soft); font-weight: 600; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+.settings td { text-align: left; white-space: normal; overflow-wrap: anywhere; } .settings td:first-child {
+  white-space: nowrap; color: var(--soft); }
+details { background: var(--card); border-radius: 8px; padding: 8px 14px; margin-bottom: 8px; }
+summary { cursor: pointer; } code { font-size: .9em; overflow-wrap: anywhere; }
+"""
+
+
+def report(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRequest) -> Path:
+    """Write `report.html` from what the run's stages have left, and return its path.
+
+    What was not run (curves, classification) is named with the command that makes it.
+
+    Raises:
+      RunError: nothing was evaluated yet.
+      CheckpointError, LatentStoreError: no field or latents.
+    """
+    if not run.evaluation_file.exists():
+        raise RunError(f"{run.path} has no evaluation.json to report on; run --mode=evaluate first")
+    evaluation = json.loads(run.evaluation_file.read_text())
+    latents = load_latents(run.latents, splits=("train", "test"), field=run.path)
+    _draw_map(dataset, latents["train"], latents["test"], run)
+    stop.check("the report starts over")
+    _draw_extremes(dataset, latents["test"], run)
+    stop.check("the report starts over")
+    sections = [
+        _head(settings, dataset, evaluation),
+        _section("Figures of the test and validation split", _metrics_table(evaluation)),
+        _section("Best and worst reconstructions", _reconstructions(run)),
+        _section(
+            "Training", _figure(run.results("evaluate") / "figures" / "learning_curve.png", _learning_caption(run))
+        ),
+        _section("Quality against steps, observed points and resolution", _curves(run)),
+        _section("Latent space", _figure(run.results("report") / "figures" / "latent_map.png", _map_caption(dataset))),
+        _section("Compression", _compression(run)),
+        _section("Classification", _classification(run)),
+        _section("Numbers", _regression(run)),
+        _section("Settings", _settings(settings)),
+        _section("Where it comes from", _provenance(settings, dataset, latents["test"], run)),
+    ]
+    title = f"{dataset.about.get('title', dataset.name)}: one latent of {settings.model.latent_dim} numbers a signal"
+    page = (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(sections)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+    path = run.results("report") / REPORT_FILE
+    with atomic_path(path) as partial:
+        partial.write_text(page, encoding="utf-8")
+    log.info("report in %s", path)
+    return path
+
+
+def _by_class(dataset: Dataset) -> bool:
+    return dataset.task not in ("none", "multi-label")
+
+
+def _draw_map(dataset: Dataset, train: LatentSplit, test: LatentSplit, run: RunDirectory) -> None:
+    figures.draw_latent_map(
+        run.results("report") / "figures" / "latent_map.png", np.asarray(train.latents), np.asarray(test.latents),
+        labels=np.asarray(test.labels) if _by_class(dataset) else None,
+        classes=dataset.classes, psnr=np.asarray(test.psnr),
+    )  # fmt: skip
+
+
+def _draw_extremes(dataset: Dataset, stored: LatentSplit, run: RunDirectory) -> None:
+    field, params = load_field(run.path)
+    order = np.argsort(np.asarray(stored.psnr))
+    count = min(_EXTREMES, len(order))
+    for name, chosen in (("worst", order[:count]), ("best", order[::-1][:count])):
+        signals = dataset.splits["test"].signals(chosen)
+        latents = np.asarray(stored.latents)[chosen]
+        images = np.asarray(reconstruct(field, params, latents, grid(dataset.grid))).reshape(signals.shape)
+        affines = stored.affines
+        figures.draw_reconstructions(
+            run.results("report") / "figures" / f"{name}.png", signals, np.clip(images, 0, 1),
+            titles=[stored.ids[i] for i in chosen], psnr=[float(stored.psnr[i]) for i in chosen],
+            oriented=affines is not None,
+            spacing=None if affines is None else np.linalg.norm(affines[chosen[0], :3, :3], axis=0),
+        )  # fmt: skip
+
+
+def _head(settings: Settings, dataset: Dataset, evaluation: Mapping[str, Any]) -> str:
+    test = evaluation["test"]
+    shape = " x ".join(map(str, dataset.grid)) + {1: "", 3: " RGB"}.get(
+        dataset.channels, f" x {dataset.channels} channels"
+    )
+    values = int(np.prod(dataset.grid)) * dataset.channels
+    tiles = []
+    for name, title, form in _METRICS:
+        if name in test:
+            low, high = test["interval"][name]
+            tiles.append((form.format(test[name]), f"{title}, test mean ({form.format(low)} to {form.format(high)})"))
+    tiles.append(
+        (f"{values / settings.model.latent_dim:.1f}x", f"fewer numbers: {values} to {settings.model.latent_dim}")
+    )
+    body = "".join(f'<div class="tile"><b>{escape(big)}</b><span>{escape(small)}</span></div>' for big, small in tiles)
+    counts = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
+    name = str(dataset.about.get("title", dataset.name))
+    return (
+        f"<h1>{escape(name[:1].upper() + name[1:])}</h1>\n"
+        f'<p class="soft">{counts} signals of {shape}, each one latent of {settings.model.latent_dim} numbers that '
+        f"modulates a shared SIREN of {settings.model.layers} layers of {settings.model.width}.</p>\n"
+        f'<div class="tiles">{body}</div>'
+    )
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>"
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    head = f"<thead><tr>{head}</tr></thead>" if headings else ""
+    return f'<div class="wide"><table class="{kind}">{head}<tbody>{body}</tbody></table></div>'
+
+
+def _figure(path: Path, caption: str) -> str:
+    if not path.exists():
+        return ""
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    return (
+        f'<figure><img src="data:image/png;base64,{data}" alt="{escape(caption)}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def _metrics_table(evaluation: Mapping[str, Any]) -> str:
+    rows = []
+    for split in (name for name in ("test", "val") if name in evaluation):
+        values = evaluation[split]
+        for name, title, form in _METRICS:
+            if name in values:
+                low, high = values["interval"][name]
+                interval = f"{form.format(low)} to {form.format(high)}"
+                cells = [form.format(values[name]), interval, form.format(values["std"][name])]
+                rows.append([f"{split}, {values['signals']} signals", title, *cells])
+    notes = evaluation.get("protocol", {})
+    said = "; ".join(f"{name}: {note}" for name, note in notes.items() if isinstance(note, str))
+    return (
+        _table(["split", "figure", "mean", "95 % interval of the mean", "standard deviation"], rows)
+        + f'<p class="soft">{escape(said)}.</p>'
+    )
+
+
+def _reconstructions(run: RunDirectory) -> str:
+    return _figure(
+        run.results("report") / "figures" / "best.png",
+        "The test signals with the highest PSNR: input, reconstruction, difference.",
+    ) + _figure(run.results("report") / "figures" / "worst.png", "The test signals with the lowest PSNR.")
+
+
+def _learning_caption(run: RunDirectory) -> str:
+    seconds = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in run.seconds().items())
+    return f"Training and validation PSNR against meta-updates. Time: {seconds}."
+
+
+def _curves(run: RunDirectory) -> str:
+    there = [_figure(run.results("curves") / "figures" / name, caption) for name, caption in _CURVES]
+    return f'<div class="pair">{"".join(there)}</div>' if any(there) else _not_run("curves")
+
+
+def _map_caption(dataset: Dataset) -> str:
+    colour = "by class" if _by_class(dataset) else "by PSNR"
+    return f"Test latents on the first two principal axes of the training latents, coloured {colour}."
+
+
+def _classification(run: RunDirectory) -> str:
+    path = run.results("classify") / "classification.json"
+    if not path.exists():
+        return _not_run("classify")
+    result = json.loads(path.read_text())
+    scores = [(name, title) for name, title in _SCORES if any(row.get(name) for row in result["rows"])]
+    rows = [
+        [
+            f"{row['classifier']} on {row['features']}",
+            f"{row['parameters']:,}" if row["parameters"] else "none",
+            *(_mean_and_spread(row.get(name)) for name, _ in scores),
+        ]
+        for row in result["rows"]
+    ]
+    body = _table(["classifier", "parameters", *(title for _, title in scores)], rows)
+    return body + _figure(
+        path.parent / "figures" / "confusion.png", "Confusion matrices of the test split, true classes in rows."
+    )
+
+
+def _compression(run: RunDirectory) -> str:
+    folder = run.results("compress")
+    body = _figure(folder / "figures" / "rate_distortion.png", "Quality against the bits that a signal takes.")
+    return body or _not_run("compress")
+
+
+def _regression(run: RunDirectory) -> str:
+    files = sorted({run.results("report"), run.path, *run.path.glob("variants/*")})
+    results = [json.loads((folder / "regression.json").read_text()) for folder in files
+               if (folder / "regression.json").exists()]  # fmt: skip
+    body = ""
+    for result in results:
+        rows = [
+            [row["model"], row["features"], *(_mean_and_spread(row[name]) for name in ("r2", "mean_absolute_error"))]
+            for row in result["rows"]
+        ]
+        body += f"<p>{escape(result['column'])} of {escape(result['table'])}, test split.</p>"
+        body += _table(["model", "features", "R2", "mean absolute error"], rows)
+    return body or _not_run("regress")
+
+
+def _mean_and_spread(value: Mapping[str, float | None] | None) -> str:
+    if value is None or value["mean"] is None:
+        return "undefined"
+    return f"{value['mean']:.3f}" + ("" if value["spread"] is None else f" ± {value['spread']:.3f}")
+
+
+def _not_run(mode: str) -> str:
+    return f'<p class="soft">Not run; <code>--mode={mode}</code> makes it.</p>'
+
+
+def _settings(settings: Settings) -> str:
+    parts = []
+    values = settings.to_dict()
+    for group, members in values.items():
+        rows = list(flat(members)) if isinstance(members, dict) else [("", members)]
+        cells = [[name or group, "none" if value in ("", (), None) else str(value)] for name, value in rows]
+        parts.append(f"<details><summary>{escape(group)}</summary>{_table([], cells, 'settings')}</details>")
+    return "".join(parts)
+
+
+def _provenance(settings: Settings, dataset: Dataset, stored: LatentSplit, run: RunDirectory) -> str:
+    device = jax.devices()[0]
+    rows = [
+        ["source", settings.data.source],
+        *(
+            [name, value if isinstance(value, str) else json.dumps(value)]
+            for name, value in dataset.about.items()
+            if name != "source" and isinstance(value, (str, int, float, bool))
+        ),
+        ["field SHA-256", stored.about["field_sha256"]],
+        ["report made on", f"{device.device_kind}, {os.cpu_count()} CPU cores"],
+        ["versions", ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "optax"))],
+        ["run", run.path.name],
+    ]
+    return _table([], rows, "settings")

@@ -1,0 +1,199 @@
+"""Meta-training: read top to bottom, this is a run."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from experiments.runtime import processes
+from experiments.runtime.interruption import StopRequest
+from experiments.runtime.memory import check_memory, return_freed
+from experiments.runtime.progress import Progress, log
+from experiments.runtime.run_directory import RunDirectory, RunError
+from experiments.stages.fitting import fit_signals
+from medfuncta_jax import meta_step, methods, sharding
+from medfuncta_jax.checkpoint import FIELD_FILE, Checkpoints, save_field
+from medfuncta_jax.coordinates import grid
+from medfuncta_jax.datasets import Dataset, batches
+from medfuncta_jax.datasets.pipeline import batch_rows
+from medfuncta_jax.field import STEP_SIZE
+from medfuncta_jax.product import has_tensorfloat32
+from medfuncta_jax.settings import Settings
+
+_REMEDY = "try a lower train.learning_rate, inner.step_size or model.omega_last, or train.warmup_steps"
+
+
+def train(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRequest) -> None:
+    """Meta-train to `train.steps`, from the newest checkpoint where there is one, and export the best field.
+
+    Raises:
+      RunError: a loss that is not finite, or a collapse; the checkpoints before it stay.
+      Interrupted: a stop was asked for; the state is saved.
+    """
+    config = settings.train
+    field = methods.check(settings, dataset.grid, dataset.channels, task=dataset.task)
+    mesh = sharding.data_mesh(modulation_shards=config.modulation_shards)
+    sharding.check_batch_size(mesh, config.batch_size, "train.batch_size")
+    if config.micro_batch:
+        sharding.check_batch_size(mesh, config.micro_batch, "train.micro_batch")
+    init_key, update_key = jax.random.split(jax.random.key(settings.seed))
+    first = methods.init_state(field, settings, init_key, signals=len(dataset.splits["train"]))
+    state = sharding.place(mesh, first, meta_step.layout(field, first, mesh))
+    progress_so_far: dict[str, Any] = {"seconds": 0.0, "best_psnr": None}
+
+    with Checkpoints(run.checkpoints) as checkpoints:
+        start = 0
+        if (saved := checkpoints.restore_newest(state)) is not None:
+            start, state, progress_so_far = saved
+        run.rewind_metrics(start)
+        if start >= config.steps:
+            return
+        loop = _Loop(settings, dataset, run, field, mesh, checkpoints, progress_so_far)
+        loop.run_from(start, state, update_key, stop)
+
+
+def _board(run: RunDirectory, start: int) -> SummaryWriter:
+    return SummaryWriter(str(run.tensorboard), purge_step=start or None, write_to_disk=run.writes)
+
+
+class _Loop:
+    """The loop's bookkeeping: what is logged, validated, saved, and when to give up."""
+
+    def __init__(self, settings, dataset, run, field, mesh, checkpoints, progress_so_far):
+        self.settings, self.dataset, self.run, self.field, self.mesh = settings, dataset, run, field, mesh
+        self.checkpoints = checkpoints
+        self.best_psnr: float | None = progress_so_far["best_psnr"]
+        self.seconds_before: float = progress_so_far["seconds"]
+        self.began = time.monotonic()
+        self.pending: list[tuple[int, dict[str, jax.Array]]] = []  # metrics of updates, still on the device
+        count = min(settings.train.eval_signals, len(dataset.splits["val"]))
+        self.validation_rows = np.linspace(0, len(dataset.splits["val"]) - 1, count).round().astype(int)
+
+    def seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.began
+
+    def run_from(self, start: int, state: meta_step.MetaState, key: jax.Array, stop: StopRequest) -> None:
+        settings, config = self.settings, self.settings.train
+        coords = sharding.replicate(self.mesh, jnp.asarray(grid(self.dataset.grid), jnp.float32))
+        key = sharding.replicate(self.mesh, key)
+        labels = None
+        if config.contrastive_weight:
+            labels = sharding.replicate(self.mesh, self.dataset.splits["train"].annotations().labels)
+        shape = (config.batch_size, math.prod(self.dataset.grid), self.dataset.channels)
+        like, rows = (
+            jax.ShapeDtypeStruct(of, kind, sharding=sharding.split_over(self.mesh))
+            for of, kind in ((shape, jnp.float32), (shape[:1], jnp.int32))
+        )
+        one = methods.make_update(self.field, settings, coords, self.dataset.grid, labels=labels, mesh=self.mesh)
+        update = jax.jit(one, donate_argnums=0).lower(state, like, key, rows).compile()
+        log.info("train: %s", check_memory(update, "a meta-update"))
+        if settings.model.products == "tensorfloat32" and not has_tensorfloat32(jax.devices()[0]):
+            log.info("train: model.products=tensorfloat32 is float32 here; this device has no TF32")
+        return_freed()
+        with (
+            batches(
+                self.dataset.splits["train"], batch_size=config.batch_size, seed=settings.seed, start_step=start
+            ) as stream,
+            _board(self.run, start) as self.board,
+            Progress("train", total=config.steps, done=start, unit="steps") as self.progress,
+            stop.held(),  # the state is in memory alone
+        ):
+            for step in range(start + 1, config.steps + 1):
+                batch = sharding.split_batch(self.mesh, (next(stream).reshape(shape), self._rows(step)))
+                state, metrics = update(state, batch[0], key, batch[1])
+                if self.pending:  # one update in flight: the queue stays short, a Ctrl-C is heard at once
+                    jax.block_until_ready(self.pending[-1][1]["loss"])
+                self.pending.append((step, metrics))
+                last, stopping = step == config.steps, processes.agreed(bool(stop))
+                note = self._log() if step % config.log_every == 0 or last else None
+                self.progress.advance(note=note)
+                if step % config.eval_every == 0 or last:
+                    self._log()
+                    self._validate_and_save(step, state)
+                elif stopping or (config.checkpoint_every and step % config.checkpoint_every == 0):
+                    self._log()
+                    self._save(step, state, val_psnr=None)
+                if stopping:
+                    self.checkpoints.wait()
+                    self.run.set_seconds("train", self.seconds())
+                    stop.tell(f"step {step} of {config.steps} is saved in {self.run.path}")
+        self.checkpoints.wait()
+        self.run.set_seconds("train", self.seconds())
+
+    def _rows(self, step: int) -> np.ndarray:
+        """The numbers in the training split of the signals of update `step`."""
+        size, signals = self.settings.train.batch_size, len(self.dataset.splits["train"])
+        return batch_rows(signals, batch_size=size, seed=self.settings.seed, step=step - 1).astype(np.int32)
+
+    def _log(self) -> str | None:
+        """Fetch the pending metrics, refuse what is not finite, write one record; returns the bar's note."""
+        if not self.pending:
+            return None
+        steps = [step for step, _ in self.pending]
+        values = jax.device_get([metrics for _, metrics in self.pending])
+        self.pending = []
+        for step, metrics in zip(steps, values, strict=True):
+            if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])):
+                self.checkpoints.wait()
+                kept = self.checkpoints.latest_step()
+                raise RunError(
+                    f"step {step}: the loss or its gradient is not finite; {_REMEDY}. "
+                    + (f"The checkpoint of step {kept} is kept" if kept else "Nothing was saved before it")
+                )
+        loss = float(np.mean([metrics["loss"] for metrics in values]))
+        # PSNR of the mean: a loss summed over channels is brought back to the mean first.
+        channels = self.dataset.channels if self.settings.train.channel_loss == "sum" else 1
+        record = {
+            "step": steps[-1],
+            "loss": loss,
+            "psnr": -10 * math.log10(max(loss / channels, 1e-12)),
+            "gradient_norm": float(np.mean([metrics["gradient_norm"] for metrics in values])),
+            "learning_rate": float(values[-1]["learning_rate"]),
+            "seconds": round(self.seconds(), 3),
+        }
+        self.run.append_metrics([record])
+        for name in ("loss", "psnr", "gradient_norm", "learning_rate"):
+            self.board.add_scalar(f"train/{name}", record[name], steps[-1])
+        best = "" if self.best_psnr is None else f", best validation {self.best_psnr:.2f}"
+        return f"PSNR {record['psnr']:.2f} dB{best}"
+
+    def _validate_and_save(self, step: int, state: meta_step.MetaState) -> None:
+        trainable = state.trainable
+        params = meta_step.exported_params(self.field, trainable, self.settings.inner)
+        params = sharding.replicate(self.mesh, params)  # for the time of a validation, also where they are split
+        fitted = fit_signals(
+            self.field, params, self.dataset.splits["val"], self.validation_rows, self.settings, self.mesh,
+            step_size=STEP_SIZE,
+        )  # fmt: skip
+        psnr = float(fitted.psnr.mean())
+        self.run.append_metrics([{"step": step, "val_psnr": psnr, "seconds": round(self.seconds(), 3)}])
+        self.board.add_scalar("validation/psnr", psnr, step)
+        self.progress.message(f"step {step}: validation PSNR {psnr:.2f} dB after {self.seconds():.0f} s")
+        limit = self.settings.train.collapse_db
+        if not math.isfinite(psnr) or (limit and self.best_psnr is not None and psnr < self.best_psnr - limit):
+            self.checkpoints.wait()
+            best = "" if self.best_psnr is None else f" (best {self.best_psnr:.2f} dB is kept)"
+            raise RunError(f"step {step}: training collapsed to {psnr:.2f} dB validation PSNR{best}; {_REMEDY}")
+        better = self.best_psnr is None or psnr > self.best_psnr
+        self.best_psnr = psnr if better else self.best_psnr
+        if better and self.run.writes:  # before the checkpoint that knows of it, so that no kill parts the two
+            about = {
+                "grid": list(self.dataset.grid),
+                "classes": list(self.dataset.classes),
+                "data": self.dataset.about,
+                "settings": self.settings.to_dict(),
+                "step": step,
+                "val_psnr": psnr,
+            }
+            save_field(self.run.path / FIELD_FILE, self.field, params, about)
+        self._save(step, state, val_psnr=psnr)
+
+    def _save(self, step: int, state: meta_step.MetaState, val_psnr: float | None) -> None:
+        about = {"seconds": self.seconds(), "best_psnr": self.best_psnr}
+        self.checkpoints.save(step, state, val_psnr=val_psnr, about=about)

@@ -1,0 +1,494 @@
+"""Time and memory of one meta-update or one fit, at the settings of a config, on made-up signals of its shape.
+
+    python -m experiments.tools.benchmark --case=2d --mode=train --batch=8 [--set=inner.remat=none,model.width=128]
+    python -m experiments.tools.benchmark --case=1d,2d,3d --mode=fit --batch=1,2,4,8
+    python -m experiments.tools.benchmark --case=1d --mode=input --data_dir=DIR
+    python -m experiments.tools.benchmark --case=2d --batch=1 --vs=CHECKOUT
+
+Prints one JSON line for each. Signals are split over all devices; on a processor JAX_NUM_CPU_DEVICES=2 makes two.
+Several cases (`--case=ecg,chest_xray,brain_mri`, or `--case=all`) or batches run in a process each, one after the
+other, as the peak of resident memory is a process's, and end in a table.
+
+`--vs=CHECKOUT` runs the same program of another checkout in turns with this one's, each in a process of its own, and
+prints the ratios of time and memory, this over the other: what else a shared machine does then meets both alike.
+
+`--mode=input` times updates on the signals of the config as training reads them, and on one batch that is there
+already: the difference is what the device waits for.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import itertools
+import json
+import logging
+import math
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from experiments.runtime.command import refuse
+from experiments.runtime.memory import check_memory, return_freed
+from experiments.runtime.run_directory import RunError
+from experiments.tools import timed_program
+from experiments.tools.timed_program import prepare
+from medfuncta_jax import grid, meta_step, methods, sharding
+from medfuncta_jax.basis import has_basis
+from medfuncta_jax.context import context_size
+from medfuncta_jax.datasets import DataError, batches, open_dataset
+from medfuncta_jax.field import parameter_count
+from medfuncta_jax.product import Products, product
+from medfuncta_jax.settings import Settings, SettingsError
+from medfuncta_jax.sine import cosine, sine
+
+# `--mode=input`: seconds of a round of updates, about; and batches that are read alone, more than are read ahead.
+_ROUND_SECONDS, _BATCHES = 5.0, 64
+
+
+@dataclass(frozen=True)
+class Case:
+    """A config, and the shape of its signals."""
+
+    config: str
+    grid: tuple[int, ...]
+    channels: int = 1
+
+
+CASES = {
+    "ecg": Case("ecg", (187,)),
+    "chest_xray": Case("chest_xray", (64, 64)),
+    "chest_xray_128": Case("chest_xray:128", (128, 128)),
+    "chest_xray_224": Case("chest_xray:224", (224, 224)),
+    "pneumonia_xray": Case("pneumonia_xray", (64, 64)),
+    "retinal_oct": Case("retinal_oct", (64, 64)),
+    "fundus": Case("fundus", (64, 64), 3),
+    "dermatoscope": Case("dermatoscope", (64, 64), 3),
+    "dermatoscope_128": Case("dermatoscope:128", (128, 128), 3),
+    "dermatoscope_224": Case("dermatoscope:224", (224, 224), 3),
+    "colon_histopathology": Case("colon_histopathology", (64, 64), 3),
+    "cell_microscopy": Case("cell_microscopy", (64, 64)),
+    "brain_mri": Case("brain_mri", (32, 32, 32)),
+    "ecg_cpu": Case("ecg:cpu", (187,)),
+    "chest_xray_cpu": Case("chest_xray:cpu", (64, 64)),
+    "brain_mri_cpu": Case("brain_mri:cpu", (32, 32, 32)),
+    "lung_ct": Case("lung_ct", (32, 32, 32)),
+    "functa": Case("baselines.functa", (64, 64)),
+    "coinpp": Case("baselines.coinpp", (64, 64)),
+    "coinpp_patched": Case("baselines.coinpp_patched", (64, 64)),
+    "spatial_functa": Case("baselines.spatial_functa", (64, 64)),
+}
+SHORT = {"1d": "ecg", "2d": "chest_xray", "3d": "brain_mri"}
+
+
+def settings_of(case: Case, overrides: list[str], batch: int | None) -> Settings:
+    """The settings of a case's config, with `GROUP.FIELD=VALUE` overrides and the batch size.
+
+    Raises:
+      ValueError, SettingsError: an override that is not of that form, or that no setting takes.
+    """
+    name, _, variant = case.config.partition(":")
+    values = importlib.import_module(f"configs.{name}").get_config(variant).to_dict()
+    for override in overrides:
+        place, separator, text = override.partition("=")
+        group, dot, field = place.partition(".")
+        if not (separator and dot) or group not in values:
+            raise ValueError(f"{override!r} is not GROUP.FIELD=VALUE with a group of the config")
+        try:
+            values[group][field] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            values[group][field] = text  # a word
+    if batch:
+        values["train"]["batch_size"] = values["fit"]["batch_size"] = batch
+    return Settings.from_dict(values)
+
+
+def work(case: Case, settings: Settings, *, mode: str, batch: int) -> dict[str, float]:
+    """What one run cannot do without if nothing is computed twice.
+
+    An inner step needs six products for each layer that the latent reaches: forward, the gradient in the layer's input,
+    and for both of these, in the backward pass, the gradient in its input and in its weights. The outer loss needs
+    three, a step at test time two. The layers before the latent enters are done once for points that signals or steps
+    share. Of no use for a field with one modulated layer, whose steps have no sine or product of a layer's size.
+
+    Returns:
+      flops: of matrix products. sines: sines and cosines, one of each for an element of a layer and a step.
+    """
+    model, inner = settings.model, settings.inner
+    points, width, modulated = math.prod(case.grid), model.width, model.layers - 2
+    if mode == "train":
+        seen = context_size(points, settings.train.selection_ratio)
+        context = context_size(seen, inner.selection_ratio)
+        at_once = settings.train.micro_batch or batch
+        # Those of all points, of the outer loss, serve contexts that the signals at hand share.
+        shared = 0 if context == seen or inner.shared_context or at_once == 1 else batch
+        runs = [(inner.steps * context, 6, shared, inner.steps), (seen, 3, 1, 1)]
+    else:
+        runs = [(settings.fit.steps * points, 2, 0, settings.fit.steps)]
+    flops = sines = 0
+    for count, products, first, steps in runs:
+        layers = (modulated - 1) * width**2 + width * case.channels
+        flops += 2 * products * (count * batch * layers + steps * batch * modulated * model.latent_dim * width)
+        flops += 2 * 3 * first * count * width * (width + len(case.grid))
+        sines += 2 * count * (batch * modulated + first) * width
+    return {"flops": float(flops), "sines": float(sines)}
+
+
+_REPEATED = 16  # products, or sines, one after the other in one program
+
+
+def machine_rates(rows: int, width: int, products: Products) -> dict[str, float]:
+    """Rates of this machine on a layer of `rows` points: products (flop/s), and pairs of sine and cosine (elements/s).
+
+    Many run one after the other in one program, so that an accelerator is never waited for, and each sees an array as
+    large as the case's own.
+    """
+    x, kernel = (jax.random.normal(jax.random.key(i), shape) for i, shape in ((0, (rows, width)), (1, (width, width))))
+    kernel /= width**0.5  # so that repeated products neither grow nor vanish
+
+    def multiply(x, kernel):
+        return jax.lax.fori_loop(0, _REPEATED, lambda _, x: product(x, kernel, products), x)
+
+    def sines(x):
+        for _ in range(_REPEATED):  # one kernel, whose reading and writing then do not count
+            x = sine(x) + cosine(x)
+        return x
+
+    def best(function, *arguments):
+        run = jax.jit(function)
+        seconds: list[float] = []
+        jax.block_until_ready(run(*arguments))
+        began = time.perf_counter()
+        while len(seconds) < 5 or time.perf_counter() - began < 0.5:  # longer than others on a shared machine take it
+            start = time.perf_counter()
+            jax.block_until_ready(run(*arguments))
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
+    return {
+        "flops_per_s": _REPEATED * 2 * rows * width**2 / best(multiply, x, kernel),
+        "sines_per_s": _REPEATED * 2 * rows * width / best(sines, x),
+    }
+
+
+def rows_of(case: Case, settings: Settings, *, mode: str) -> int:
+    """R, the points of a layer in one step: of all signals at once on one device, or of a chunk."""
+    points = math.prod(case.grid)
+    batch = settings.train.micro_batch or settings.train.batch_size
+    if mode == "train":
+        points = context_size(context_size(points, settings.train.selection_ratio), settings.inner.selection_ratio)
+    else:
+        batch = settings.fit.batch_size
+    return max(1, batch // jax.device_count()) * points
+
+
+def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
+    """Compile, run once, then time `repeats` runs, each to the end of its computation.
+
+    Args:
+      case, settings: from `CASES` and `settings_of`.
+      mode: "train", one meta-update; or "fit", H steps on every point.
+      repeats: runs that count; 0 counts the first, which also warms up, of what takes minutes.
+    Returns:
+      JSON-able; seconds, and those of processors, which others on a shared machine change less; bytes of temporaries in
+      the compiled program, GB of resident memory, and of the accelerator's where it has its own; `floor_s` is the
+      least time that the machine's own rates of products and sines allow, and `floor_part` that divided by `best_s`;
+      both are absent for an auto-decoder, one modulated layer, a latent grid, hidden modulation layers, a pyramid.
+    Raises:
+      RunError: the compiled update needs more memory than is free, and is not run; or the floor is above the time.
+    """
+    batch = settings.train.batch_size if mode == "train" else settings.fit.batch_size
+    prepared = prepare(case, settings, mode=mode)
+    temporaries = None
+    if prepared.program is not None:
+        temporaries = getattr(prepared.program.memory_analysis(), "temp_size_in_bytes", None)
+        check_memory(prepared.program, "a meta-update")
+    return_freed()
+    seconds, processor = [], []
+    for _ in range(repeats + 1):
+        began, used = time.perf_counter(), time.process_time()
+        value = prepared.run()
+        seconds.append(time.perf_counter() - began)
+        processor.append(time.process_time() - used)
+    seconds, processor = seconds[1:] or seconds, processor[1:] or processor  # the first warms up
+    peak_device_gb = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0) / 1e9 or None
+    floor: dict[str, float] = {}
+    model = settings.model
+    if settings.train.method == "meta" and not (
+        has_basis(model) or model.latent_grid or model.modulation_hidden or model.last_width
+    ):  # else not counted
+        needed = work(case, settings, mode=mode, batch=batch)
+        rates = machine_rates(rows_of(case, settings, mode=mode), model.width, model.products)
+        floor_s = needed["flops"] / rates["flops_per_s"] + needed["sines"] / rates["sines_per_s"]
+        floor = {**needed, **rates, "floor_s": floor_s, "floor_part": floor_s / min(seconds)}
+        if floor_s > min(seconds):
+            raise RunError(
+                f"the floor, {floor_s:.3g} s, is above the time measured, {min(seconds):.3g} s: the machine was busier "
+                "when its rates were measured; run it again on a quiet one"
+            )
+    return {
+        "config": case.config,
+        "mode": mode,
+        "grid": list(case.grid),
+        "channels": case.channels,
+        "batch": batch,
+        "latent_dim": settings.model.latent_dim,
+        "parameters": parameter_count(prepared.field_params),
+        "best_s": min(seconds),
+        "median_s": statistics.median(seconds),
+        "signals_per_s": batch / min(seconds),
+        "best_cpu_s": min(processor),
+        **floor,
+        "compile_s": prepared.compile_s,
+        "temp_bytes": temporaries,
+        "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_device_gb": peak_device_gb,
+        "finite": bool(math.isfinite(float(jnp.sum(value)))),
+        "device": jax.devices()[0].device_kind,
+        "devices": prepared.devices,
+        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax")},
+    }
+
+
+def measure_input(case: Case, settings: Settings, *, data_dir: str | None, repeats: int) -> dict:
+    """What updates wait for their signals: rounds of them on batches as training reads them, and on one that is there.
+
+    The two kinds of rounds take turns, and the least time of each counts, as a machine has other things to do too.
+
+    Args:
+      case, settings: from `CASES` and `settings_of`; of the case the config counts, not its grid.
+      data_dir: where the signals of `settings.data` are.
+      repeats: rounds of each kind.
+    Returns:
+      JSON-able: `updates` a round; seconds of an update by kind; `idle`, the part of the time of a read one that is
+      waiting (below 0 where that is less than other things on the machine change); `read_s`, the time to make a batch;
+      and `idle_if_none_were_ahead`, the part if training waited for all of that.
+    Raises:
+      DataError: no signals there.
+    """
+    dataset = open_dataset(settings.data, data_dir=data_dir)
+    size, split = settings.train.batch_size, dataset.splits["train"]
+    field = methods.check(settings, dataset.grid, dataset.channels, task=dataset.task)
+    coords, mesh = jnp.asarray(grid(dataset.grid), jnp.float32), sharding.data_mesh()
+    state = methods.init_state(field, settings, jax.random.key(0), signals=len(split))
+    state = sharding.place(mesh, state, meta_step.layout(field, state, mesh))
+    update = jax.jit(methods.make_update(field, settings, coords, dataset.grid, mesh=mesh), donate_argnums=0)
+    key, rows = sharding.replicate(mesh, jax.random.key(1)), np.arange(size, dtype=np.int32)
+
+    def put(signals: np.ndarray):
+        return sharding.split_batch(mesh, (signals.reshape(size, len(coords), dataset.channels), rows))
+
+    def round_of(batches: Iterator) -> float:
+        """As the loop of training does it, which leaves one update under way."""
+        nonlocal state
+        former, began = None, time.perf_counter()
+        for signals, numbers in itertools.islice(batches, updates):
+            state, metrics = update(state, signals, key, numbers)
+            if former is not None:
+                jax.block_until_ready(former)
+            former = metrics["loss"]
+        jax.block_until_ready(former)
+        return (time.perf_counter() - began) / updates
+
+    with batches(split, batch_size=size, seed=0) as stream:
+        resident, updates = itertools.repeat(put(next(stream))), 1
+        round_of(resident)  # compiles
+        updates = max(2, math.ceil(_ROUND_SECONDS / round_of(resident)))
+        read, there = [], []
+        for _ in range(repeats):
+            read.append(round_of(put(signals) for signals in stream))
+            there.append(round_of(resident))
+        began = time.perf_counter()
+        for signals in itertools.islice(stream, _BATCHES):
+            jax.block_until_ready(put(signals))
+        read_s = (time.perf_counter() - began) / _BATCHES
+    return {
+        "config": case.config,
+        "mode": "input",
+        "grid": list(dataset.grid),
+        "batch": size,
+        "updates": updates,
+        "read_update_s": min(read),
+        "resident_update_s": min(there),
+        "idle": 1 - min(there) / min(read),
+        "read_s": read_s,
+        "idle_if_none_were_ahead": read_s / (read_s + min(there)),
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def compare(case: str, other: Path, *, mode: str, batch: int, overrides: str, repeats: int) -> dict:
+    """Times the program of this checkout and that of another one in turns.
+
+    Args:
+      case: a name in `CASES`, which both checkouts know, as they do `overrides`.
+      other: the root of the other checkout.
+      repeats: turns that count, at least 1, after one that does not.
+    Returns:
+      JSON-able, this checkout over the other: `ratio`, the median over turns of the ratio of their seconds;
+      `best_ratio`, that of the least seconds; `host_ratio` and `device_ratio`, of peak memory; and the seconds.
+    Raises:
+      RunError: a checkout's process ended.
+    """
+    here = Path(__file__).resolve().parents[2]
+    script = Path(timed_program.__file__)
+    sides = [
+        subprocess.Popen(
+            [sys.executable, script, root, case, mode, str(batch), overrides], cwd=root,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for root in (here, other.resolve())
+    ]  # fmt: skip
+
+    def answer(side: subprocess.Popen[str], ask: str = "") -> list[float]:
+        assert side.stdin is not None
+        assert side.stdout is not None
+        side.stdin.write(ask)
+        side.stdin.flush()
+        line = side.stdout.readline()
+        if not line:
+            raise RunError(f"the program of a checkout ended with code {side.wait()}; its own message is above")
+        return json.loads(line)
+
+    turns = []
+    try:
+        for side in sides:
+            answer(side)
+        for _ in range(repeats + 1):
+            turns.append([answer(side, "run\n") for side in sides])
+    finally:
+        for side in sides:
+            side.kill()
+            side.communicate()
+    seconds = np.array([[side[0] for side in turn] for turn in turns[1:]])
+    (_, host, device), (_, other_host, other_device) = turns[-1]
+    return {
+        "case": case,
+        "mode": mode,
+        "batch": batch,
+        "set": overrides,
+        "vs": str(other),
+        "ratio": float(np.median(seconds[:, 0] / seconds[:, 1])),
+        "best_ratio": float(seconds[:, 0].min() / seconds[:, 1].min()),
+        "host_ratio": host / other_host,
+        "device_ratio": device / other_device if other_device else None,
+        "seconds": seconds[:, 0].tolist(),
+        "other_seconds": seconds[:, 1].tolist(),
+    }
+
+
+def as_markdown(rows: list[dict]) -> str:
+    """The rows as a Markdown table."""
+    lines = [
+        "| config | grid | B | P | parameters | seconds | signals a second | peak memory |",
+        "|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in rows:
+        if "error" in row:
+            lines.append(f"| `{row['case']}` | {row['error']} | | | | | | |")
+            continue
+        shape = "x".join(map(str, row["grid"])) + (" RGB" if row["channels"] == 3 else "")
+        lines.append(
+            f"| `{row['config']}` | {shape} | {row['batch']} | {row['latent_dim']} | {row['parameters'] / 1e6:.1f}e6 "
+            f"| {row['median_s']:.2f} | {row['signals_per_s']:.3g} | {row['peak_rss_gb']:.1f} GB |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def define_flags() -> None:
+    """The command's flags; not at import, so that tests may import this beside other commands."""
+    flags.DEFINE_list("case", None, f"{', '.join(SHORT)}, all, or some of {', '.join(CASES)}.", required=True)
+    flags.DEFINE_enum(
+        "mode", "train", ["train", "fit", "input"],
+        "One meta-update, one fit of H steps, or updates with and without reading their signals.",
+    )  # fmt: skip
+    flags.DEFINE_list("batch", [], "Signals, of several runs if several; the config's own number by default.")
+    flags.DEFINE_list("grid", [], "Other sizes of the signals than the case's, as many as it has axes.")
+    flags.DEFINE_string("data_dir", None, "Where the signals are. (input)")
+    flags.DEFINE_integer("repeats", 5, "Runs that count; 0: the first, which also warms up.", lower_bound=0)
+    flags.DEFINE_string("vs", None, "Root of another checkout, whose program runs in turns with this one's.")
+    flags.DEFINE_list("set", [], "Overrides of the config, GROUP.FIELD=VALUE.")
+
+
+def main(argv: list[str]) -> None:
+    """Flags in, JSON lines out."""
+    del argv
+    logging.getLogger().setLevel(logging.WARNING)  # app.run lets every library's INFO through
+    options = flags.FLAGS
+    names = list(CASES) if options.case == ["all"] else [SHORT.get(name, name) for name in options.case]
+    unknown = sorted(set(names) - set(CASES))
+    if unknown:
+        raise app.UsageError(f"--case: no case {unknown[0]!r}; known: {', '.join([*SHORT, *CASES])}")
+    sizes = options.batch or [None]
+    if any(not (batch is None or (batch.isdecimal() and int(batch))) for batch in sizes):
+        raise app.UsageError(f"--batch={','.join(sizes)} must be numbers of at least 1")
+    if options.mode == "input" and (options.grid or not options.repeats):
+        raise app.UsageError("--mode=input reads signals as they are, and needs --repeats of at least 1")
+    if options.vs is not None:
+        if options.mode == "input" or options.grid or not options.repeats:
+            raise app.UsageError("--vs needs --mode=train or fit, the cases' own grids and --repeats of at least 1")
+        if not (Path(options.vs) / "medfuncta_jax").is_dir():
+            raise app.UsageError(f"--vs={options.vs} holds no medfuncta_jax; it must be the root of a checkout")
+        for name, size in itertools.product(names, sizes):
+            try:
+                settings = settings_of(CASES[name], options.set, size and int(size))
+                batch = settings.train.batch_size if options.mode == "train" else settings.fit.batch_size
+                row = compare(
+                    name, Path(options.vs), mode=options.mode, batch=batch, overrides=",".join(options.set),
+                    repeats=options.repeats,
+                )  # fmt: skip
+            except ValueError as error:
+                raise app.UsageError(f"--set: {error}") from error
+            except RunError as error:
+                sys.exit(refuse(error, code=1))
+            print(json.dumps(row), flush=True)
+        return
+    if len(names) == len(sizes) == 1:
+        case = CASES[names[0]]
+        if options.grid:
+            if len(options.grid) != len(case.grid) or not all(size.isdecimal() and int(size) for size in options.grid):
+                raise app.UsageError(f"--grid={','.join(options.grid)} must be {len(case.grid)} numbers of at least 1")
+            case = replace(case, grid=tuple(map(int, options.grid)))
+        try:
+            settings = settings_of(case, options.set, sizes[0] and int(sizes[0]))
+        except ValueError as error:
+            raise app.UsageError(f"--set: {error}") from error
+        try:
+            if options.mode == "input":
+                row = measure_input(case, settings, data_dir=options.data_dir, repeats=options.repeats)
+            else:
+                row = measure(case, settings, mode=options.mode, repeats=options.repeats)
+        except (DataError, RunError, SettingsError) as error:
+            sys.exit(refuse(error, code=1))
+        print(json.dumps(row))
+        return
+    rows = []
+    shared = [f"--mode={options.mode}", f"--repeats={options.repeats}", f"--set={','.join(options.set)}"]
+    shared += [f"--data_dir={options.data_dir}"] if options.data_dir else []
+    shared += [f"--grid={','.join(options.grid)}"] if options.grid else []
+    for name, batch in itertools.product(names, sizes):
+        words = [f"--case={name}", *shared, *([f"--batch={batch}"] if batch else [])]
+        command = [sys.executable, "-m", "experiments.tools.benchmark", *words]
+        ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        print(ended.stdout, end="", flush=True)
+        failed = {"case": name, "error": f"ended with code {ended.returncode}"}
+        rows.append(json.loads(ended.stdout) if ended.returncode == 0 else failed)
+    if options.mode != "input":
+        print(as_markdown(rows))
+    sys.exit(any("error" in row for row in rows))
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -1,0 +1,397 @@
+"""Raw scans to the files that a data source reads: CT and MR from DICOM to NIfTI.
+
+    python -m experiments.tools.preprocess --input=LIDC-IDRI --output=lidc_1mm --processes=8
+    python -m experiments.main --config=configs/lung_ct.py --workdir=runs/lung --data_dir=lidc_1mm
+
+    python -m experiments.tools.preprocess --kind=mr --series=T1 --input=DICOM --output=t1
+    python -m experiments.main --config=configs/brain_mri.py:folder --workdir=runs/t1 --data_dir=t1
+
+Every folder in --input is a patient, with DICOM files at any depth. Of each, the largest series becomes
+OUTPUT/PATIENT.nii.gz, RAS+ and uncropped; --series chooses among them by their descriptions. Of --kind=ct, axial series
+alone, Hounsfield units as int16, interpolated by cubic splines to cubic voxels of 1 mm. Of --kind=mr, the values as the
+scanner scales them, float32, on the grid and in the direction in which they were scanned. A patient that cannot
+be converted is skipped, and OUTPUT/report.json says why. Running the command again does only what is not done yet, or
+what changed; original files are kept unless --nokeep_originals is given.
+
+Exit codes: 0 done, perhaps with patients skipped; 1 refused, or not one patient could be converted, with one line that
+says why; 2 a flag is wrong; 75 stopped by Ctrl-C or SIGTERM: the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from concurrent import futures
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from absl import app, flags
+
+from experiments.runtime import command
+from experiments.runtime.interruption import StopRequest
+from experiments.runtime.progress import Progress
+from experiments.runtime.run_directory import write_json
+from medfuncta_jax.datasets.dataset import DataError
+from medfuncta_jax.datasets.dicom import read_scan
+from medfuncta_jax.datasets.dicom_file import AIR, KINDS, READING
+from medfuncta_jax.datasets.folder_files import files_below
+from medfuncta_jax.datasets.lung_ct import SPACING
+from medfuncta_jax.datasets.prepared import file_md5
+from medfuncta_jax.datasets.volume_files import write_volume
+from medfuncta_jax.datasets.volumes import resample_isotropic
+
+_KIND = flags.DEFINE_enum("kind", "ct", sorted(KINDS), "What is taken from --input.")
+_SERIES = flags.DEFINE_string("series", "", "Only series in whose description this is found, in any case.")
+_SOURCE = flags.DEFINE_enum("source", "lidc", ["lidc"], "Former name of --kind=ct; changes nothing.")
+_INPUT = flags.DEFINE_string("input", None, "Folder with one folder a patient; only read, unless --nokeep_originals.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for the NIfTI files and report.json; made if absent.")
+_PROCESSES = flags.DEFINE_integer(
+    "processes", os.cpu_count() or 1, "Patients converted at the same time, about 2 GB each.", lower_bound=1
+)
+_KEEP = flags.DEFINE_bool("keep_originals", True, "Whether the DICOM slices of a patient stay once it is converted.")
+
+# What determines an output beside its source; a change converts anew.
+# Of MR see `Patient.settings`.
+SETTINGS = {"version": 1, "reading": READING, "spacing_mm": SPACING, "interpolation": "cubic spline", "dtype": "int16"}
+
+log = logging.getLogger("medfuncta")
+
+
+class PreprocessError(Exception):
+    """The command cannot go on; the one-line message says why."""
+
+
+@dataclass(frozen=True)
+class Patient:
+    """One folder to convert.
+
+    Attributes:
+      name: of the folder, and of the output.
+      folder: the DICOM files, at any depth.
+      output: where the NIfTI file and, in `records/`, what is known of it go.
+      keep_originals: whether the slices stay.
+      kind: of `KINDS`.
+      series: what the description of the series must hold.
+    """
+
+    name: str
+    folder: Path
+    output: Path
+    keep_originals: bool
+    kind: str = "ct"
+    series: str = ""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What determines the output beside its source; a change converts anew."""
+        own = dict(SETTINGS) if self.kind == "ct" else {"version": 1, "reading": READING, "kind": self.kind}
+        return own | ({"series": self.series} if self.series else {})
+
+    @property
+    def volume(self) -> Path:
+        return self.output / f"{self.name}.nii.gz"
+
+    @property
+    def record(self) -> Path:
+        return self.output / "records" / f"{self.name}.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a patient; `reason` of a skip or of a full disk, in one line."""
+
+    name: str
+    kind: Literal["converted", "done before", "skipped", "full disk"]
+    reason: str = ""
+
+
+def convert(patient: Patient) -> Outcome:
+    """Convert one patient unless that is done; never raises, so that one patient cannot end the others' work."""
+    try:
+        record = _record(patient)
+        whole = record is not None and record["settings"] == patient.settings and _is_whole(patient, record)
+        removed = record is not None and record["originals_removed"]
+        if removed and not whole:  # what is left in the folder may be another series
+            raise DataError(
+                f"{patient.folder}: its originals were removed when it was converted, and {patient.volume} is damaged, "
+                "gone or of other settings; bring the originals back and remove its record in records/"
+            )
+        source = _listing_checksum(patient.folder)
+        fresh = record is None or not whole or not (removed or record["source"] == source)
+        if record is None or fresh:
+            record = _converted(patient, source)
+        if not patient.keep_originals:
+            _remove_originals(patient, record)
+        return Outcome(patient.name, "converted" if fresh else "done before")
+    except DataError as error:
+        return Outcome(patient.name, "skipped", str(error))
+    except OSError as error:
+        reason = f"{error.filename or patient.folder}: {error.strerror or error}"
+        return Outcome(patient.name, "full disk" if error.errno in command.FULL_DISK else "skipped", reason)
+    except MemoryError:
+        return Outcome(patient.name, "skipped", f"{patient.folder}: memory ran out; try fewer --processes")
+    except Exception as error:  # whatever else is wrong with it, the others go on
+        log.exception("%s", patient.folder)
+        reason = f"{patient.folder}: {type(error).__name__}, a fault of this program; report it with the lines above"
+        return Outcome(patient.name, "skipped", reason)
+
+
+def _converted(patient: Patient, source: str) -> dict[str, Any]:
+    scan = read_scan(patient.folder, KINDS[patient.kind], patient.series)
+    volume, dtype = scan.volume, "float32"
+    if patient.kind == "ct":
+        volume, dtype = resample_isotropic(volume, SPACING, AIR, name=str(patient.folder)), str(SETTINGS["dtype"])
+    write_volume(patient.volume, volume.values, volume.affine, dtype=dtype)
+    record = {
+        "source": source,
+        "settings": patient.settings,
+        "series": scan.series,
+        "slices": len(scan.files),
+        "scanned_spacing_mm": scan.volume.spacing.round(4).tolist(),
+        "shape": list(volume.values.shape),
+        "notes": list(scan.notes),
+        "output": patient.volume.name,
+        "output_md5": file_md5(patient.volume),
+        "originals_removed": False,
+        "files": sorted(path.relative_to(patient.folder).as_posix() for path in scan.files),
+    }
+    write_json(patient.record, record)
+    return record
+
+
+def _record(patient: Patient) -> dict[str, Any] | None:
+    """What is known of an earlier conversion."""
+    try:
+        record = json.loads(patient.record.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    known = {"source", "settings", "output_md5", "originals_removed", "files", "notes"}
+    return record if isinstance(record, dict) and known <= record.keys() else None
+
+
+def _is_whole(patient: Patient, record: dict[str, Any]) -> bool:
+    return patient.volume.is_file() and file_md5(patient.volume) == record["output_md5"]
+
+
+def _remove_originals(patient: Patient, record: dict[str, Any]) -> None:
+    # Said before it is done: a job killed here must not take the remaining slices for the whole scan.
+    if not record["originals_removed"]:
+        write_json(patient.record, record | {"originals_removed": True})
+    for name in record["files"]:
+        (patient.folder / name).unlink(missing_ok=True)
+
+
+def _listing_checksum(folder: Path) -> str:
+    """Of the names, sizes and times of all files: reading every byte again would take as long as converting."""
+    digest = hashlib.sha256()
+    for path in files_below(folder):
+        state = path.stat()
+        line = [path.relative_to(folder).as_posix(), state.st_size, state.st_mtime_ns]
+        digest.update(json.dumps(line).encode())
+    return digest.hexdigest()
+
+
+def find_patients(
+    source: Path, output: Path, *, keep_originals: bool, kind: str = "ct", series: str = ""
+) -> list[Patient]:
+    """The folders in `source`, or `source` itself if it holds files only.
+
+    Raises:
+      PreprocessError: no such folder, nothing in it, or folders that lie in each other.
+    """
+    if not source.is_dir():
+        raise PreprocessError(f"{source}: no such folder; --input must name the folder that holds the patients")
+    if output.resolve().is_relative_to(source.resolve()) or source.resolve().is_relative_to(output.resolve()):
+        raise PreprocessError(f"{output}: --output and --input must not lie in each other")
+    visible = [path for path in sorted(source.iterdir()) if not path.name.startswith(".")]
+    folders = [path for path in visible if path.is_dir()] or [source for path in visible[:1]]
+    if not folders:
+        raise PreprocessError(f"{source}: empty; --input must name the folder that holds the patients")
+    return [Patient(folder.name, folder, output, keep_originals, kind, series) for folder in folders]
+
+
+def preprocess(
+    source: Path,
+    output: Path,
+    *,
+    processes: int,
+    keep_originals: bool,
+    stop: StopRequest,
+    kind: str = "ct",
+    series: str = "",
+) -> dict[str, Any]:
+    """Convert every patient and write `output/report.json`.
+
+    Args:
+      source, output: --input and --output.
+      processes: how many patients at the same time.
+      keep_originals: False removes the slices of converted patients.
+      stop: looked at between patients; those being converted are finished.
+      kind, series: --kind and --series.
+    Returns:
+      The report: "patients" converted now or before, with their records, and "skipped" ones, with their reasons.
+    Raises:
+      PreprocessError: refused, a full disk, or no patient could be converted.
+      Interrupted: a stop was asked for.
+    """
+    patients = find_patients(source, output, keep_originals=keep_originals, kind=kind, series=series)
+    output.mkdir(parents=True, exist_ok=True)
+    outcomes: dict[str, Outcome] = {}
+    with _alone(output), Progress("preprocess", total=len(patients), unit="patients") as progress:
+        for left in [*output.glob(".*.partial*"), *output.glob("records/.*.partial*")]:
+            left.unlink(missing_ok=True)  # of a killed job
+        try:
+            for outcome in _outcomes(patients, processes, stop):
+                outcomes[outcome.name] = outcome
+                if outcome.kind == "full disk":
+                    raise PreprocessError(f"{outcome.reason}; free some space and run the same command again")
+                if outcome.kind == "skipped":
+                    progress.message(f"{outcome.name} skipped: {outcome.reason}")
+                progress.advance()
+            if len(outcomes) < len(patients):
+                stop.check(f"{len(outcomes)} of {len(patients)} patients are done and kept")
+        except KeyboardInterrupt:
+            for child in multiprocessing.active_children():
+                child.kill()
+            raise
+        finally:
+            report = _report(source, patients, outcomes)
+            write_json(output / "report.json", report)
+    if not report["patients"]:
+        name, reason = next(iter(report["skipped"].items()))
+        raise PreprocessError(f"none of {len(patients)} patients could be converted; {name}: {reason}")
+    return report
+
+
+def _outcomes(patients: Sequence[Patient], processes: int, stop: StopRequest) -> Iterator[Outcome]:
+    """Outcomes as they come. A patient whose process is killed is tried again alone, and then skipped."""
+    waiting, suspects = list(patients), []
+    while waiting and not stop:
+        lost = yield from _pooled(waiting, processes, stop)
+        suspects += lost
+    for patient in suspects:
+        if not stop and (yield from _pooled([patient], 1, stop)):
+            reason = f"{patient.folder}: its process was killed; perhaps memory ran out, try fewer --processes"
+            yield Outcome(patient.name, "skipped", reason)
+
+
+def _pooled(waiting: list[Patient], processes: int, stop: StopRequest) -> Generator[Outcome, None, list[Patient]]:
+    """Outcomes of patients taken from `waiting`; returns those being converted when a process was killed."""
+    running: dict[futures.Future, Patient] = {}
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads can hang
+    pool = futures.ProcessPoolExecutor(min(processes, len(waiting)), context, initializer=_end_with_parent)
+    try:
+        while running or (waiting and not stop):
+            while waiting and len(running) < processes and not stop:
+                # Ctrl-C reaches the whole group; children inherit the mask and finish what they do.
+                before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+                try:
+                    running[pool.submit(convert, waiting[0])] = waiting[0]
+                    del waiting[0]
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            finished, _ = futures.wait(running, timeout=0.5, return_when=futures.FIRST_COMPLETED)
+            for future in finished:
+                outcome = future.result()
+                del running[future]
+                yield outcome
+        return []
+    except BrokenProcessPool:
+        return list(running.values())
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """In a child: end when the parent is killed, which closes none of the pool's pipes."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Refuse a second command on the same output; the system gives the lock back when a job dies."""
+    with open(output / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PreprocessError(f"{output}: another command is writing there; wait for it") from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def _report(source: Path, patients: Sequence[Patient], outcomes: dict[str, Outcome]) -> dict[str, Any]:
+    report: dict[str, Any] = {
+        "input": str(source),
+        "settings": patients[0].settings,
+        "patients": {},
+        "skipped": {},
+        "not_done": [],
+    }
+    for patient in patients:
+        outcome = outcomes.get(patient.name)
+        if outcome is None:
+            report["not_done"].append(patient.name)
+        elif outcome.reason:
+            report["skipped"][patient.name] = outcome.reason
+        else:
+            record = json.loads(patient.record.read_text())
+            report["patients"][patient.name] = {"outcome": outcome.kind} | record
+    return report
+
+
+def summary(report: dict[str, Any], output: Path) -> str:
+    """The report for people: counts, and a line for every patient that was skipped or about which something is said."""
+    kinds = [entry["outcome"] for entry in report["patients"].values()]
+    lines = [f"{kinds.count('converted')} converted, {kinds.count('done before')} done before, "
+             f"{len(report['skipped'])} skipped of {len(kinds) + len(report['skipped'])} patients"]  # fmt: skip
+    lines += [f"  skipped {name}: {reason}" for name, reason in report["skipped"].items()]
+    lines += [f"  note on {name}: {note}" for name, entry in report["patients"].items() for note in entry["notes"]]
+    return "\n".join([*lines, f"details in {output / 'report.json'}"])
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit code."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of any bytes are shown
+    try:
+        command.parse(argv, required=("input", "output"), example="--input=LIDC-IDRI --output=lidc_1mm")
+    except flags.Error as error:
+        return command.refuse(error, code=2)
+    source, output = (Path(str(flag.value)).expanduser().absolute() for flag in (_INPUT, _OUTPUT))
+
+    def convert_all() -> None:
+        with StopRequest() as stop, stop.held():  # until the patients in work are written
+            report = preprocess(
+                source, output, processes=_PROCESSES.value, keep_originals=_KEEP.value, stop=stop,
+                kind=_KIND.value, series=_SERIES.value,
+            )  # fmt: skip
+        print(summary(report, output))
+
+    return command.carry_out(
+        convert_all, refusals=(PreprocessError,), place=output,
+        when_stopped="stopped at once; finished patients are kept, run the same command again",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    app.define_help_flags()
+    sys.exit(main(sys.argv))
