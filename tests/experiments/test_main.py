@@ -187,7 +187,7 @@ def test_a_collapse_stops_the_run_and_keeps_the_best(tmp_path):
         ({"data__source": "nope"}, 1, "unknown data.source 'nope'"),
         ({"data__size": 1}, 1, "data.size must be 8 to 256"),
         ({"extra": ["--data_dir=/no/such/folder"]}, 1, "/no/such/folder: no such folder"),
-        ({"data__cache_dir": "/proc/no"}, 1, "--config.data.cache_dir"),
+        ({"data__cache_dir": "/proc/no"}, 1, "with data.cache_dir=DIR"),
     ],
 )
 def test_faults_are_one_line_and_leave_nothing(tmp_path, keywords, code, message):
@@ -222,7 +222,7 @@ def test_the_data_directory_is_remembered(tmp_path):
     assert done.returncode == 0, done.stderr
     moved = data.rename(tmp_path / "moved")
     done = run_module("experiments.main", f"--workdir={tmp_path / 'run'}", "--mode=evaluate")
-    assert f"{data}: no such folder; --data_dir must name" in one_line_error(done)
+    assert f"{data}: no such folder; data_dir must name" in one_line_error(done)
     done = run_module("experiments.main", f"--workdir={tmp_path / 'run'}", "--mode=decode")
     assert done.returncode == 0, done.stderr
     assert moved.is_dir()
