@@ -1,6 +1,6 @@
 """Lung CT (LIDC-IDRI) at 32x32x32 with the settings of the paper (MedFuncta, MIDL 2026).
 
-Command:   python -m experiments.tools.preprocess --source=lidc --input=LIDC --output=NIFTI  (DICOM to 1 mm NIfTI, once)
+Command:   python -m experiments.tools.preprocess --data_dir=LIDC --out=NIFTI  (DICOM to 1 mm NIfTI, once)
            python -m experiments.main --config=configs/lung_ct.py --workdir=runs/lung --data_dir=NIFTI
            Other sizes: --config.data.size=64. Variant lung_ct.py:cpu for two cores.
 Hardware:  published: one A100 of 40 GB, 250,000 iterations.

@@ -1,12 +1,12 @@
 """Raw scans to the files that a data source reads: CT and MR from DICOM to NIfTI.
 
-    python -m experiments.tools.preprocess --input=LIDC-IDRI --output=lidc_1mm --processes=8
+    python -m experiments.tools.preprocess --data_dir=LIDC-IDRI --out=lidc_1mm --processes=8
     python -m experiments.main --config=configs/lung_ct.py --workdir=runs/lung --data_dir=lidc_1mm
 
-    python -m experiments.tools.preprocess --kind=mr --series=T1 --input=DICOM --output=t1
+    python -m experiments.tools.preprocess --kind=mr --series=T1 --data_dir=DICOM --out=t1
     python -m experiments.main --config=configs/brain_mri.py:folder --workdir=runs/t1 --data_dir=t1
 
-Every folder in --input is a patient, with DICOM files at any depth. Of each, the largest series becomes
+Every folder in --data_dir is a patient, with DICOM files at any depth. Of each, the largest series becomes
 OUTPUT/PATIENT.nii.gz, RAS+ and uncropped; --series chooses among them by their descriptions. Of --kind=ct, axial series
 alone, Hounsfield units as int16, interpolated by cubic splines to cubic voxels of 1 mm. Of --kind=mr, the values as the
 scanner scales them, float32, on the grid and in the direction in which they were scanned. A patient that cannot
@@ -50,16 +50,6 @@ from medfuncta_jax.datasets.lung_ct import SPACING
 from medfuncta_jax.datasets.prepared import file_md5
 from medfuncta_jax.datasets.volume_files import write_volume
 from medfuncta_jax.datasets.volumes import resample_isotropic
-
-_KIND = flags.DEFINE_enum("kind", "ct", sorted(KINDS), "What is taken from --input.")
-_SERIES = flags.DEFINE_string("series", "", "Only series in whose description this is found, in any case.")
-_SOURCE = flags.DEFINE_enum("source", "lidc", ["lidc"], "Former name of --kind=ct; changes nothing.")
-_INPUT = flags.DEFINE_string("input", None, "Folder with one folder a patient; only read, unless --nokeep_originals.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the NIfTI files and report.json; made if absent.")
-_PROCESSES = flags.DEFINE_integer(
-    "processes", os.cpu_count() or 1, "Patients converted at the same time, about 2 GB each.", lower_bound=1
-)
-_KEEP = flags.DEFINE_bool("keep_originals", True, "Whether the DICOM slices of a patient stay once it is converted.")
 
 # What determines an output beside its source; a change converts anew.
 # Of MR see `Patient.settings`.
@@ -211,13 +201,13 @@ def find_patients(
       PreprocessError: no such folder, nothing in it, or folders that lie in each other.
     """
     if not source.is_dir():
-        raise PreprocessError(f"{source}: no such folder; --input must name the folder that holds the patients")
+        raise PreprocessError(f"{source}: no such folder; --data_dir must name the folder that holds the patients")
     if output.resolve().is_relative_to(source.resolve()) or source.resolve().is_relative_to(output.resolve()):
-        raise PreprocessError(f"{output}: --output and --input must not lie in each other")
+        raise PreprocessError(f"{output}: --out and --data_dir must not lie in each other")
     visible = [path for path in sorted(source.iterdir()) if not path.name.startswith(".")]
     folders = [path for path in visible if path.is_dir()] or [source for path in visible[:1]]
     if not folders:
-        raise PreprocessError(f"{source}: empty; --input must name the folder that holds the patients")
+        raise PreprocessError(f"{source}: empty; --data_dir must name the folder that holds the patients")
     return [Patient(folder.name, folder, output, keep_originals, kind, series) for folder in folders]
 
 
@@ -234,7 +224,7 @@ def preprocess(
     """Convert every patient and write `output/report.json`.
 
     Args:
-      source, output: --input and --output.
+      source, output: --data_dir and --out.
       processes: how many patients at the same time.
       keep_originals: False removes the slices of converted patients.
       stop: looked at between patients; those being converted are finished.
@@ -368,21 +358,42 @@ def summary(report: dict[str, Any], output: Path) -> str:
     return "\n".join([*lines, f"details in {output / 'report.json'}"])
 
 
-def main(argv: Sequence[str]) -> int:
+def define_flags(options: flags.FlagValues = flags.FLAGS) -> None:
+    """The command's flags; not at import, as other commands have some of the same names."""
+    flags.DEFINE_enum("kind", "ct", sorted(KINDS), "What is taken from --data_dir.", flag_values=options)
+    flags.DEFINE_string(
+        "series", "", "Only series in whose description this is found, in any case.", flag_values=options
+    )
+    flags.DEFINE_string(
+        "data_dir", None, "Folder with one folder a patient; only read, unless --nokeep_originals.", flag_values=options
+    )
+    flags.DEFINE_string("out", None, "Folder for the NIfTI files and report.json; made if absent.", flag_values=options)
+    flags.DEFINE_integer(
+        "processes", os.cpu_count() or 1, "Patients converted at the same time, about 2 GB each.", lower_bound=1,
+        flag_values=options,
+    )  # fmt: skip
+    flags.DEFINE_bool(
+        "keep_originals", True, "Whether the DICOM slices of a patient stay once it is converted.", flag_values=options
+    )
+
+
+def main(argv: Sequence[str], options: flags.FlagValues = flags.FLAGS) -> int:
     """Run the command; returns the exit code."""
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of any bytes are shown
     try:
-        command.parse(argv, required=("input", "output"), example="--input=LIDC-IDRI --output=lidc_1mm")
+        command.parse(
+            argv, required=("data_dir", "out"), example="--data_dir=LIDC-IDRI --out=lidc_1mm", options=options
+        )
     except flags.Error as error:
         return command.refuse(error, code=2)
-    source, output = (Path(str(flag.value)).expanduser().absolute() for flag in (_INPUT, _OUTPUT))
+    source, output = (Path(str(place)).expanduser().absolute() for place in (options.data_dir, options.out))
 
     def convert_all() -> None:
         with StopRequest() as stop, stop.held():  # until the patients in work are written
             report = preprocess(
-                source, output, processes=_PROCESSES.value, keep_originals=_KEEP.value, stop=stop,
-                kind=_KIND.value, series=_SERIES.value,
+                source, output, processes=options.processes, keep_originals=options.keep_originals, stop=stop,
+                kind=options.kind, series=options.series,
             )  # fmt: skip
         print(summary(report, output))
 
@@ -393,5 +404,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    define_flags()
     app.define_help_flags()
     sys.exit(main(sys.argv))

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[3]
 def words(source, output, *extra):
     return [
         sys.executable, "-W", "error", "-m", "experiments.tools.preprocess",
-        f"--input={source}", f"--output={output}", *extra,
+        f"--data_dir={source}", f"--out={output}", *extra,
     ]  # fmt: skip
 
 
@@ -251,15 +251,16 @@ def test_interrupted_then_killed_it_goes_on_and_loses_nothing(many, tmp_path):
 @pytest.mark.parametrize(
     ("extra", "code", "message"),
     [
-        (["--input="], 2, "--input is missing; e.g. --input=LIDC-IDRI"),
+        (["--data_dir="], 2, "--data_dir is missing; e.g. --data_dir=LIDC-IDRI"),
         (["--processes=0"], 2, "processes"),
         (["--procs=3"], 2, "Unknown command line flag 'procs'"),
-        (["--input=/no/such"], 1, "/no/such: no such folder; --input must name"),
+        (["--data_dir=/no/such"], 1, "/no/such: no such folder; --data_dir must name"),
     ],
 )
 def test_faults_are_one_line(tmp_path, capsys, extra, code, message):
-    command.flags.FLAGS.unparse_flags()
-    assert command.main(["preprocess", f"--output={tmp_path / 'out'}", *extra]) == code
+    options = command.flags.FlagValues()
+    command.define_flags(options)
+    assert command.main(["preprocess", f"--out={tmp_path / 'out'}", *extra], options) == code
     error = capsys.readouterr().err.strip()
     assert message in error
     assert len(error.splitlines()) == 1
