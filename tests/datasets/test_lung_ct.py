@@ -176,7 +176,7 @@ def test_a_bad_volume_is_skipped_and_listed(tmp_path, folder):
 
 def test_folders_that_cannot_be_used(tmp_path, folder):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"NIfTI files of 0 patients, .* python -m experiments\.preprocess"):
+    with pytest.raises(DataError, match=r"NIfTI files of 0 patients, .* python -m experiments\.tools\.preprocess"):
         _open(tmp_path, tmp_path / "empty")
     os.symlink(folder, folder / "loop")
     assert len(lung_ct.plan(lung_ct.Options(), data_dir=str(folder), cache_root=folder).about["files"]) == 6

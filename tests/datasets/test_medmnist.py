@@ -219,7 +219,7 @@ def test_the_last_axis_of_another_file(tmp_path, caplog, shape, flag, channels, 
     [
         ((12, 10, 4), 3, r"images are \(12, 10, 4\), so data\.channels must be 4 or 1, not 3"),
         ((12, 10, 9, 2), 1, r"so data\.channels must be 2, not 1"),
-        ((12, 10), 10, r"which leaves a grid of \(12,\); move an axis of channels to the end, or set --"),
+        ((12, 10), 10, r"which leaves a grid of \(12,\); move an axis of channels to the end, or set data\.channels"),
         ((1, 12, 10), 0, r"which leaves a grid of \(1, 12, 10\); move an axis of channels to the end"),
     ],
 )
