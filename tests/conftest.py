@@ -2,11 +2,15 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in a shell's background; what it starts would be deaf too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_enable_x64", True)
 # Compiling is two thirds of the suite's time, here and in the commands that tests start: programs are optimised less,

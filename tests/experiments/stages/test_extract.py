@@ -139,7 +139,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from experiments.stages import extract as stage
-from tests.experiments.test_extract import Run
+from tests.experiments.stages.test_extract import Run
 run = Run(Path(sys.argv[1]))
 fit, done = stage.fit_signals, []
 def killed(*args, after_batch, **options):

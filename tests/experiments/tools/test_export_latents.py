@@ -15,7 +15,7 @@ import medfuncta_jax as mf
 from experiments.runtime.interruption import Interrupted, StopRequest
 from experiments.tools import export_latents as command
 from tests.experiments.conftest import ROOT
-from tests.experiments.test_latent_card import blocks
+from tests.experiments.tools.test_latent_card import blocks
 from tests.latent_stores import LENGTHS, about, write_store
 
 NO_TORCH = importlib.util.find_spec("torch") is None
