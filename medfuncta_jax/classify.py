@@ -135,11 +135,13 @@ def normalisation(features: Array, kind: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def normalised(features: Array, shift: np.ndarray, scale: np.ndarray) -> jax.Array:
+    """Features [n, P] less `shift`, divided by `scale`, float32."""
     return jnp.asarray((np.asarray(features) - shift) / scale, jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def outputs_of(module: Mlp, params: Any, inputs: jax.Array) -> Any:
+    """The network's outputs [n, outputs] for inputs [n, P], without dropout."""
     return module.apply({"params": params}, inputs)
 
 

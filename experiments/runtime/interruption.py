@@ -20,7 +20,7 @@ from typing import NoReturn, Self
 
 # EX_TEMPFAIL of sysexits.h: not done, saved; run the same command again. Never the code of a crash or a kill.
 EXIT_INTERRUPTED = 75
-# Of a second request, as a shell's of a Ctrl-C.
+# The exit code of a second request, a shell's own for Ctrl-C.
 EXIT_AT_ONCE = 130
 
 # How long a stage may take to hear of it before the process is left.

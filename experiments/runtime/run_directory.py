@@ -16,7 +16,7 @@ from medfuncta_jax.settings import Settings, SettingsError
 
 # What makes two runs the same run; the rest belongs to stages after training, whose results have names of their own.
 _OF_THE_RUN = ("data", "seed", "model", "inner", "train")
-# Of the data, what says labels, which are joined to the signals by their ids.
+# Settings of the data that say labels, which are joined to the signals by their ids.
 _LABELS = ("data.labels", "data.label_column", "data.no_value")
 # What the latents of a run depend on beside its field.
 _OF_LATENTS = ("fit.", "extract.dtype")
@@ -108,7 +108,7 @@ def with_labels_of(settings: Settings, other: Settings) -> Settings:
 
 
 def _variant_name(values: Mapping[str, Any]) -> str:
-    """Of a folder: NAME=VALUE, with what file systems take; a long one is cut and told apart by a checksum."""
+    """A folder's name, NAME=VALUE, in characters that file systems take; a long one is cut and gets a checksum."""
     words = []
     for name, value in sorted(values.items()):
         items = value if isinstance(value, (list, tuple)) else [value]

@@ -25,7 +25,7 @@ from medfuncta_jax.latent_store import LatentStoreError, load_latents
 from medfuncta_jax.prepare import trained_on
 from medfuncta_jax.settings import Settings
 
-# Of the signals of the run that were held out, this part would be told apart from the others too.
+# The part of the run's own held-out signals that would be called unlike the others too.
 _UNUSUAL = 0.01
 # Training latents that mean and spread are taken of, evenly spaced.
 _LATENTS = 4096
@@ -132,7 +132,7 @@ def distances(latents: np.ndarray, mean: np.ndarray, spread: np.ndarray) -> np.n
 
 
 def usual_of(run: RunDirectory) -> Usual | None:
-    """Of the run's own store: mean and spread of training, limits of the splits held out; None where there is none."""
+    """Mean and spread of the run's training latents, and limits of its held-out splits; None without a store."""
     try:
         store = load_latents(run.latents, field=run.path)
     except LatentStoreError as error:

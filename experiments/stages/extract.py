@@ -78,7 +78,7 @@ def write_store(settings: Settings, dataset: Dataset, run: RunDirectory, folder:
     config = settings.extract
     field, params = load_field(run.path)
     mesh = sharding.data_mesh(jax.local_devices())
-    # Of several processes each is a job of its own.
+    # Each of several processes is a job of its own.
     shard = config.shard * jax.process_count() + jax.process_index()
     shards = config.shards * jax.process_count()
     fitted_any = False

@@ -147,7 +147,7 @@ def table_of(settings: Settings, data_dir: str | None) -> Path:
 def numbers_of(
     table: Path, settings: Settings, dataset: Dataset
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Of each split, the rows of the signals that have a number, and these numbers, float64.
+    """The rows of the signals that have a number, and these numbers, float64, by split.
 
     Raises:
       DataError: as `label_table.read_numbers`.

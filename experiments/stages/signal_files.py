@@ -15,7 +15,7 @@ from medfuncta_jax.coordinates import grid, resampled_affine
 from medfuncta_jax.datasets.volumes import write_volume
 from medfuncta_jax.units import Units
 
-# Of a file's name; file systems allow 255 bytes, and the row and the suffix take some.
+# Characters of a file's name; file systems allow 255 bytes, and the row and the suffix take some.
 _LONGEST_NAME = 120
 # What says that values are those of the field and no file's.
 UNIT = Units()
@@ -37,7 +37,7 @@ def file_name(row: int, *, count: int, name: str, suffix: str) -> str:
 
 
 def suffix_of(axes: int, channels: int, units: Units) -> str:
-    """Of the file of a signal: by the axes of its grid, and of images by what a PNG holds: 8 bits, or grey of 16."""
+    """The suffix of a signal's file, by the axes of its grid; images that fit a PNG (8 bits, grey of 16) are one."""
     if axes != 2:
         return {1: ".csv", 3: ".nii.gz"}[axes]
     if units.dtype in ("", "uint8"):

@@ -183,7 +183,7 @@ def _remove_originals(patient: Patient, record: dict[str, Any]) -> None:
 
 
 def _listing_checksum(folder: Path) -> str:
-    """Of the names, sizes and times of all files: reading every byte again would take as long as converting."""
+    """A hash of the names, sizes and times of all files; reading every byte would take as long as converting."""
     digest = hashlib.sha256()
     for path in files_below(folder):
         state = path.stat()

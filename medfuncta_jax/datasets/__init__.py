@@ -54,6 +54,12 @@ SOURCES = {
 
 
 def source_module(source: str) -> Any:
+    """The module of a source.
+
+    Raises:
+      SettingsError: an unknown source.
+      DataError: a package of the extra `train` is not installed.
+    """
     if source not in SOURCES:
         raise SettingsError(f"unknown data.source {source!r}; known: {', '.join(sorted(SOURCES))}")
     with _needing_packages():
@@ -91,8 +97,8 @@ def open_dataset(data: DataSettings | str, *, data_dir: str | None = None, **opt
         dataset = open_dataset("image_folder", data_dir="scans", size=64)
         images = dataset.splits["test"].signals(slice(None))  # float32 [n, 64, 64, 1] in [0, 1]
 
-    Of a source with a file for each signal, files that cannot be used are skipped, logged and listed in
-    `about["skipped"]`; the split of the others does not depend on them.
+    Files that cannot be used are skipped, logged and listed in `about["skipped"]`, where a source has a file for each
+    signal; the split of the others does not depend on them.
 
     Args:
       data: the name of a source (see `SOURCES`), or the settings of a run.

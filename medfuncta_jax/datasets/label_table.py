@@ -291,8 +291,7 @@ def _one_word(left: str, right: str) -> bool:
 def _by_number(names: Sequence[str], keys: Sequence[str]) -> dict[str, list[str]]:
     """For each name the keys that are one number of it: the same one, counted from the left, in all names.
 
-    Of several that are there, that counts by which most rows are found. It must differ between names, as the 1 of T1
-    does not.
+    The number by which most rows are found counts. It must differ between names, as the 1 of T1 does not.
     """
     rows: dict[int, list[str]] = {}
     for key in keys:
