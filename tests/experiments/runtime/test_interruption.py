@@ -69,6 +69,7 @@ def test_what_is_held_is_waited_for():
 def test_twice_stops_at_once_whatever_is_held():
     held, indented = LONG.split("    print")[0] + "    with stop.held():\n", "    print" + LONG.split("    print")[1]
     process = begun(held + indented.replace("    ", "        "))
+    time.sleep(1)  # until it is within the compiled program
     process.send_signal(signal.SIGINT)
     assert "after this step" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
