@@ -55,6 +55,7 @@ def write_holder(folder, *, age, machine="another machine", shared=False):
     return file
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_make_one(finished, tmp_path):
     """Started together, with different delays, as two starts of one command are."""
     for k, delay in enumerate((0.0, 0.3, 3.0)):
