@@ -84,7 +84,7 @@ class _Scans:
             self.units.append(replace(units, dtype=dtype, slope=slope, intercept=intercept))
 
     def positions(self, axis: int) -> list[int]:
-        """Of the slices with enough tissue."""
+        """Positions of the slices with enough tissue."""
         unit, scan = self.unit[0], self.volumes[0]
         return [k for k in range(unit.shape[axis]) if _tissue_area(unit, scan, axis, k) >= _LEAST_TISSUE_MM2]
 

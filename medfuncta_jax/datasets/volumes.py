@@ -162,7 +162,7 @@ def resample_isotropic(volume: Volume, spacing: float, fill: float, *, name: str
 def crop_or_pad(volume: Volume, shape: Sequence[int], fill: float) -> Volume:
     """Bring each axis to a size about its centre: cut what is too long, add `fill` to what is too short.
 
-    Of an odd number of voxels to add, the end gets one more than the start (155 to 256: 50 and 51); likewise to cut.
+    The end gets one more than the start where an odd number of voxels is added (155 to 256: 50 and 51) or cut.
 
     Args:
       volume: values [X, Y, Z].

@@ -163,7 +163,7 @@ def test_pydicoms_mr_files_are_slices_or_say_why():
         with warnings.catch_warnings(action="ignore"):
             try:
                 file = pydicom.dcmread(path, stop_before_pixels=True)
-            except Exception:
+            except (pydicom.errors.InvalidDicomError, OSError, ValueError, EOFError):  # none of the files asked for
                 continue
         if path.is_file() and file.get("SOPClassUID") == MR.image and "ImagePositionPatient" in file:
             header = read_header(path, MR)
