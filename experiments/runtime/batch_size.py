@@ -22,8 +22,8 @@ from experiments.runtime import processes
 from experiments.runtime.memory import free_bytes, program_bytes
 from experiments.runtime.progress import log
 from experiments.runtime.run_directory import RunDirectory, RunError
-from experiments.stages.fitting import fit_batch, rules_of
 from medfuncta_jax import methods, sharding
+from medfuncta_jax.batched import FitRules, fit_batch
 from medfuncta_jax.datasets import Dataset
 from medfuncta_jax.datasets.dataset import NEW
 from medfuncta_jax.field import STEP_SIZE
@@ -116,22 +116,21 @@ def _tried(settings: Settings, dataset: Dataset) -> dict[int, float]:
     mesh = sharding.data_mesh(jax.local_devices())
     params = sharding.replicate(mesh, field.init(jax.random.key(settings.seed)))
     splits = [split for name, split in dataset.splits.items() if name in (*settings.extract.splits, NEW)]
+    rules = FitRules.of(settings, dtype=settings.extract.dtype)
+    key = jax.random.key(settings.seed)
     unit, signals = jax.device_count(), sum(len(split) for split in splits)
     several = max(1, min(_SIGNALS, _POINTS // math.prod(dataset.grid), signals) // unit)
 
     def rate_of(size: int) -> float:
         batch = sharding.split_batch(mesh, splits[0].signals(np.arange(size) % len(splits[0])))
-        rules = rules_of(settings)
-        program = fit_batch.lower(
-            field, params, batch, None, STEP_SIZE, dtype=settings.extract.dtype, **rules
-        ).compile()
+        program = fit_batch.lower(field, rules, params, batch, None, STEP_SIZE, key).compile()
         needed, free = program_bytes(program), free_bytes()
         if needed is not None and free is not None and needed > free:
             return 0.0
         seconds: list[float] = []
         while not seconds or (sum(seconds) < _SECONDS and len(seconds) < 3):
             began = time.monotonic()
-            jax.block_until_ready(program(params, batch, None, STEP_SIZE, key=rules["key"]))
+            jax.block_until_ready(program(params, batch, None, STEP_SIZE, key))
             seconds.append(time.monotonic() - began)
         return size / min(seconds)
 

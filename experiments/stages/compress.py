@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,10 @@ from experiments.runtime.interruption import StopRequest
 from experiments.runtime.progress import Progress, log
 from experiments.runtime.run_directory import RunDirectory, RunError, write_json
 from medfuncta_jax import metrics
+from medfuncta_jax.batched import decode_latents
 from medfuncta_jax.checkpoint import load_field
 from medfuncta_jax.codec import fit_codec
-from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets import Dataset
-from medfuncta_jax.fit import reconstruct
 from medfuncta_jax.latent_store import load_latents
 from medfuncta_jax.settings import Settings
 
@@ -53,20 +53,14 @@ def compress(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
     if store["test"].ids != split.annotations().ids:
         raise RunError(f"the test latents in {run.latents} are of other data; run --mode=extract again")
     rows = np.unique(np.linspace(0, len(split) - 1, min(wanted.signals, len(split))).round().astype(int))
-    signals, coords, train = split.signals(rows), grid(dataset.grid), np.asarray(store["train"].latents)
-    size = settings.fit.batch_size
+    signals, points, train = split.signals(rows), math.prod(dataset.grid), np.asarray(store["train"].latents)
 
     def quality(images: np.ndarray) -> dict[str, float]:
         values = metrics.signal_metrics(images.reshape(signals.shape), signals)
         return {name: float(np.mean(np.asarray(values[name]), dtype=np.float64)) for name in ("psnr", "ssim")}
 
     def decoded(some: np.ndarray) -> np.ndarray:
-        """In batches of one shape, the last one padded."""
-        parts = []
-        for start in range(0, len(some), size):
-            batch = np.resize(some[start : start + size], (size, some.shape[1]))
-            parts.append(np.asarray(reconstruct(field, params, batch, coords))[: len(some) - start])
-        return np.concatenate(parts)
+        return decode_latents(field, params, some, dataset.grid, batch_size=settings.fit.batch_size)
 
     curves: dict[str, list[dict[str, Any]]] = {"field": []}
     with Progress("compress", total=len(wanted.bits), unit="rates") as progress:
@@ -74,7 +68,7 @@ def compress(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
             codec = fit_codec(train, bits=bits, spread=wanted.spread)
             codes = [codec.encode(latent) for latent in latents[rows]]
             images = decoded(np.stack([codec.decode(code) for code in codes]))
-            rate = 8 * float(np.mean([len(code) for code in codes])) / len(coords)
+            rate = 8 * float(np.mean([len(code) for code in codes])) / points
             curves["field"].append({"bits": bits, "bits_per_point": rate, **quality(images)})
             stop.check("nothing of the compression is kept")
             progress.advance(note=f"{bits} bits: {curves['field'][-1]['psnr']:.2f} dB")

@@ -30,15 +30,13 @@ from experiments.runtime.interruption import StopRequest
 from experiments.runtime.progress import Progress, log
 from experiments.runtime.run_directory import RunDirectory, write_json
 from experiments.stages.finer import NoFinerGrid, finer_plan, inner_samples, true_signals
-from experiments.stages.fitting import fit_signals
 from experiments.stages.kept_rows import KeptRows
 from medfuncta_jax import metrics, sharding
+from medfuncta_jax.batched import decode_batches, fit_options, fit_signals
 from medfuncta_jax.checkpoint import load_field
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets import Dataset
 from medfuncta_jax.datasets.volumes import resample
-from medfuncta_jax.field import STEP_SIZE
-from medfuncta_jax.fit import reconstruct
 from medfuncta_jax.latent_store import field_checksum
 from medfuncta_jax.settings import Settings
 
@@ -91,8 +89,8 @@ def curves(
         changed = dataclasses.replace(settings, fit=dataclasses.replace(settings.fit, steps=steps))
         may_stop()
         return fit_signals(
-            field, params, split, rows, changed, mesh, step_size=STEP_SIZE, weights=weights,
-            after_batch=lambda count, psnr: may_stop(),
+            field, params, split, rows=rows, weights=weights, mesh=mesh, after_batch=lambda batch: may_stop(),
+            **fit_options(changed),
         ).latents  # fmt: skip
 
     def may_stop() -> None:
@@ -235,10 +233,11 @@ def _decoded_quality(field, params, latents, coords: np.ndarray, signals: np.nda
     """Figures [n] of the fields of latents [n, P] at the points [N, C] of signals [n, *grid, D]."""
     size = max(1, _VALUES_AT_ONCE // int(np.prod(signals.shape[1:])))
     found = []
-    for start in range(0, len(signals), size):
+    for start, images in zip(
+        range(0, len(signals), size), decode_batches(field, params, latents, coords, batch_size=size), strict=True
+    ):
         part = signals[start : start + size]
-        images = reconstruct(field, params, latents[start : start + size], coords)
-        found.append(_quality(np.asarray(images).reshape(part.shape), part))
+        found.append(_quality(images.reshape(part.shape), part))
     return _joined(found)
 
 

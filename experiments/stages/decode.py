@@ -15,15 +15,12 @@ from experiments.runtime.memory import host_free_bytes
 from experiments.runtime.progress import Progress, log
 from experiments.runtime.run_directory import RunDirectory, RunError, write_json
 from experiments.stages.signal_files import UNIT, file_name, suffix_of, units_said, write_list, write_signal
+from medfuncta_jax.batched import decode_batches
 from medfuncta_jax.checkpoint import load_field
-from medfuncta_jax.coordinates import grid
 from medfuncta_jax.field import Field, Params
-from medfuncta_jax.fit import reconstruct
 from medfuncta_jax.latent_store import LatentSplit, load_latents
 from medfuncta_jax.settings import DecodeSettings, Settings, SettingsError
 
-# Values decoded at once, beside what `reconstruct` needs: 64 MB.
-_VALUES_AT_ONCE = 2**24
 # Signals decoded at once where the config says no number.
 _SIGNALS_AT_ONCE = 64
 
@@ -90,18 +87,18 @@ def write_split(
     suffixes = [suffix_of(len(shape), field.channels, one) for one in units]
     names = [file_name(row, count=len(split), name=split.ids[row], suffix=suffixes[row]) for row in range(count)]
     left = [row for row in range(count) if not (folder / names[row]).exists()]
-    coords, affines, trained = grid(tuple(shape)), split.affines, split.about["grid"]
-    size = max(1, min(size or _SIGNALS_AT_ONCE, _VALUES_AT_ONCE // (len(coords) * field.channels)))
+    affines, trained = split.affines, split.about["grid"]
     with Progress(f"decode {split.about['split']}", total=count, done=count - len(left), unit="files") as progress:
-        for start in range(0, len(left), size):
-            rows = left[start : start + size]
-            # The last batch is padded, so that one shape is compiled.
-            latents = split.latents[np.resize(rows, size)]
-            values = np.clip(np.asarray(reconstruct(field, params, latents, coords)), 0, 1)
-            for row, signal in zip(rows, values.reshape(size, *shape, field.channels)[: len(rows)], strict=True):
+        rows = iter(left)
+        batches = decode_batches(
+            field, params, split.latents, shape, rows=left, batch_size=size or _SIGNALS_AT_ONCE
+        )  # fmt: skip
+        for values in batches if left else ():
+            for signal in np.clip(values, 0, 1):
+                row = next(rows)
                 affine = None if affines is None else affines[row]
                 write_signal(folder / names[row], signal, units[row], trained=trained, affine=affine)
-            progress.advance(len(rows))
+            progress.advance(len(values))
             stop.check(f"finished files are in {folder}")
     write_list(folder / "signals.csv", names, split.ids[:count], split.psnr[:count], units)
     return count

@@ -14,10 +14,9 @@ from experiments.runtime.run_directory import RunDirectory, RunError, write_json
 from experiments.tools.import_lpips import lpips_weights
 from medfuncta_jax import lpips, metrics
 from medfuncta_jax.atomic import atomic_path
+from medfuncta_jax.batched import decode_batches, decode_latents
 from medfuncta_jax.checkpoint import load_field
-from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets import Dataset
-from medfuncta_jax.fit import reconstruct
 from medfuncta_jax.latent_store import load_latents
 from medfuncta_jax.settings import Settings
 
@@ -38,7 +37,6 @@ def evaluate(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
     began = time.monotonic()
     field, params = load_field(run.path)
     perceptual = lpips_weights(settings) if len(dataset.grid) == 2 and dataset.channels in (1, 3) else None
-    coords = grid(dataset.grid)
     results: dict = {}
     rows: list[list] = []
     names = [name for name in ("test", "val") if name in settings.extract.splits]
@@ -53,12 +51,10 @@ def evaluate(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
         batches: list[dict[str, np.ndarray]] = []
         size = settings.fit.batch_size
         with Progress(f"evaluate {name}", total=len(split), unit="signals") as progress:
-            for start in range(0, len(split), size):
-                chosen = np.arange(start, min(start + size, len(split)))
-                signals = split.signals(chosen)
-                images = np.asarray(reconstruct(field, params, stored.latents[chosen], coords)).reshape(signals.shape)
-                batches.append(_measured(images, signals, perceptual))
-                progress.advance(len(chosen))
+            for images in decode_batches(field, params, stored.latents, dataset.grid, batch_size=size):
+                start = sum(len(batch["psnr"]) for batch in batches)
+                batches.append(_measured(images, split.signals(slice(start, start + len(images))), perceptual))
+                progress.advance(len(images))
                 stop.check("latents are kept, the evaluation starts over")
         values = {metric: np.concatenate([batch[metric] for batch in batches]) for metric in batches[0]}
         results[name] = {
@@ -107,10 +103,10 @@ def _draw(field, params, split, stored, run: RunDirectory) -> None:
     order = np.argsort(stored.psnr)
     chosen = order[np.linspace(0, len(order) - 1, min(_PICTURED, len(order))).round().astype(int)]
     signals = split.signals(chosen)
-    images = np.asarray(reconstruct(field, params, stored.latents[chosen], grid(signals.shape[1:-1])))
+    images = decode_latents(field, params, stored.latents, signals.shape[1:-1], rows=chosen)
     affines = stored.affines
     figures.draw_reconstructions(
-        folder / "reconstructions.png", signals, np.clip(images, 0, 1).reshape(signals.shape),
+        folder / "reconstructions.png", signals, np.clip(images, 0, 1),
         titles=[stored.ids[i] for i in chosen], psnr=[float(stored.psnr[i]) for i in chosen],
         oriented=affines is not None,
         spacing=None if affines is None else np.linalg.norm(affines[chosen[0], :3, :3], axis=0),

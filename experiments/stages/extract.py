@@ -17,14 +17,13 @@ import numpy as np
 from experiments.runtime.interruption import StopRequest
 from experiments.runtime.progress import Progress, log
 from experiments.runtime.run_directory import RunDirectory
-from experiments.stages.fitting import FittedSignals, fit_signals
 from experiments.tools.latent_card import latent_card
 from medfuncta_jax import sharding
 from medfuncta_jax.atomic import atomic_path
+from medfuncta_jax.batched import FittedSignals, fit_options, fit_signals
 from medfuncta_jax.checkpoint import load_field
 from medfuncta_jax.datasets import Dataset, Split
 from medfuncta_jax.datasets.dataset import NEW, Annotations, without_labels
-from medfuncta_jax.field import STEP_SIZE
 from medfuncta_jax.latent_store import (
     LatentFile,
     LatentStoreError,
@@ -101,8 +100,8 @@ def write_store(settings: Settings, dataset: Dataset, run: RunDirectory, folder:
             ThreadPoolExecutor(1) as writer,
         ):
 
-            def after_batch(count: int, psnr: float, progress=progress) -> None:
-                progress.advance(count, note=f"PSNR {psnr:.2f} dB")
+            def after_batch(batch: FittedSignals, progress=progress) -> None:
+                progress.advance(len(batch.psnr), note=f"PSNR {batch.psnr.mean():.2f} dB")
                 stop.check(f"finished files are in {folder}")
 
             writes: list[Future[None]] = []
@@ -110,8 +109,8 @@ def write_store(settings: Settings, dataset: Dataset, run: RunDirectory, folder:
                 for stale in part.path.parent.glob(f".{part.path.stem}.partial*"):
                     stale.unlink(missing_ok=True)  # of a killed job
                 fitted = fit_signals(
-                    field, params, split, np.asarray(part.rows), settings, mesh,
-                    step_size=STEP_SIZE, dtype=config.dtype, after_batch=after_batch,
+                    field, params, split, rows=part.rows, mesh=mesh, dtype=config.dtype, after_batch=after_batch,
+                    **fit_options(settings),
                 )  # fmt: skip
                 psnr.append(fitted.psnr)
                 for write in writes:  # one file is written while the next one is fitted

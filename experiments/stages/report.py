@@ -19,10 +19,9 @@ from experiments.runtime.interruption import StopRequest
 from experiments.runtime.progress import log
 from experiments.runtime.run_directory import RunDirectory, RunError, flat
 from medfuncta_jax.atomic import atomic_path
+from medfuncta_jax.batched import decode_latents
 from medfuncta_jax.checkpoint import load_field
-from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets import Dataset
-from medfuncta_jax.fit import reconstruct
 from medfuncta_jax.latent_store import LatentSplit, load_latents
 from medfuncta_jax.settings import Settings
 
@@ -144,8 +143,7 @@ def _draw_extremes(dataset: Dataset, stored: LatentSplit, run: RunDirectory) -> 
     count = min(_EXTREMES, len(order))
     for name, chosen in (("worst", order[:count]), ("best", order[::-1][:count])):
         signals = dataset.splits["test"].signals(chosen)
-        latents = np.asarray(stored.latents)[chosen]
-        images = np.asarray(reconstruct(field, params, latents, grid(dataset.grid))).reshape(signals.shape)
+        images = decode_latents(field, params, stored.latents, dataset.grid, rows=chosen)
         affines = stored.affines
         figures.draw_reconstructions(
             run.results("report") / "figures" / f"{name}.png", signals, np.clip(images, 0, 1),

@@ -16,13 +16,12 @@ from experiments.runtime.interruption import StopRequest
 from experiments.runtime.memory import check_memory, return_freed
 from experiments.runtime.progress import Progress, log
 from experiments.runtime.run_directory import RunDirectory, RunError
-from experiments.stages.fitting import fit_signals
 from medfuncta_jax import meta_step, methods, sharding
+from medfuncta_jax.batched import fit_options, fit_signals
 from medfuncta_jax.checkpoint import FIELD_FILE, Checkpoints, save_field
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets import Dataset, batches
 from medfuncta_jax.datasets.pipeline import batch_rows
-from medfuncta_jax.field import STEP_SIZE
 from medfuncta_jax.product import has_tensorfloat32
 from medfuncta_jax.settings import Settings
 
@@ -168,8 +167,8 @@ class _Loop:
         params = meta_step.exported_params(self.field, trainable, self.settings.inner)
         params = sharding.replicate(self.mesh, params)  # for the time of a validation, also where they are split
         fitted = fit_signals(
-            self.field, params, self.dataset.splits["val"], self.validation_rows, self.settings, self.mesh,
-            step_size=STEP_SIZE,
+            self.field, params, self.dataset.splits["val"], rows=self.validation_rows, mesh=self.mesh,
+            **fit_options(self.settings),
         )  # fmt: skip
         psnr = float(fitted.psnr.mean())
         self.run.append_metrics([{"step": step, "val_psnr": psnr, "seconds": round(self.seconds(), 3)}])

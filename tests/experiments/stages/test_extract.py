@@ -16,6 +16,7 @@ from experiments.runtime.interruption import Interrupted, StopRequest
 from experiments.runtime.run_directory import RunDirectory
 from experiments.stages import extract as stage
 from medfuncta_jax import metrics
+from medfuncta_jax.batched import FittedSignals
 from medfuncta_jax.latent_store import LatentStoreError
 from tests.experiments.conftest import ROOT
 from tests.latent_stores import LENGTHS, made_up_dataset, write_field
@@ -48,11 +49,11 @@ class Run:
         if monkeypatch is not None:
             fit = stage.fit_signals
 
-            def counted(field, params, split, rows, *args, **options):
+            def counted(field, params, split, *, rows, **options):
                 if self.stop_after is not None and len(self.fitted) >= self.stop_after:
                     raise SystemExit("killed")
                 self.fitted.append((len(split), int(rows[0])))
-                return fit(field, params, split, rows, *args, **options)
+                return fit(field, params, split, rows=rows, **options)
 
             monkeypatch.setattr(stage, "fit_signals", counted)
 
@@ -168,7 +169,7 @@ def test_a_file_is_written_while_the_next_one_is_fitted(run, reference, monkeypa
     def fit_and_tell(field, params, split, rows, *args, **options):
         if int(rows[0]) == 4:  # the second file of the training split
             next_one.set()
-        return fit(field, params, split, rows, *args, **options)
+        return fit(field, params, split, rows=rows, **options)
 
     def wait_and_write(part, *args):
         if part.path.name.startswith("train-00000"):
@@ -277,7 +278,7 @@ def test_latents_beyond_half_precision_are_refused(run, monkeypatch):
 def test_a_stop_keeps_finished_files(run, reference):
     def fit_then_stop(*args, after_batch, **options):
         os.kill(os.getpid(), signal.SIGTERM)
-        after_batch(1, 30.0)
+        after_batch(FittedSignals(np.zeros((1, 4)), np.full(1, 30.0)))
 
     run.extract(shard=0, shards=2)
     with pytest.MonkeyPatch.context() as patch:
