@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import medfuncta_jax as mf
+from experiments.settings import RunSettings
 from medfuncta_jax import meta_step
 from medfuncta_jax.datasets import batches, open_dataset
 from medfuncta_jax.datasets.volumes import write_volume
@@ -60,7 +61,7 @@ def get_config(name, variant=""):
     assert "Command:" in module.__doc__
     assert "Hardware:" in module.__doc__
     assert "Result:" in module.__doc__
-    return mf.Settings.from_dict((module.get_config(variant) if name in VARIANTS else module.get_config()).to_dict())
+    return RunSettings.from_dict((module.get_config(variant) if name in VARIANTS else module.get_config()).to_dict())
 
 
 def signal_shape(name, variant):

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -27,7 +28,9 @@ from medfuncta_jax.batched import FitRules, fit_batch
 from medfuncta_jax.datasets import Dataset
 from medfuncta_jax.datasets.dataset import NEW
 from medfuncta_jax.field import STEP_SIZE
-from medfuncta_jax.settings import Settings
+
+if TYPE_CHECKING:  # the settings of stages are in their modules, which import this one
+    from experiments.settings import RunSettings
 
 # Points of all signals together that the first number comes to (as many as `fit_latent` evaluates at once), and the
 # most signals that it is, where signals are short.
@@ -38,7 +41,7 @@ _GAIN, _COST = 1.05, 0.05
 _SECONDS = 0.5
 
 
-def settled(settings: Settings, dataset: Dataset, run: RunDirectory) -> Settings:
+def settled(settings: RunSettings, dataset: Dataset, run: RunDirectory) -> RunSettings:
     """`settings` with a number in `fit.batch_size`; all processes of a run must call this.
 
     Raises:
@@ -110,7 +113,7 @@ def climb(first: int, *, unit: int, signals: int, rate_of: Callable[[int], float
     return rates
 
 
-def _tried(settings: Settings, dataset: Dataset) -> dict[int, float]:
+def _tried(settings: RunSettings, dataset: Dataset) -> dict[int, float]:
     """`climb` with fits of the first signals, by a network that need not be trained for that."""
     field = methods.check(settings, dataset.grid, dataset.channels, task=dataset.task)
     mesh = sharding.data_mesh(jax.local_devices())

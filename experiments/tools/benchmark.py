@@ -42,6 +42,7 @@ from absl import app, flags
 from experiments.runtime.command import refuse
 from experiments.runtime.memory import check_memory, return_freed
 from experiments.runtime.run_directory import RunError
+from experiments.settings import RunSettings
 from experiments.tools import timed_program
 from experiments.tools.timed_program import prepare
 from medfuncta_jax import grid, meta_step, methods, sharding
@@ -111,7 +112,7 @@ def settings_of(case: Case, overrides: list[str], batch: int | None) -> Settings
             values[group][field] = text  # a word
     if batch:
         values["train"]["batch_size"] = values["fit"]["batch_size"] = batch
-    return Settings.from_dict(values)
+    return RunSettings.from_dict(values)
 
 
 def work(case: Case, settings: Settings, *, mode: str, batch: int) -> dict[str, float]:

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 import medfuncta_jax as mf
+from experiments.runtime import run as runtime
 from experiments.runtime.interruption import Interrupted, StopRequest
 from experiments.runtime.run_directory import RunDirectory
+from experiments.settings import RunSettings
 from experiments.stages import extract as stage
 from medfuncta_jax import metrics
 from medfuncta_jax.batched import FittedSignals
@@ -25,7 +27,7 @@ GRID = (5, 4)
 
 
 def settings_of(**extract):
-    return mf.Settings.from_dict(
+    return RunSettings.from_dict(
         {
             "data": {"source": "made up", "cache_dir": f"/cache/{len(extract)}"},
             "model": {"layers": 3, "width": 8, "latent_dim": 4, "omega_first": 10.0, "omega_last": 20.0},
@@ -62,7 +64,7 @@ class Run:
         self.fitted.clear()
         with StopRequest() as stop:
             settings = settings_of(**options)
-            stage.extract(settings, self.dataset, RunDirectory(self.directory.path, settings), stop)
+            stage.extract(runtime.Run(RunDirectory(self.directory.path, settings), stop, self.dataset))
         return list(self.fitted)
 
     @property
@@ -106,7 +108,7 @@ def test_every_signal_is_fitted_and_described(reference):
     assert about["data"] == {"source": "made up", "title": "waves", "licence": "not known"}  # no place of this machine
     assert "cache_dir" not in about["settings"]["data"]
     assert about["settings"]["extract"] == {"signals_per_file": 4, "dtype": "float32"}
-    assert mf.Settings.from_dict(about["settings"]).model == reference.field.model
+    assert mf.Settings.from_saved(about["settings"]).model == reference.field.model
     assert "| train | 10 |" in (reference.latents / "README.md").read_text()
 
 
