@@ -138,7 +138,7 @@ def _run(stop: StopRequest, resources: contextlib.ExitStack) -> int:
     from medfuncta_jax.checkpoint import CheckpointError
     from medfuncta_jax.datasets import DataError, open_dataset
     from medfuncta_jax.datasets.dataset import cache_root
-    from medfuncta_jax.latent_store import LatentStoreError
+    from medfuncta_jax.latent_file import LatentStoreError
     from medfuncta_jax.methods import check
     from medfuncta_jax.settings import SettingsError
 

@@ -15,7 +15,7 @@ import medfuncta_jax as mf
 from experiments.settings import RunSettings
 from medfuncta_jax import meta_step
 from medfuncta_jax.datasets import batches, open_dataset
-from medfuncta_jax.datasets.volumes import write_volume
+from medfuncta_jax.nifti import write_volume
 from medfuncta_jax.settings import DataSettings
 from tests.datasets.made_up import beat_line, chest, head, medmnist_arrays, write_case, write_npz
 from tests.real_data import REAL, needs_real

@@ -21,7 +21,8 @@ from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.checkpoint import load_field
 from medfuncta_jax.datasets import new_signals
 from medfuncta_jax.datasets.dataset import NEW
-from medfuncta_jax.latent_store import LatentStoreError, load_latents
+from medfuncta_jax.latent_file import LatentStoreError
+from medfuncta_jax.latent_store import load_latents
 from medfuncta_jax.prepare import trained_on
 
 # The part of the run's own held-out signals that would be called unlike the others too.

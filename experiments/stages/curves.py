@@ -26,12 +26,12 @@ import numpy as np
 from experiments.runtime.progress import Progress, log
 from experiments.runtime.run import Run
 from experiments.runtime.run_directory import write_json
-from experiments.stages.finer import NoFinerGrid, finer_plan, inner_samples, true_signals
 from experiments.stages.kept_rows import KeptRows
 from medfuncta_jax import metrics, sharding
 from medfuncta_jax.batched import decode_batches, fit_options, fit_signals
 from medfuncta_jax.checkpoint import load_field
-from medfuncta_jax.coordinates import grid
+from medfuncta_jax.coordinates import grid, inner_samples
+from medfuncta_jax.datasets import NoFinerGrid, finer_plan
 from medfuncta_jax.datasets.volumes import resample
 from medfuncta_jax.latent_store import field_checksum
 from medfuncta_jax.settings import SettingsError
@@ -155,7 +155,7 @@ def curves(run: Run) -> None:
             return {"absent": str(reason)}
         values: dict[str, list[dict[str, np.ndarray]]] = {}
         place = {ids[row]: k for k, row in enumerate(rows)}
-        for name, truth in true_signals(plan, place.keys()):
+        for name, truth in plan.signals(place.keys()):
             k = place[name]
             one = _against_truth(field, params, latents()[k : k + 1], signals[k], truth)
             for method, value in one.items():

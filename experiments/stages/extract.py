@@ -24,15 +24,8 @@ from medfuncta_jax.batched import FittedSignals, fit_options, fit_signals
 from medfuncta_jax.checkpoint import load_field
 from medfuncta_jax.datasets import Dataset, Split
 from medfuncta_jax.datasets.dataset import NEW, Annotations, without_labels
-from medfuncta_jax.latent_store import (
-    LatentFile,
-    LatentStoreError,
-    field_checksum,
-    file_name,
-    file_rows,
-    load_latents,
-    write_file,
-)
+from medfuncta_jax.latent_file import LatentFile, LatentStoreError, file_name, file_rows, write_file
+from medfuncta_jax.latent_store import field_checksum, load_latents
 from medfuncta_jax.settings import SettingsError
 
 CARD = "README.md"

@@ -17,7 +17,7 @@ from experiments.runtime.run_directory import RunDirectory, RunError
 from experiments.settings import RunSettings
 from experiments.stages.decode import DecodeSettings, decode, decoded_shape, require_memory
 from experiments.stages.signal_files import file_name
-from medfuncta_jax.latent_store import LatentStoreError
+from medfuncta_jax.latent_file import LatentStoreError
 from medfuncta_jax.settings import SettingsError
 from tests.experiments.conftest import run as launch
 from tests.latent_stores import made_up_dataset, write_field, write_latents

@@ -19,7 +19,7 @@ from experiments.settings import RunSettings
 from experiments.stages import extract as stage
 from medfuncta_jax import metrics
 from medfuncta_jax.batched import FittedSignals
-from medfuncta_jax.latent_store import LatentStoreError
+from medfuncta_jax.latent_file import LatentStoreError
 from tests.experiments.conftest import ROOT
 from tests.latent_stores import LENGTHS, made_up_dataset, write_field
 
