@@ -5,8 +5,9 @@ import math
 
 from ml_collections import ConfigDict
 
+from experiments.settings import RunSettings
 from medfuncta_jax.datasets import source_options
-from medfuncta_jax.settings import DataSettings, Settings
+from medfuncta_jax.settings import DataSettings
 
 
 def get_config(source: str, **options) -> ConfigDict:
@@ -19,7 +20,7 @@ def get_config(source: str, **options) -> ConfigDict:
     """
     every = dataclasses.asdict(source_options(source)(**options))
     data = DataSettings(source, options=tuple(sorted(every.items())))
-    return ConfigDict(Settings(data=data).to_dict())
+    return ConfigDict(RunSettings(data=data).to_dict())
 
 
 def paper_1d(config: ConfigDict) -> ConfigDict:

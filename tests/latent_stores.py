@@ -8,7 +8,8 @@ import numpy as np
 import medfuncta_jax as mf
 from medfuncta_jax.checkpoint import save_field
 from medfuncta_jax.datasets import Dataset, Split
-from medfuncta_jax.latent_store import field_checksum, file_name, file_rows, write_file
+from medfuncta_jax.latent_file import file_name, file_rows, write_file
+from medfuncta_jax.latent_store import field_checksum
 
 LENGTHS = {"train": 10, "val": 3, "test": 4}
 

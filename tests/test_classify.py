@@ -8,9 +8,9 @@ import pytest
 
 import medfuncta_jax as mf
 from medfuncta_jax.classify import Mlp
-from medfuncta_jax.settings import ClassifySettings
+from medfuncta_jax.settings import MlpSettings
 
-SMALL = ClassifySettings(hidden=(32, 16), epochs=60, batch_size=32, learning_rate=1e-2)
+SMALL = MlpSettings(hidden=(32, 16), epochs=60, batch_size=32, learning_rate=1e-2)
 
 
 def parameters(features, classes, hidden):
@@ -21,7 +21,7 @@ def parameters(features, classes, hidden):
 @pytest.mark.parametrize("classes", [2, 7])
 def test_parameters_are_those_of_the_text_and_not_of_the_table(classes):
     """The paper writes 1024 and 512 units and 1.2e6 parameters, which are those of 512 and 256."""
-    assert ClassifySettings().hidden == (1024, 512)
+    assert MlpSettings().hidden == (1024, 512)
     assert parameters(2048, classes, (1024, 512)) == 2048 * 1024 + 1024 + 1024 * 512 + 512 + 512 * classes + classes
     assert round(parameters(2048, classes, (1024, 512)) / 1e6, 1) == 2.6
     assert round(parameters(2048, classes, (512, 256)) / 1e6, 1) == 1.2

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 import medfuncta_jax as mf
+from experiments.settings import RunSettings
 from medfuncta_jax import meta_step
 from medfuncta_jax.datasets import batches, open_dataset
-from medfuncta_jax.datasets.volumes import write_volume
+from medfuncta_jax.nifti import write_volume
 from medfuncta_jax.settings import DataSettings
 from tests.datasets.made_up import beat_line, chest, head, medmnist_arrays, write_case, write_npz
 from tests.real_data import REAL, needs_real
@@ -60,7 +61,7 @@ def get_config(name, variant=""):
     assert "Command:" in module.__doc__
     assert "Hardware:" in module.__doc__
     assert "Result:" in module.__doc__
-    return mf.Settings.from_dict((module.get_config(variant) if name in VARIANTS else module.get_config()).to_dict())
+    return RunSettings.from_dict((module.get_config(variant) if name in VARIANTS else module.get_config()).to_dict())
 
 
 def signal_shape(name, variant):

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import medfuncta_jax as mf
-from medfuncta_jax.coordinates import grid, resampled_affine
+from medfuncta_jax.coordinates import grid, inner_samples, resampled_affine
 
 
 def test_ends_are_included_and_order_is_the_arrays():
@@ -57,3 +57,13 @@ def test_a_resampled_affine_of_the_same_grid_is_the_same():
 def test_a_resampled_affine_of_grids_that_do_not_match(shape, resolution):
     with pytest.raises(ValueError, match=r"match|one point"):
         resampled_affine(np.eye(4), shape, resolution)
+
+
+@pytest.mark.parametrize(("fine", "cut"), [(8, 0), (16, 1), (32, 2), (18, 1)])
+def test_samples_beyond_the_outermost_of_the_coarse_grid_are_left_out(fine, cut):
+    (part,), coords = inner_samples((8,), (fine,))
+    assert part == slice(cut, fine - cut)
+    step = 2 / 7 * 8 / fine
+    np.testing.assert_allclose(np.diff(coords[:, 0]), step)
+    np.testing.assert_allclose(coords[:, 0], -coords[::-1, 0], atol=1e-12)
+    assert 1 - step < coords[-1, 0] <= 1 + 1e-12

@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 import medfuncta_jax as mf
+from experiments.settings import RunSettings
 from medfuncta_jax.datasets import SOURCES, source_options
 from medfuncta_jax.datasets.prepared import prepared_dataset
 from medfuncta_jax.settings import DataSettings, dataclass_from_dict
@@ -124,7 +125,7 @@ def flags_of(module):
 def known_settings():
     """The dotted names of all settings, with the options of every source."""
     names = {f"data.{field.name}" for source in SOURCES for field in dataclasses.fields(source_options(source))}
-    for group, values in mf.Settings(data=DataSettings("medmnist")).to_dict().items():
+    for group, values in RunSettings(data=DataSettings("medmnist")).to_dict().items():
         names |= {f"{group}.{name}" for name in values} if isinstance(values, dict) else {group}
     return names
 
@@ -143,7 +144,7 @@ def check_config(config, overrides):
             group = group[one]
         assert field in group, f"no setting {name}"
         group[field] = text if isinstance(group[field], str) else ast.literal_eval(text)
-    settings = mf.Settings.from_dict(values)
+    settings = RunSettings.from_dict(values)
     dataclass_from_dict(source_options(settings.data.source), dict(settings.data.options), "data")
 
 
@@ -319,7 +320,7 @@ def test_links_lead_somewhere(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named(DOCUMENTS))
 def test_names_in_the_text_exist(document):
-    settings, groups = known_settings(), "|".join(mf.Settings(data=DataSettings("medmnist")).to_dict())
+    settings, groups = known_settings(), "|".join(RunSettings(data=DataSettings("medmnist")).to_dict())
     for code in CODE.findall(prose(document)):
         if name := re.match(rf"(?:--config\.)?((?:{groups})\.[a-z_]+)(?![\w(])", code):
             is_file = re.search(r"\.(py|md|json|csv)$", name[1])

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 import medfuncta_jax as mf
 from medfuncta_jax.checkpoint import CheckpointError
-from medfuncta_jax.latent_store import LatentStoreError, file_rows
+from medfuncta_jax.latent_file import LatentStoreError, file_rows
 from tests.latent_stores import LENGTHS, about, split_arrays, write_store
 
 

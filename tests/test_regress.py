@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from medfuncta_jax.regress import fit_number_mlp, fit_ridge
-from medfuncta_jax.settings import RegressSettings
+from medfuncta_jax.settings import MlpSettings
 
 
 def linear(n, seed, width=5, noise=0.0):
@@ -39,7 +39,7 @@ def test_the_mlp_learns_what_no_line_gives():
     rng = np.random.default_rng(0)
     x = rng.uniform(-1, 1, (400, 2))
     y = 50 + 20 * np.abs(x[:, 0])
-    settings = RegressSettings(hidden=(32,), epochs=60, batch_size=32, learning_rate=1e-2, dropout=0.0)
+    settings = MlpSettings(hidden=(32,), epochs=60, batch_size=32, learning_rate=1e-2, dropout=0.0)
     errors = []
     fit = fit_number_mlp(
         x[:300], y[:300], x[300:350], y[300:350], key=jax.random.key(0), settings=settings, after_epoch=errors.append

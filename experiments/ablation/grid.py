@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.tools import benchmark
+from experiments.tools.cases import Case, settings_of
 from medfuncta_jax.datasets import open_dataset
 from medfuncta_jax.settings import DataSettings, Settings
 
@@ -113,7 +113,7 @@ class Cell:
     """One place of a grid: where it is, what its runs are made of, and the shape of its signals."""
 
     values: Values
-    case: benchmark.Case
+    case: Case
     overrides: tuple[str, ...]
     settings: Settings
 
@@ -162,9 +162,9 @@ def make_cell(table: Table, values: Values, preset: str, common: Sequence[str], 
     by_size = {field: value if isinstance(value, dict) else {size: value} for field, value in changes.items()}
     chosen = {field: value[size] for field, value in by_size.items() if size in value}
     overrides = (*(f"{field}={value}" for field, value in chosen.items()), *common)
-    settings = benchmark.settings_of(benchmark.Case(config, ()), list(overrides), None)
+    settings = settings_of(Case(config, ()), list(overrides), None)
     grid, channels = _shape(settings.data, data_dir)
-    return Cell(values, benchmark.Case(config, grid, channels), overrides, settings)
+    return Cell(values, Case(config, grid, channels), overrides, settings)
 
 
 @functools.lru_cache

@@ -19,7 +19,9 @@ from scipy.interpolate import griddata
 import medfuncta_jax as mf
 from configs import quickstart
 from experiments.runtime.interruption import StopRequest
+from experiments.runtime.run import Run
 from experiments.runtime.run_directory import RunDirectory, remembered_data_dir
+from experiments.settings import RunSettings
 from experiments.stages.train import train
 from medfuncta_jax import metrics
 from medfuncta_jax.datasets import open_dataset
@@ -37,10 +39,10 @@ run = Path(options.run)
 if not (run / "field.safetensors").exists():
     config = quickstart.get_config()
     config.train.update(steps=options.steps, eval_every=options.steps)
-    settings = mf.Settings.from_dict(config.to_dict())
+    settings = RunSettings.from_dict(config.to_dict())
     with StopRequest() as stop:
-        train(settings, open_dataset(settings.data, data_dir=None), RunDirectory(run, settings), stop)
-settings = mf.Settings.from_dict(json.loads((run / "config.json").read_text()))
+        train(Run(RunDirectory(run, settings), stop, open_dataset(settings.data, data_dir=None)))
+settings = RunSettings.from_dict(json.loads((run / "config.json").read_text()))
 dataset = open_dataset(settings.data, data_dir=options.data_dir or remembered_data_dir(run))
 field, params = mf.load_field(run)
 

@@ -26,6 +26,7 @@ from experiments.plan.programs import USABLE
 from experiments.plan.targets import TARGETS, Target
 from experiments.runtime.command import refuse
 from experiments.runtime.run_directory import RunError
+from experiments.settings import RunSettings
 from medfuncta_jax import methods
 from medfuncta_jax.datasets.medmnist_sets import SETS
 from medfuncta_jax.field import Field, parameter_count
@@ -104,7 +105,7 @@ def main(argv: Sequence[str]) -> None:
     if options.config is None:
         raise app.UsageError("--config is missing; e.g. --config=configs/chest_xray.py")
     try:
-        settings = Settings.from_dict(options.config.to_dict())
+        settings = RunSettings.from_dict(options.config.to_dict())
         if options.grid:
             if not all(size.isdecimal() and int(size) for size in options.grid):
                 raise app.UsageError(f"--grid={','.join(options.grid)} must be numbers of at least 1")

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -22,12 +23,14 @@ from experiments.runtime import processes
 from experiments.runtime.memory import free_bytes, program_bytes
 from experiments.runtime.progress import log
 from experiments.runtime.run_directory import RunDirectory, RunError
-from experiments.stages.fitting import fit_batch, rules_of
 from medfuncta_jax import methods, sharding
+from medfuncta_jax.batched import FitRules, fit_batch
 from medfuncta_jax.datasets import Dataset
 from medfuncta_jax.datasets.dataset import NEW
 from medfuncta_jax.field import STEP_SIZE
-from medfuncta_jax.settings import Settings
+
+if TYPE_CHECKING:  # the settings of stages are in their modules, which import this one
+    from experiments.settings import RunSettings
 
 # Points of all signals together that the first number comes to (as many as `fit_latent` evaluates at once), and the
 # most signals that it is, where signals are short.
@@ -38,7 +41,7 @@ _GAIN, _COST = 1.05, 0.05
 _SECONDS = 0.5
 
 
-def settled(settings: Settings, dataset: Dataset, run: RunDirectory) -> Settings:
+def settled(settings: RunSettings, dataset: Dataset, run: RunDirectory) -> RunSettings:
     """`settings` with a number in `fit.batch_size`; all processes of a run must call this.
 
     Raises:
@@ -110,28 +113,27 @@ def climb(first: int, *, unit: int, signals: int, rate_of: Callable[[int], float
     return rates
 
 
-def _tried(settings: Settings, dataset: Dataset) -> dict[int, float]:
+def _tried(settings: RunSettings, dataset: Dataset) -> dict[int, float]:
     """`climb` with fits of the first signals, by a network that need not be trained for that."""
     field = methods.check(settings, dataset.grid, dataset.channels, task=dataset.task)
     mesh = sharding.data_mesh(jax.local_devices())
     params = sharding.replicate(mesh, field.init(jax.random.key(settings.seed)))
     splits = [split for name, split in dataset.splits.items() if name in (*settings.extract.splits, NEW)]
+    rules = FitRules.of(settings, dtype=settings.extract.dtype)
+    key = jax.random.key(settings.seed)
     unit, signals = jax.device_count(), sum(len(split) for split in splits)
     several = max(1, min(_SIGNALS, _POINTS // math.prod(dataset.grid), signals) // unit)
 
     def rate_of(size: int) -> float:
         batch = sharding.split_batch(mesh, splits[0].signals(np.arange(size) % len(splits[0])))
-        rules = rules_of(settings)
-        program = fit_batch.lower(
-            field, params, batch, None, STEP_SIZE, dtype=settings.extract.dtype, **rules
-        ).compile()
+        program = fit_batch.lower(field, rules, params, batch, None, STEP_SIZE, key).compile()
         needed, free = program_bytes(program), free_bytes()
         if needed is not None and free is not None and needed > free:
             return 0.0
         seconds: list[float] = []
         while not seconds or (sum(seconds) < _SECONDS and len(seconds) < 3):
             began = time.monotonic()
-            jax.block_until_ready(program(params, batch, None, STEP_SIZE, key=rules["key"]))
+            jax.block_until_ready(program(params, batch, None, STEP_SIZE, key))
             seconds.append(time.monotonic() - began)
         return size / min(seconds)
 

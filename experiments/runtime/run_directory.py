@@ -9,28 +9,20 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from experiments.stages import LABELS, STAGES
 from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.settings import Settings, SettingsError
 
+if TYPE_CHECKING:  # the settings of stages are in their modules, which import this one
+    from experiments.settings import RunSettings
+
+_S = TypeVar("_S", bound=Settings)
 # What makes two runs the same run; the rest belongs to stages after training, whose results have names of their own.
 _OF_THE_RUN = ("data", "seed", "model", "inner", "train")
-# Settings of the data that say labels, which are joined to the signals by their ids.
-_LABELS = ("data.labels", "data.label_column", "data.no_value")
 # What the latents of a run depend on beside its field.
 _OF_LATENTS = ("fit.", "extract.dtype")
-# What the results of a stage depend on beside its latents.
-_OF_STAGES: dict[str, tuple[str, ...]] = {
-    "extract": (),
-    "evaluate": ("evaluate.",),
-    "decode": (),
-    "compress": ("compress.",),
-    "curves": ("curves.", "evaluate.resamples"),
-    "classify": ("classify.", *_LABELS),
-    "regress": ("regress.", "data.labels"),
-    "report": ("evaluate.", "curves.", "classify.", "compress.", *_LABELS),
-}
 _VARIANTS, _LONGEST_NAME = "variants", 120
 # Where things lie on one machine or another, which changes no result.
 _PLACES = ("data.cache_dir",)
@@ -72,8 +64,8 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     return records
 
 
-def stored_settings(workdir: Path | str) -> Settings | None:
-    """The settings in a run's `config.json`, None where there is none.
+def stored_settings(workdir: Path | str, kind: type[_S]) -> _S | None:
+    """The settings in a run's `config.json`, of type `kind`; None where there are none.
 
     Raises:
       RunError: it is damaged, or of another version.
@@ -81,7 +73,7 @@ def stored_settings(workdir: Path | str) -> Settings | None:
     file = Path(workdir).expanduser() / "config.json"
     try:
         # Settings that have come since are at their defaults, which leave a run what it was.
-        return Settings.from_dict(json.loads(file.read_text()))
+        return kind.from_dict(json.loads(file.read_text()))
     except FileNotFoundError:
         return None
     except SettingsError as error:
@@ -93,10 +85,10 @@ def stored_settings(workdir: Path | str) -> Settings | None:
 def free_labels(settings: Settings) -> tuple[str, ...]:
     """The settings that say labels and nothing of the signals, as columns of a table whose rows are signals would."""
     options = dict(settings.data.options)
-    return () if options.get("layout") == "row" and not options.get("labels") else _LABELS
+    return () if options.get("layout") == "row" and not options.get("labels") else LABELS
 
 
-def with_labels_of(settings: Settings, other: Settings) -> Settings:
+def with_labels_of(settings: _S, other: Settings) -> _S:
     """`settings` with the labels of `other`, so that its signals are those of `other`."""
     values, labels = settings.to_dict(), other.to_dict()["data"]
     for name in free_labels(other):
@@ -104,7 +96,7 @@ def with_labels_of(settings: Settings, other: Settings) -> Settings:
         values["data"].pop(short, None)
         if short in labels:
             values["data"][short] = labels[short]
-    return Settings.from_dict(values)
+    return type(settings).from_dict(values)
 
 
 def _variant_name(values: Mapping[str, Any]) -> str:
@@ -144,7 +136,7 @@ class RunDirectory:
       settings: those asked for; what makes the run is the same.
     """
 
-    def __init__(self, path: Path | str, settings: Settings, *, writes: bool = True):
+    def __init__(self, path: Path | str, settings: RunSettings, *, writes: bool = True):
         """Open or make the directory.
 
         Args:
@@ -176,7 +168,7 @@ class RunDirectory:
     evaluation_file = property(lambda self: self.results("evaluate") / "evaluation.json")
 
     @property
-    def training_settings(self) -> Settings:
+    def training_settings(self) -> RunSettings:
         """Those asked for, but the test-time fit as the run was begun with, which validation in training goes by."""
         own = dataclasses.replace(self.own.fit, batch_size=self.settings.fit.batch_size)
         return dataclasses.replace(self.settings, data=self.own.data, fit=own)
@@ -186,7 +178,7 @@ class RunDirectory:
 
         The run directory, or one of `variants/`, which holds all settings in `settings.json`.
         """
-        groups = _OF_LATENTS + _OF_STAGES[stage]
+        groups = _OF_LATENTS + STAGES[stage].depends
         differing = {name: value for name, value in self._differing.items() if name.startswith(groups)}
         if not differing:
             return self.path
@@ -196,7 +188,7 @@ class RunDirectory:
         return folder
 
     def _compare(self) -> None:
-        self.own = stored_settings(self.path) or self.settings
+        self.own = stored_settings(self.path, type(self.settings)) or self.settings
         stored, asked = (dict(flat(settings.to_dict())) for settings in (self.own, self.settings))
         absent, free = "(absent)", free_labels(self.own)
         differing = [

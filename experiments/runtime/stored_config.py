@@ -11,8 +11,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from experiments.settings import RunSettings
 from medfuncta_jax.datasets import source_options
-from medfuncta_jax.settings import Settings, dataclass_from_dict
+from medfuncta_jax.settings import dataclass_from_dict
 
 
 def get_config(path: str) -> ConfigDict:
@@ -23,7 +24,7 @@ def get_config(path: str) -> ConfigDict:
     """
     try:
         values = json.loads(Path(path).expanduser().read_text())
-        settings = Settings.from_dict(values)
+        settings = RunSettings.from_dict(values)
         options = dataclass_from_dict(source_options(settings.data.source), dict(settings.data.options), "data")
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; name the directory of a run") from error

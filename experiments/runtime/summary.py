@@ -5,21 +5,13 @@ from __future__ import annotations
 import json
 
 from experiments.runtime.run_directory import RunDirectory
-from medfuncta_jax.checkpoint import FIELD_FILE
+from experiments.stages import STAGES
 from medfuncta_jax.datasets import Dataset
-from medfuncta_jax.settings import Settings
-
-# What stages leave in the directory of a run, and folders of which each entry is a result.
-_RESULTS = (
-    FIELD_FILE, "latents", "evaluation.json", "evaluation.csv", "curves.json", "compression.json",
-    "classification.json", "classification.md", "regression.json", "report.html", "figures", "metrics.jsonl",
-    "tensorboard", "checkpoints",
-)  # fmt: skip
-_FOLDERS = ("decoded", "applied", "variants")
 
 
-def summary(settings: Settings, dataset: Dataset, run: RunDirectory) -> str:
+def summary(dataset: Dataset, run: RunDirectory) -> str:
     """The run so far in a few lines, from the files in its directory."""
+    settings = run.settings
     model, inner = settings.model, settings.inner
     lines = [
         "",
@@ -31,17 +23,19 @@ def summary(settings: Settings, dataset: Dataset, run: RunDirectory) -> str:
         best = max(validated, key=lambda record: record["val_psnr"])
         lines.append(f"best validation PSNR in training  {best['val_psnr']:.2f} dB at step {best['step']}")
     if run.evaluation_file.exists():
-        results = json.loads(run.evaluation_file.read_text())
+        evaluated = json.loads(run.evaluation_file.read_text())
         lines.append(f"{'split':<8}{'signals':>8}{'PSNR dB':>10}{'MSE':>12}{'SSIM':>8}{'LPIPS':>8}")
-        for name in (name for name in ("test", "val") if name in results):
-            row = results[name]
+        for name in (name for name in ("test", "val") if name in evaluated):
+            row = evaluated[name]
             perceptual = f"{row['lpips']:.4f}" if "lpips" in row else "-"
             lines.append(
                 f"{name:<8}{row['signals']:>8}{row['psnr']:>10.2f}{row['mse']:>12.3e}{row['ssim']:>8.4f}{perceptual:>8}"
             )
     spent = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in run.seconds().items())
     lines.append(f"time: {spent or 'none yet'}")
-    there = [name for name in _RESULTS if (run.path / name).exists()]
-    there += [f"{folder}/{path.name}" for folder in _FOLDERS for path in sorted((run.path / folder).glob("*"))]
+    results = [name for stage in STAGES.values() for name in stage.writes] + ["variants/"]
+    there = [name for name in results if not name.endswith("/") and (run.path / name).exists()]
+    for folder in (name for name in results if name.endswith("/")):
+        there += [f"{folder}{path.name}" for path in sorted((run.path / folder).glob("*"))]
     lines.append(f"results in {run.path}: {', '.join(there)}")
     return "\n".join(lines)

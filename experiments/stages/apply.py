@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from experiments.runtime.batch_size import settled
-from experiments.runtime.interruption import StopRequest
 from experiments.runtime.progress import log
+from experiments.runtime.run import Run
 from experiments.runtime.run_directory import RunDirectory, RunError, write_json
 from experiments.stages.decode import decoded_shape, write_split
 from experiments.stages.extract import write_store
@@ -21,9 +21,9 @@ from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.checkpoint import load_field
 from medfuncta_jax.datasets import new_signals
 from medfuncta_jax.datasets.dataset import NEW
-from medfuncta_jax.latent_store import LatentStoreError, load_latents
+from medfuncta_jax.latent_file import LatentStoreError
+from medfuncta_jax.latent_store import load_latents
 from medfuncta_jax.prepare import trained_on
-from medfuncta_jax.settings import Settings
 
 # The part of the run's own held-out signals that would be called unlike the others too.
 _UNUSUAL = 0.01
@@ -31,7 +31,7 @@ _UNUSUAL = 0.01
 _LATENTS = 4096
 
 
-def apply(settings: Settings, run: RunDirectory, stop: StopRequest, *, data_dir: str | None, out: str | None) -> Path:
+def apply(run: Run) -> Path:
     """Fit the run's field to new signals; returns the folder of the results.
 
     Signals are resampled and scaled as in training. Written are `latents/` (a latent store with the one split "new"),
@@ -39,8 +39,8 @@ def apply(settings: Settings, run: RunDirectory, stop: StopRequest, *, data_dir:
     of the run and why) and `apply.json`. What is there is kept, so the same command goes on after a stop.
 
     Args:
-      data_dir: a file, or a folder of files, of the run's source.
-      out: the folder; None is `WORKDIR/applied/NAME`, by the name of the file or folder.
+      run: its `data_dir` is a file, or a folder of files, of the run's source; `out` the folder for the results, None
+        for `WORKDIR/applied/NAME`, by the name of that file or folder.
     Raises:
       CheckpointError: no field.
       DataError: no files, or none that can be used.
@@ -48,26 +48,27 @@ def apply(settings: Settings, run: RunDirectory, stop: StopRequest, *, data_dir:
       LatentStoreError: the folder holds latents of other signals in another layout.
       Interrupted: a stop was asked for; finished files are kept.
     """
+    directory, data_dir = run.directory, run.data_dir
     if data_dir is None:
         raise RunError("--mode=apply needs the new signals: --data_dir=FOLDER or FILE")
-    field, params = load_field(run.path)
-    _, grid, channels = trained_on(run.path)
-    dataset = new_signals(settings.data, data_dir, grid=grid, channels=channels)
-    settings = settled(settings, dataset, run)
+    field, params = load_field(directory.path)
+    _, grid, channels = trained_on(directory.path)
+    dataset = new_signals(run.settings.data, data_dir, grid=grid, channels=channels)
+    settings = directory.settings = settled(run.settings, dataset, directory)
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(data_dir).expanduser().absolute().name) or "new"
-    folder = Path(out).expanduser().absolute() if out else run.path / "applied" / name
+    folder = Path(run.out).expanduser().absolute() if run.out else directory.path / "applied" / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{folder} cannot be made ({error.strerror}); name another --out") from error
-    write_store(settings, dataset, run, folder / "latents", stop)
-    split = load_latents(folder / "latents", field=run.path)[NEW]
+    write_store(replace(run, data=dataset), folder / "latents")
+    split = load_latents(folder / "latents", field=directory.path)[NEW]
     shape = decoded_shape(settings.decode, grid)
     write_split(
         field, params, split, folder / "reconstructions", shape,
-        count=len(split), own=settings.decode.values == "own", size=settings.fit.batch_size, stop=stop,
+        count=len(split), own=settings.decode.values == "own", size=settings.fit.batch_size, stop=run.stop,
     )  # fmt: skip
-    usual = usual_of(run)
+    usual = usual_of(directory)
     reasons = [""] * len(split) if usual is None else usual.reasons(np.asarray(split.latents), split.psnr)
     rows = [
         [name, f"{psnr:.6g}", "yes" if reason else "" if usual is None else "no", reason, units.notes]

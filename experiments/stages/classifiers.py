@@ -14,7 +14,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from experiments.runtime.run_directory import RunError
 from medfuncta_jax.classify import fit_mlp
-from medfuncta_jax.settings import ClassifySettings
+from medfuncta_jax.settings import MlpSettings
 
 # The least side of an image that Keras's ResNet50 and EfficientNet accept.
 _LEAST_SIDE = 32
@@ -68,7 +68,7 @@ def mlp(
     classes: int,
     seed: int,
     normalise: Literal["none", "scale", "standardise"],
-    settings: ClassifySettings,
+    settings: MlpSettings,
     after_epoch: Callable[[float], None],
 ) -> Outcome:
     """`medfuncta_jax.fit_mlp` with the key of a seed."""
@@ -90,7 +90,7 @@ def image_network(
     *,
     classes: int,
     seed: int,
-    settings: ClassifySettings,
+    settings: MlpSettings,
     after_epoch: Callable[[float], None],
     after_batch: Callable[[], None],
 ) -> Outcome:
@@ -124,7 +124,7 @@ def fit_keras(
     val: Labelled,
     test: Labelled,
     *,
-    settings: ClassifySettings,
+    settings: MlpSettings,
     after_epoch: Callable[[float], None],
     after_batch: Callable[[], None],
 ) -> tuple[np.ndarray, float]:

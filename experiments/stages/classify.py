@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-import jax
 import numpy as np
 
-from experiments import figures
-from experiments.runtime.interruption import StopRequest
 from experiments.runtime.progress import Progress, log
-from experiments.runtime.run_directory import RunDirectory, RunError, write_json
+from experiments.runtime.run import Run
+from experiments.runtime.run_directory import RunError, write_json
+from experiments.stages.features import FEATURES, digest, matching_latents, mean_and_spread, require_distinct, vectors
 from experiments.stages.kept_rows import KeptRows
-from experiments.stages.principal_axes import principal_axes
 from medfuncta_jax.atomic import atomic_path
-from medfuncta_jax.checkpoint import load_field
-from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets import Dataset
-from medfuncta_jax.datasets.dataset import SPLITS, Task, without_labels
-from medfuncta_jax.latent_store import LatentSplit, load_latents
-from medfuncta_jax.settings import Settings, SettingsError
-from medfuncta_jax.signal_metric import signal_metric
+from medfuncta_jax.datasets.dataset import SPLITS, Task
+from medfuncta_jax.latent_store import LatentSplit
+from medfuncta_jax.settings import MlpSettings, SettingsError
 
 if TYPE_CHECKING:
     from experiments.stages.classifiers import Outcome
@@ -39,7 +33,6 @@ ROWS_FILE = "classification.rows.json"
 _COSTLY = 0.4
 
 _NETWORKS = {"resnet50": "ResNet50", "efficientnet_b0": "EfficientNet-B0"}
-_FEATURES = {"latents": "latents", "metric": "latents, signal metric", "pca": "PCA", "values": "values"}
 
 # Heading, name in the row, and format; a column without any value is left out of the table.
 _COLUMNS = (
@@ -52,7 +45,41 @@ _COLUMNS = (
 )
 
 
-def classify(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRequest) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ClassifySettings(MlpSettings):
+    """Classification of a finished run's latents (MedFuncta, table 3), beside PCA of equal size and raw values.
+
+    Attributes: beside those of `MlpSettings`, which image networks go by too,
+      classifiers: of "knn", "mlp", "resnet50" and "efficientnet_b0"; the last two see images and need the extra
+        `classify-images`.
+      features: what k-NN and the MLP see: "latents", "metric" (latents whose distances are those of their signals, see
+        `signal_metric`), "pca" (as many components as the latent has entries) and "values" (the signal, flattened).
+      normalise: what the MLP's features go through first, see `fit_mlp`. Of several the one with the best validation
+        accuracy is kept for each kind of features; k-NN sees features as they are.
+      neighbours: every k of k-NN.
+      seeds: repetitions of what is trained: seeds `seed`, `seed` + 1 and so on.
+
+    The paper writes that the MLP's `hidden` layers are 1024 and 512 wide, but its 1.2e6 parameters (P = 2048) are those
+    of 512 and 256; 1024 and 512 have 2.6e6.
+    """
+
+    classifiers: tuple[Literal["knn", "mlp", "resnet50", "efficientnet_b0"], ...] = ("knn", "mlp")
+    features: tuple[Literal["latents", "metric", "pca", "values"], ...] = ("latents", "metric", "pca", "values")
+    normalise: tuple[Literal["none", "scale", "standardise"], ...] = ("standardise", "scale")
+    neighbours: tuple[int, ...] = (1, 3)
+    seeds: int = 3
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("classifiers", "features", "normalise", "neighbours"):
+            require_distinct(name, getattr(self, name))
+        if min(self.neighbours) < 1:
+            raise SettingsError(f"neighbours must be at least 1, got {self.neighbours}")
+        if self.seeds < 1:
+            raise SettingsError(f"seeds must be at least 1, got {self.seeds}")
+
+
+def classify(run: Run) -> dict[str, Any]:
     """Write `classification.json`, `classification.md` and a figure of confusion matrices; returns the first.
 
     Everything is trained on the training split, chosen on validation and scored once, on test. Signals without a label
@@ -73,7 +100,9 @@ def classify(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
             raise
         raise RunError("--mode=classify needs scikit-learn: pip install 'medfuncta_jax[classify]'") from error
 
-    began = time.monotonic()
+    from experiments import figures  # not before, as the settings of this stage are read at every start
+
+    began, settings, dataset = time.monotonic(), run.settings, run.dataset
     ours = settings.classify
     networks = [name for name in ours.classifiers if name in classifiers.IMAGE_NETWORKS]
     if networks and len(dataset.grid) != 2:
@@ -83,7 +112,8 @@ def classify(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
         )
     if networks:
         classifiers.keras_on_jax()
-    latents = matching_latents(dataset, run)
+    require_labels(dataset)
+    latents = matching_latents(run)
     labels = {name: split.annotations().labels for name, split in dataset.splits.items()}
     rows = {
         name: np.flatnonzero((np.reshape(values, (len(values), -1)) >= 0).all(1)) for name, values in labels.items()
@@ -100,7 +130,7 @@ def classify(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
         return [classifiers.Labelled(features[name][rows[name]], labels[name]) for name in SPLITS]
 
     def may_stop() -> None:
-        stop.check(f"finished rows are in {kept.path}")
+        run.stop.check(f"finished rows are in {kept.path}")
 
     def watched(name: str) -> Callable[[float], None]:
         """What the training of a classifier calls after every epoch."""
@@ -127,8 +157,9 @@ def classify(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
     normalisations = ours.normalise if "mlp" in ours.classifiers else ()
     features = ours.features if neighbours or normalisations else ()
     fits = len(features) * (len(neighbours) + len(seeds) * len(normalisations)) + len(seeds) * len(networks)
-    say_costs(settings, dataset, len(labels["train"]), normalisations, features)
-    kept = KeptRows(run.results("classify") / ROWS_FILE, {
+    say_costs(run, len(labels["train"]), normalisations, features)
+    folder = run.directory.results("classify")
+    kept = KeptRows(folder / ROWS_FILE, {
         "field_sha256": latents["test"].about["field_sha256"],
         "latents": digest(*(np.asarray(latents[name].latents) for name in SPLITS)),
         "labels": digest(*(labels[name] for name in SPLITS), *(rows[name] for name in SPLITS)),
@@ -147,20 +178,20 @@ def classify(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
         @functools.lru_cache(maxsize=1)
         def of_kind(kind: str) -> list[classifiers.Labelled]:
             said: list[str] = []
-            found = labelled(vectors(kind, settings, dataset, latents, run, said))
+            found = labelled(vectors(kind, run, latents, said))
             kept.notes[kind] = said
             return found
 
         def neighbour_row(kind: str, k: int) -> dict[str, Any]:
             train, _, test = of_kind(kind)
             outcome = classifiers.nearest_neighbours(train, test, neighbours=k, classes=classes)
-            return row(f"k-NN, k = {k}", _FEATURES[kind], [done(outcome)])
+            return row(f"k-NN, k = {k}", FEATURES[kind], [done(outcome)])
 
         def mlp_row(kind: str) -> dict[str, Any]:
             train, val, test = of_kind(kind)
             candidates = [
                 {"normalise": normalise}
-                | row("MLP", _FEATURES[kind], [
+                | row("MLP", FEATURES[kind], [
                     done(classifiers.mlp(
                         train, val, test,
                         classes=classes, seed=seed, normalise=normalise, settings=ours, after_epoch=watched("MLP"),
@@ -203,34 +234,25 @@ def classify(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
         "notes": notes,
         "rows": table,
     }
-    folder = run.results("classify")
     write_json(folder / JSON_FILE, result)
     markdown = as_markdown(result)
     with atomic_path(folder / TABLE_FILE) as partial:
         partial.write_text(markdown)
     figures.draw_confusion(folder / "figures" / FIGURE_FILE, result)
-    run.set_seconds("classify", time.monotonic() - began)
+    run.directory.set_seconds("classify", time.monotonic() - began)
     log.info("classification in %s:\n%s", folder / TABLE_FILE, markdown)
     return result
 
 
-def digest(*arrays: np.ndarray) -> str:
-    """SHA-256 of arrays with their types and shapes."""
-    found = hashlib.sha256()
-    for array in arrays:
-        found.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
-
-
-def say_costs(
-    settings: Settings, dataset: Dataset, count: int, normalisations: Sequence[str], features: Sequence[str]
-) -> None:
+def say_costs(run: Run, count: int, normalisations: Sequence[str], features: Sequence[str]) -> None:
     """Log which rows take most of the time, and what leaves them out.
 
     Args:
+      run: what is classified.
       count: labelled training signals.
       normalisations, features: of the MLPs, () for none.
     """
+    settings, dataset = run.settings, run.dataset
     ours, values = settings.classify, math.prod(dataset.grid) * dataset.channels
     sizes = {kind: values if kind == "values" else settings.model.latent_dim for kind in features}
     parameters = {
@@ -246,40 +268,17 @@ def say_costs(
             log.info(
                 "classify: the MLP on %s has %.3g parameters and is trained %d times, %d epochs on %d signals: %d %% "
                 "of all MLPs' work; --config.classify.features=\"%s\" leaves it out",
-                _FEATURES[kind], own, fits, ours.epochs, count, round(100 * own / whole), others,
+                FEATURES[kind], own, fits, ours.epochs, count, round(100 * own / whole), others,
             )  # fmt: skip
 
 
-def matching_latents(dataset: Dataset, run: RunDirectory) -> dict[str, LatentSplit]:
-    """The latents of all splits, after checking that they are this field's and this data set's.
-
-    Raises:
-      CheckpointError, LatentStoreError: no field, no latents, a split is missing, or latents of another field.
-      RunError: no labels, or latents of other data.
-    """
+def require_labels(dataset: Dataset) -> None:
+    """Raise RunError for data without labels."""
     if dataset.task == "none" or not dataset.classes:
         raise RunError(
             f"{dataset.name} has no labels to classify by; choose a source that has some, or name a table of them with "
             "data.labels where the source reads one"
         )
-    return matching_store(dataset, run)
-
-
-def matching_store(dataset: Dataset, run: RunDirectory) -> dict[str, LatentSplit]:
-    """`matching_latents`, whether or not there are labels."""
-    latents = load_latents(run.latents, splits=SPLITS, field=run.path)
-    for name in SPLITS:
-        place, remedy = run.latents / name, "remove the latents and extract again (--mode=extract)"
-        stored, known = latents[name], dataset.splits[name].annotations()
-        about = json.loads(json.dumps(without_labels(dataset.about)))
-        described = without_labels(stored.about.get("data", {}))  # a part of what the data set says of itself
-        same = bool(described) and all(about.get(key) == value for key, value in described.items())
-        same = same and list(stored.ids) == list(known.ids)
-        if not same:
-            raise RunError(f"{place}: latents of other data than {dataset.name} as it is now; {remedy}")
-        if not np.isfinite(np.asarray(stored.latents)).all():
-            raise RunError(f"{place}: some latents are not finite; {remedy}")
-    return latents
 
 
 def presence_notes(
@@ -313,39 +312,6 @@ def presence_notes(
     return notes
 
 
-def vectors(
-    kind: str,
-    settings: Settings,
-    dataset: Dataset,
-    latents: Mapping[str, LatentSplit],
-    run: RunDirectory,
-    notes: list[str],
-) -> dict[str, np.ndarray]:
-    """One kind of features, [n, F] of all signals of a split; `notes` gets what is to be said about them."""
-    if kind in ("latents", "metric"):
-        found = {name: np.asarray(split.latents) for name, split in latents.items()}
-        if kind == "metric":
-            field, params = load_field(run.path)
-            key = jax.random.key(settings.seed)
-            metric = signal_metric(field, params, found["train"], grid(dataset.grid), key=key).astype(np.float32)
-            found = {name: values @ metric for name, values in found.items()}
-        return found
-    signals = {name: split.signals(slice(None)).reshape(len(split), -1) for name, split in dataset.splits.items()}
-    return signals if kind == "values" else principal_components(signals, settings.model.latent_dim, notes)
-
-
-def principal_components(signals: Mapping[str, np.ndarray], components: int, notes: list[str]) -> dict[str, np.ndarray]:
-    """Scores [n, components] on the principal axes of the training signals [n, F], all or as many as there are."""
-    pca = principal_axes(signals["train"], components)
-    if len(pca.axes) < components:
-        notes.append(
-            f"PCA has {len(pca.axes)} components, the most that {len(signals['train'])} training signals give, not "
-            f"{components}."
-        )
-        log.warning("classify: %s", notes[-1])
-    return {name: pca.scores(values) for name, values in signals.items()}
-
-
 def summary_of(
     outcomes: Sequence[Outcome], labels: np.ndarray, scores: Callable[..., dict[str, Any]], task: Task
 ) -> dict[str, Any]:
@@ -364,15 +330,6 @@ def summary_of(
         **{name: mean_and_spread([result[name] for result in results]) for name in results[0]},
         "confusion": None if confusion is None else confusion.tolist(),
     }
-
-
-def mean_and_spread(values: list[Any]) -> Any:
-    """Mean and standard deviation (of a sample) over seeds; None where a value is not defined; lists by their items."""
-    if isinstance(values[0], list):
-        return [mean_and_spread(list(items)) for items in zip(*values, strict=True)]
-    if any(value is None for value in values):
-        return None
-    return {"mean": float(np.mean(values)), "spread": float(np.std(values, ddof=1)) if len(values) > 1 else None}
 
 
 def as_markdown(result: Mapping[str, Any]) -> str:

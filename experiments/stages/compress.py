@@ -5,25 +5,24 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from experiments import figures
-from experiments.runtime.interruption import StopRequest
 from experiments.runtime.progress import Progress, log
-from experiments.runtime.run_directory import RunDirectory, RunError, write_json
+from experiments.runtime.run import Run
+from experiments.runtime.run_directory import RunError, write_json
 from medfuncta_jax import metrics
+from medfuncta_jax.batched import decode_latents
 from medfuncta_jax.checkpoint import load_field
 from medfuncta_jax.codec import fit_codec
-from medfuncta_jax.coordinates import grid
-from medfuncta_jax.datasets import Dataset
-from medfuncta_jax.fit import reconstruct
 from medfuncta_jax.latent_store import load_latents
-from medfuncta_jax.settings import Settings
+from medfuncta_jax.settings import SettingsError
 
 _FILE = "compression.json"
 _CONVENTIONS = {
@@ -33,7 +32,32 @@ _CONVENTIONS = {
 }
 
 
-def compress(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRequest) -> None:
+@dataclass(frozen=True)
+class CompressSettings:
+    """Rate and distortion of quantised and entropy-coded latents (--mode=compress).
+
+    Attributes:
+      bits: numbers of bits, 1 to 16, of a latent entry before entropy coding.
+      spread: bins span this many standard deviations to both sides of each entry's mean.
+      signals: test signals used at most, evenly spaced over the split.
+      beside: directories of other finished runs on the same data, whose curves are drawn too.
+    """
+
+    bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+    spread: float = 3.0
+    signals: int = 256
+    beside: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if not self.bits or not all(1 <= bits <= 16 for bits in self.bits):
+            raise SettingsError(f"bits must be 1 to 16, got {self.bits}")
+        if not self.spread > 0:
+            raise SettingsError(f"spread must be above 0, got {self.spread}")
+        if self.signals < 1:
+            raise SettingsError(f"signals must be at least 1, got {self.signals}")
+
+
+def compress(run: Run) -> None:
     """Write `compression.json` and `figures/rate_distortion.png` from the stored latents.
 
     `compression.json` holds the curves of "field" and, for images, "JPEG" and "JPEG 2000": points of `bits_per_point`,
@@ -46,27 +70,23 @@ def compress(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
     """
     if importlib.util.find_spec("constriction") is None:
         raise RunError("--mode=compress needs the package constriction; pip install 'medfuncta_jax[compress]'")
-    wanted = settings.compress
-    field, params = load_field(run.path)
-    store = load_latents(run.latents, splits=("train", "test"), field=run.path)
+    from experiments import figures  # not before, as the settings of this stage are read at every start
+
+    dataset, directory, wanted = run.dataset, run.directory, run.settings.compress
+    field, params = load_field(directory.path)
+    store = load_latents(directory.latents, splits=("train", "test"), field=directory.path)
     split, latents = dataset.splits["test"], store["test"].latents
     if store["test"].ids != split.annotations().ids:
-        raise RunError(f"the test latents in {run.latents} are of other data; run --mode=extract again")
+        raise RunError(f"the test latents in {directory.latents} are of other data; run --mode=extract again")
     rows = np.unique(np.linspace(0, len(split) - 1, min(wanted.signals, len(split))).round().astype(int))
-    signals, coords, train = split.signals(rows), grid(dataset.grid), np.asarray(store["train"].latents)
-    size = settings.fit.batch_size
+    signals, points, train = split.signals(rows), math.prod(dataset.grid), np.asarray(store["train"].latents)
 
     def quality(images: np.ndarray) -> dict[str, float]:
         values = metrics.signal_metrics(images.reshape(signals.shape), signals)
         return {name: float(np.mean(np.asarray(values[name]), dtype=np.float64)) for name in ("psnr", "ssim")}
 
     def decoded(some: np.ndarray) -> np.ndarray:
-        """In batches of one shape, the last one padded."""
-        parts = []
-        for start in range(0, len(some), size):
-            batch = np.resize(some[start : start + size], (size, some.shape[1]))
-            parts.append(np.asarray(reconstruct(field, params, batch, coords))[: len(some) - start])
-        return np.concatenate(parts)
+        return decode_latents(field, params, some, dataset.grid, batch_size=run.settings.fit.batch_size)
 
     curves: dict[str, list[dict[str, Any]]] = {"field": []}
     with Progress("compress", total=len(wanted.bits), unit="rates") as progress:
@@ -74,17 +94,17 @@ def compress(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
             codec = fit_codec(train, bits=bits, spread=wanted.spread)
             codes = [codec.encode(latent) for latent in latents[rows]]
             images = decoded(np.stack([codec.decode(code) for code in codes]))
-            rate = 8 * float(np.mean([len(code) for code in codes])) / len(coords)
+            rate = 8 * float(np.mean([len(code) for code in codes])) / points
             curves["field"].append({"bits": bits, "bits_per_point": rate, **quality(images)})
-            stop.check("nothing of the compression is kept")
+            run.stop.check("nothing of the compression is kept")
             progress.advance(note=f"{bits} bits: {curves['field'][-1]['psnr']:.2f} dB")
     if len(dataset.grid) == 2 and dataset.channels in (1, 3):
         for name, (levels, save) in _CODECS.items():
             curves[name] = [{**point, **quality(images)} for point, images in _as_files(signals, levels, save)]
-            stop.check("nothing of the compression is kept")
+            run.stop.check("nothing of the compression is kept")
     uncompressed = quality(decoded(np.asarray(latents[rows])))
     result = {"signals": len(rows), "latent_dim": train.shape[1], "spread": wanted.spread, "curves": curves}
-    folder = run.results("compress")
+    folder = directory.results("compress")
     write_json(folder / _FILE, {**result, "uncompressed": uncompressed, "conventions": _CONVENTIONS})
     drawn = {"this field" if wanted.beside else "field": curves["field"]}
     drawn |= {Path(other).name: _of_run(Path(other)) for other in wanted.beside}

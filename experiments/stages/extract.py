@@ -9,32 +9,24 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from experiments.runtime.interruption import StopRequest
 from experiments.runtime.progress import Progress, log
+from experiments.runtime.run import Run
 from experiments.runtime.run_directory import RunDirectory
-from experiments.stages.fitting import FittedSignals, fit_signals
 from experiments.tools.latent_card import latent_card
 from medfuncta_jax import sharding
 from medfuncta_jax.atomic import atomic_path
+from medfuncta_jax.batched import FittedSignals, fit_options, fit_signals
 from medfuncta_jax.checkpoint import load_field
 from medfuncta_jax.datasets import Dataset, Split
 from medfuncta_jax.datasets.dataset import NEW, Annotations, without_labels
-from medfuncta_jax.field import STEP_SIZE
-from medfuncta_jax.latent_store import (
-    LatentFile,
-    LatentStoreError,
-    field_checksum,
-    file_name,
-    file_rows,
-    load_latents,
-    write_file,
-)
-from medfuncta_jax.settings import Settings
+from medfuncta_jax.latent_file import LatentFile, LatentStoreError, file_name, file_rows, write_file
+from medfuncta_jax.latent_store import field_checksum, load_latents
+from medfuncta_jax.settings import SettingsError
 
 CARD = "README.md"
 # Where the source's files lie and when they were copied there, in which the machines of one job array may differ, and
@@ -45,6 +37,35 @@ _OF_LABELS = ("classes", "task")
 
 
 @dataclass(frozen=True)
+class ExtractSettings:
+    """Writing the latents of every split, in files of which several jobs can each write their own.
+
+    Attributes:
+      splits: which; without "train" much is saved where latents serve the evaluation alone.
+      signals_per_file: latents a file, at most.
+      shard, shards: this job is number `shard` (from 0) of `shards`, and fits every file whose number over all splits
+        leaves `shard` when divided by `shards`. The files are the same for any number of jobs.
+      dtype: of the stored latents; "float16" halves the files, and the PSNR beside them is that of the rounded latent.
+    """
+
+    splits: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
+    signals_per_file: int = 4096
+    shard: int = 0
+    shards: int = 1
+    dtype: Literal["float32", "float16"] = "float32"
+
+    def __post_init__(self):
+        if not self.splits:
+            raise SettingsError("splits must name at least one split, e.g. ('val', 'test')")
+        if self.signals_per_file < 1:
+            raise SettingsError(f"signals_per_file must be at least 1, got {self.signals_per_file}")
+        if self.shards < 1:
+            raise SettingsError(f"shards must be at least 1, got {self.shards}")
+        if not 0 <= self.shard < self.shards:
+            raise SettingsError(f"shard must be 0 to {self.shards - 1} (shards - 1), got {self.shard}")
+
+
+@dataclass(frozen=True)
 class _Part:
     """One file to write: its place, and the rows of the split that it holds."""
 
@@ -52,18 +73,18 @@ class _Part:
     rows: range
 
 
-def extract(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRequest) -> None:
+def extract(run: Run) -> None:
     """Write `latents/SPLIT-K-of-N.safetensors` for the splits asked for, and `latents/README.md` once all are there.
 
     Raises:
       CheckpointError, LatentStoreError, Interrupted: as `write_store`.
     """
     began = time.monotonic()
-    if write_store(settings, dataset, run, run.latents, stop):
-        run.set_seconds("extract", time.monotonic() - began)
+    if write_store(run, run.directory.latents):
+        run.directory.set_seconds("extract", time.monotonic() - began)
 
 
-def write_store(settings: Settings, dataset: Dataset, run: RunDirectory, folder: Path, stop: StopRequest) -> bool:
+def write_store(run: Run, folder: Path) -> bool:
     """Write the latents of the splits asked for, or of all new signals, to a folder; returns whether any was fitted.
 
     A file is written as soon as its signals are fitted, and one that this very field has been through already is
@@ -75,8 +96,9 @@ def write_store(settings: Settings, dataset: Dataset, run: RunDirectory, folder:
       LatentStoreError: files of another layout are there, or latents that float16 cannot hold.
       Interrupted: a stop was asked for; finished files are kept.
     """
+    settings, dataset = run.settings, run.dataset
     config = settings.extract
-    field, params = load_field(run.path)
+    field, params = load_field(run.directory.path)
     mesh = sharding.data_mesh(jax.local_devices())
     # Each of several processes is a job of its own.
     shard = config.shard * jax.process_count() + jax.process_index()
@@ -87,7 +109,7 @@ def write_store(settings: Settings, dataset: Dataset, run: RunDirectory, folder:
     numbers = itertools.count()
     for name, split in splits.items():
         own = [part for part in parts[name] if next(numbers) % shards == shard]
-        about, examples = _about(name, splits, dataset, run, settings), split.annotations()
+        about, examples = _about(name, splits, dataset, run.directory), split.annotations()
         left = [part for part in own if not _is_fitted(part, about, examples)]
         if not left:
             continue
@@ -101,17 +123,17 @@ def write_store(settings: Settings, dataset: Dataset, run: RunDirectory, folder:
             ThreadPoolExecutor(1) as writer,
         ):
 
-            def after_batch(count: int, psnr: float, progress=progress) -> None:
-                progress.advance(count, note=f"PSNR {psnr:.2f} dB")
-                stop.check(f"finished files are in {folder}")
+            def after_batch(batch: FittedSignals, progress=progress) -> None:
+                progress.advance(len(batch.psnr), note=f"PSNR {batch.psnr.mean():.2f} dB")
+                run.stop.check(f"finished files are in {folder}")
 
             writes: list[Future[None]] = []
             for part in left:
                 for stale in part.path.parent.glob(f".{part.path.stem}.partial*"):
                     stale.unlink(missing_ok=True)  # of a killed job
                 fitted = fit_signals(
-                    field, params, split, np.asarray(part.rows), settings, mesh,
-                    step_size=STEP_SIZE, dtype=config.dtype, after_batch=after_batch,
+                    field, params, split, rows=part.rows, mesh=mesh, dtype=config.dtype, after_batch=after_batch,
+                    **fit_options(settings),
                 )  # fmt: skip
                 psnr.append(fitted.psnr)
                 for write in writes:  # one file is written while the next one is fitted
@@ -123,7 +145,7 @@ def write_store(settings: Settings, dataset: Dataset, run: RunDirectory, folder:
             "extract %s: %d latents in %d files, mean PSNR %.2f dB, %s",
             name, missing, len(left), np.concatenate(psnr).mean(dtype=np.float64), folder,
         )  # fmt: skip
-    _finish(run, folder, shards)
+    _finish(run.directory, folder, shards)
     return fitted_any
 
 
@@ -148,10 +170,8 @@ def _layout(folder: Path, splits: Mapping[str, Split], signals_per_file: int) ->
     return parts
 
 
-def _about(
-    name: str, splits: Mapping[str, Split], dataset: Dataset, run: RunDirectory, settings: Settings
-) -> dict[str, Any]:
-    config = settings.extract
+def _about(name: str, splits: Mapping[str, Split], dataset: Dataset, run: RunDirectory) -> dict[str, Any]:
+    config = run.settings.extract
     about = {
         "split": name,
         "splits": {other: len(split) for other, split in splits.items()},

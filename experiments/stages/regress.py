@@ -6,32 +6,68 @@ import functools
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from experiments.runtime.interruption import StopRequest
 from experiments.runtime.progress import Progress, log
-from experiments.runtime.run_directory import RunDirectory, RunError, write_json
-from experiments.stages.classify import digest, matching_store, mean_and_spread, vectors
+from experiments.runtime.run import Run
+from experiments.runtime.run_directory import RunError, write_json
+from experiments.stages.features import (
+    FEATURES,
+    digest,
+    matching_latents,
+    mean_and_spread,
+    require_distinct,
+    vectors,
+)
 from experiments.stages.kept_rows import KeptRows
 from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.datasets import Dataset
 from medfuncta_jax.datasets.dataset import SPLITS
 from medfuncta_jax.datasets.label_table import read_numbers
 from medfuncta_jax.regress import NumberFit, fit_number_mlp, fit_ridge
-from medfuncta_jax.settings import Settings, SettingsError
+from medfuncta_jax.settings import MlpSettings, SettingsError
 
 JSON_FILE, TABLE_FILE, ROWS_FILE = "regression.json", "regression.md", "regression.rows.json"
-_FEATURES = {"latents": "latents", "metric": "latents, signal metric", "pca": "PCA", "values": "values"}
 
 
-def regress(
-    settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRequest, *, data_dir: str | None = None
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class RegressSettings(MlpSettings):
+    """Numbers of signals, such as an age, from a finished run's latents (--mode=regress), beside PCA and raw values.
+
+    Attributes: beside those of `MlpSettings`,
+      column: of the table, which holds the numbers.
+      table: CSV or TSV, relative to the data directory; "" is that of `data.labels`.
+      models: "ridge" (linear, with the penalty that is best on validation) and "mlp".
+      features: "latents", "metric", "pca" and "values", as in `ClassifySettings`.
+      penalties: > 0, of ridge, for features and numbers of unit variance.
+      seeds: repetitions of the MLP: seeds `seed`, `seed` + 1 and so on.
+    """
+
+    epochs: int = 100
+    hidden: tuple[int, ...] = (256, 64)
+    column: str = ""
+    table: str = ""
+    models: tuple[Literal["ridge", "mlp"], ...] = ("ridge", "mlp")
+    features: tuple[Literal["latents", "metric", "pca", "values"], ...] = ("latents", "pca", "values")
+    penalties: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+    seeds: int = 3
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("models", "features", "penalties"):
+            require_distinct(name, getattr(self, name))
+        if not min(self.penalties) > 0:
+            raise SettingsError(f"penalties must be above 0, got {self.penalties}")
+        if self.seeds < 1:
+            raise SettingsError(f"seeds must be at least 1, got {self.seeds}")
+
+
+def regress(run: Run) -> dict[str, Any]:
     """Write `regression.json` and `regression.md`: R2 and mean absolute error on the test split; returns the first.
 
     Everything is trained on the training split, chosen on validation and scored once, on test. Signals without a number
@@ -45,11 +81,12 @@ def regress(
       CheckpointError, LatentStoreError: no field, no latents, latents that are incomplete or of another field.
       Interrupted: a stop was asked for; finished rows are kept.
     """
-    began, ours = time.monotonic(), settings.regress
-    table = table_of(settings, data_dir)
-    latents = matching_store(dataset, run)
-    rows, numbers = numbers_of(table, settings, dataset)
-    folder = run.results("regress")
+    began, settings, dataset = time.monotonic(), run.settings, run.dataset
+    ours = settings.regress
+    table = table_of(run)
+    latents = matching_latents(run)
+    rows, numbers = numbers_of(table, ours.column, dataset)
+    folder = run.directory.results("regress")
     kept = KeptRows(folder / ROWS_FILE, {
         "latents": digest(*(np.asarray(latents[name].latents) for name in SPLITS)),
         "numbers": digest(*numbers.values(), *rows.values()),
@@ -59,12 +96,12 @@ def regress(
     with Progress("regress", total=fits, unit="regressions") as progress:
 
         def may_stop() -> None:
-            stop.check(f"finished rows are in {kept.path}")
+            run.stop.check(f"finished rows are in {kept.path}")
 
         @functools.lru_cache(maxsize=1)
         def of_kind(kind: str) -> list[np.ndarray]:
             said: list[str] = []
-            found = vectors(kind, settings, dataset, latents, run, said)
+            found = vectors(kind, run, latents, said)
             kept.notes[kind] = said
             return [found[name][rows[name]] for name in SPLITS]
 
@@ -76,7 +113,7 @@ def regress(
                 progress.advance()
                 may_stop()
             return {
-                "features": _FEATURES[kind],
+                "features": FEATURES[kind],
                 "parameters": fit.parameters,
                 "seeds": seeds,
                 "seconds": round((time.monotonic() - began) / seeds, 3),
@@ -125,28 +162,27 @@ def regress(
     markdown = as_markdown(result)
     with atomic_path(folder / TABLE_FILE) as partial:
         partial.write_text(markdown)
-    run.set_seconds("regress", time.monotonic() - began)
+    run.directory.set_seconds("regress", time.monotonic() - began)
     log.info("regression in %s:\n%s", folder / TABLE_FILE, markdown)
     return result
 
 
-def table_of(settings: Settings, data_dir: str | None) -> Path:
+def table_of(run: Run) -> Path:
     """The table with the numbers.
 
     Raises:
       SettingsError: none is named, or no column.
     """
+    settings = run.settings
     name = settings.regress.table or str(dict(settings.data.options).get("labels", ""))
     if not settings.regress.column:
         raise SettingsError("regress.column names no column of numbers; e.g. --config.regress.column=AGE")
     if not name:
         raise SettingsError("regress.table names no table; e.g. --config.regress.table=participants.csv")
-    return Path(data_dir or ".").expanduser().absolute() / Path(name).expanduser()
+    return Path(run.data_dir or ".").expanduser().absolute() / Path(name).expanduser()
 
 
-def numbers_of(
-    table: Path, settings: Settings, dataset: Dataset
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def numbers_of(table: Path, column: str, dataset: Dataset) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The rows of the signals that have a number, and these numbers, float64, by split.
 
     Raises:
@@ -154,7 +190,7 @@ def numbers_of(
       RunError: a split without, or with a single one where more are needed.
     """
     ids = {name: dataset.splits[name].annotations().ids for name in SPLITS}
-    known = read_numbers(table, [one for name in SPLITS for one in ids[name]], column=settings.regress.column)
+    known = read_numbers(table, [one for name in SPLITS for one in ids[name]], column=column)
     rows = {name: np.flatnonzero([one in known for one in ids[name]]) for name in SPLITS}
     for name, least in (("train", 2), ("val", 1), ("test", 1)):
         if len(rows[name]) < least:

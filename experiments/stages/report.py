@@ -15,14 +15,13 @@ import jax
 import numpy as np
 
 from experiments import figures
-from experiments.runtime.interruption import StopRequest
 from experiments.runtime.progress import log
+from experiments.runtime.run import Run
 from experiments.runtime.run_directory import RunDirectory, RunError, flat
 from medfuncta_jax.atomic import atomic_path
+from medfuncta_jax.batched import decode_latents
 from medfuncta_jax.checkpoint import load_field
-from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets import Dataset
-from medfuncta_jax.fit import reconstruct
 from medfuncta_jax.latent_store import LatentSplit, load_latents
 from medfuncta_jax.settings import Settings
 
@@ -79,7 +78,7 @@ summary { cursor: pointer; } code { font-size: .9em; overflow-wrap: anywhere; }
 """
 
 
-def report(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRequest) -> Path:
+def report(run: Run) -> Path:
     """Write `report.html` from what the run's stages have left, and return its path.
 
     What was not run (curves, classification) is named with the command that makes it.
@@ -88,28 +87,28 @@ def report(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRe
       RunError: nothing was evaluated yet.
       CheckpointError, LatentStoreError: no field or latents.
     """
-    if not run.evaluation_file.exists():
-        raise RunError(f"{run.path} has no evaluation.json to report on; run --mode=evaluate first")
-    evaluation = json.loads(run.evaluation_file.read_text())
-    latents = load_latents(run.latents, splits=("train", "test"), field=run.path)
-    _draw_map(dataset, latents["train"], latents["test"], run)
-    stop.check("the report starts over")
-    _draw_extremes(dataset, latents["test"], run)
-    stop.check("the report starts over")
+    settings, dataset, directory = run.settings, run.dataset, run.directory
+    if not directory.evaluation_file.exists():
+        raise RunError(f"{directory.path} has no evaluation.json to report on; run --mode=evaluate first")
+    evaluation = json.loads(directory.evaluation_file.read_text())
+    latents = load_latents(directory.latents, splits=("train", "test"), field=directory.path)
+    _draw_map(dataset, latents["train"], latents["test"], directory)
+    run.stop.check("the report starts over")
+    _draw_extremes(dataset, latents["test"], directory)
+    run.stop.check("the report starts over")
+    evaluated, drawn = (directory.results(stage) / "figures" for stage in ("evaluate", "report"))
     sections = [
         _head(settings, dataset, evaluation),
         _section("Figures of the test and validation split", _metrics_table(evaluation)),
-        _section("Best and worst reconstructions", _reconstructions(run)),
-        _section(
-            "Training", _figure(run.results("evaluate") / "figures" / "learning_curve.png", _learning_caption(run))
-        ),
-        _section("Quality against steps, observed points and resolution", _curves(run)),
-        _section("Latent space", _figure(run.results("report") / "figures" / "latent_map.png", _map_caption(dataset))),
-        _section("Compression", _compression(run)),
-        _section("Classification", _classification(run)),
-        _section("Numbers", _regression(run)),
+        _section("Best and worst reconstructions", _reconstructions(directory)),
+        _section("Training", _figure(evaluated / "learning_curve.png", _learning_caption(directory))),
+        _section("Quality against steps, observed points and resolution", _curves(directory)),
+        _section("Latent space", _figure(drawn / "latent_map.png", _map_caption(dataset))),
+        _section("Compression", _compression(directory)),
+        _section("Classification", _classification(directory)),
+        _section("Numbers", _regression(directory)),
         _section("Settings", _settings(settings)),
-        _section("Where it comes from", _provenance(settings, dataset, latents["test"], run)),
+        _section("Where it comes from", _provenance(settings, dataset, latents["test"], directory)),
     ]
     title = f"{dataset.about.get('title', dataset.name)}: one latent of {settings.model.latent_dim} numbers a signal"
     page = (
@@ -119,7 +118,7 @@ def report(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRe
         + "\n".join(sections)
         + "\n</main>\n</body>\n</html>\n"
     )
-    path = run.results("report") / REPORT_FILE
+    path = directory.results("report") / REPORT_FILE
     with atomic_path(path) as partial:
         partial.write_text(page, encoding="utf-8")
     log.info("report in %s", path)
@@ -144,8 +143,7 @@ def _draw_extremes(dataset: Dataset, stored: LatentSplit, run: RunDirectory) -> 
     count = min(_EXTREMES, len(order))
     for name, chosen in (("worst", order[:count]), ("best", order[::-1][:count])):
         signals = dataset.splits["test"].signals(chosen)
-        latents = np.asarray(stored.latents)[chosen]
-        images = np.asarray(reconstruct(field, params, latents, grid(dataset.grid))).reshape(signals.shape)
+        images = decode_latents(field, params, stored.latents, dataset.grid, rows=chosen)
         affines = stored.affines
         figures.draw_reconstructions(
             run.results("report") / "figures" / f"{name}.png", signals, np.clip(images, 0, 1),

@@ -12,7 +12,7 @@ from PIL import Image
 
 from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.coordinates import grid, resampled_affine
-from medfuncta_jax.datasets.volumes import write_volume
+from medfuncta_jax.nifti import write_volume
 from medfuncta_jax.units import Units
 
 # Characters of a file's name; file systems allow 255 bytes, and the row and the suffix take some.

@@ -15,27 +15,27 @@ from experiments.runtime import processes
 from experiments.runtime.interruption import StopRequest
 from experiments.runtime.memory import check_memory, return_freed
 from experiments.runtime.progress import Progress, log
+from experiments.runtime.run import Run
 from experiments.runtime.run_directory import RunDirectory, RunError
-from experiments.stages.fitting import fit_signals
 from medfuncta_jax import meta_step, methods, sharding
+from medfuncta_jax.batched import fit_options, fit_signals
 from medfuncta_jax.checkpoint import FIELD_FILE, Checkpoints, save_field
 from medfuncta_jax.coordinates import grid
-from medfuncta_jax.datasets import Dataset, batches
+from medfuncta_jax.datasets import batches
 from medfuncta_jax.datasets.pipeline import batch_rows
-from medfuncta_jax.field import STEP_SIZE
 from medfuncta_jax.product import has_tensorfloat32
-from medfuncta_jax.settings import Settings
 
 _REMEDY = "try a lower train.learning_rate, inner.step_size or model.omega_last, or train.warmup_steps"
 
 
-def train(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRequest) -> None:
+def train(run: Run) -> None:
     """Meta-train to `train.steps`, from the newest checkpoint where there is one, and export the best field.
 
     Raises:
       RunError: a loss that is not finite, or a collapse; the checkpoints before it stay.
       Interrupted: a stop was asked for; the state is saved.
     """
+    settings, dataset, directory = run.directory.training_settings, run.dataset, run.directory
     config = settings.train
     field = methods.check(settings, dataset.grid, dataset.channels, task=dataset.task)
     mesh = sharding.data_mesh(modulation_shards=config.modulation_shards)
@@ -47,15 +47,15 @@ def train(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopReq
     state = sharding.place(mesh, first, meta_step.layout(field, first, mesh))
     progress_so_far: dict[str, Any] = {"seconds": 0.0, "best_psnr": None}
 
-    with Checkpoints(run.checkpoints) as checkpoints:
+    with Checkpoints(directory.checkpoints) as checkpoints:
         start = 0
         if (saved := checkpoints.restore_newest(state)) is not None:
             start, state, progress_so_far = saved
-        run.rewind_metrics(start)
+        directory.rewind_metrics(start)
         if start >= config.steps:
             return
-        loop = _Loop(settings, dataset, run, field, mesh, checkpoints, progress_so_far)
-        loop.run_from(start, state, update_key, stop)
+        loop = _Loop(settings, dataset, directory, field, mesh, checkpoints, progress_so_far)
+        loop.run_from(start, state, update_key, run.stop)
 
 
 def _board(run: RunDirectory, start: int) -> SummaryWriter:
@@ -168,8 +168,8 @@ class _Loop:
         params = meta_step.exported_params(self.field, trainable, self.settings.inner)
         params = sharding.replicate(self.mesh, params)  # for the time of a validation, also where they are split
         fitted = fit_signals(
-            self.field, params, self.dataset.splits["val"], self.validation_rows, self.settings, self.mesh,
-            step_size=STEP_SIZE,
+            self.field, params, self.dataset.splits["val"], rows=self.validation_rows, mesh=self.mesh,
+            **fit_options(self.settings),
         )  # fmt: skip
         psnr = float(fitted.psnr.mean())
         self.run.append_metrics([{"step": step, "val_psnr": psnr, "seconds": round(self.seconds(), 3)}])

@@ -30,7 +30,8 @@ from experiments.runtime import command
 from experiments.runtime.interruption import StopRequest
 from experiments.runtime.progress import Progress
 from experiments.tools.latent_card import Form, latent_card
-from medfuncta_jax.latent_store import LatentSplit, LatentStoreError, load_latents
+from medfuncta_jax.latent_file import LatentStoreError
+from medfuncta_jax.latent_store import LatentSplit, load_latents
 
 FORMATS = tuple(name for name in get_args(Form) if name != "store")
 

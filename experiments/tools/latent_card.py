@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from medfuncta_jax.latent_store import LatentSplit, file_name
+from medfuncta_jax.latent_file import file_name
+from medfuncta_jax.latent_store import LatentSplit
 
 Form = Literal["store", "npz", "mednf", "tfds"]
 

@@ -19,10 +19,10 @@ import numpy as np
 from absl import app, flags
 
 from experiments.runtime.run_directory import write_json
+from experiments.settings import RunSettings
 from experiments.stages.principal_axes import principal_axes
 from medfuncta_jax import metrics
 from medfuncta_jax.datasets import Dataset, Split, open_dataset
-from medfuncta_jax.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def make_row(name: str, row: Row, workdir: Path, data_dir: str) -> dict:
     words = [f"--config=configs/{row.config}", f"--workdir={run}", f"--data_dir={data_dir}"]
     overrides = [f"--config.{override}" for override in row.overrides]
     subprocess.run([sys.executable, "-m", "experiments.main", *words, *overrides], check=True)
-    settings = Settings.from_dict(json.loads((run / "config.json").read_text()))
+    settings = RunSettings.from_dict(json.loads((run / "config.json").read_text()))
     dataset = open_dataset(settings.data, data_dir=data_dir)
     evaluation = json.loads((run / "evaluation.json").read_text())
     return {

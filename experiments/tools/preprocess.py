@@ -48,8 +48,8 @@ from medfuncta_jax.datasets.dicom_file import AIR, KINDS, READING
 from medfuncta_jax.datasets.folder_files import files_below
 from medfuncta_jax.datasets.lung_ct import SPACING
 from medfuncta_jax.datasets.prepared import file_md5
-from medfuncta_jax.datasets.volume_files import write_volume
 from medfuncta_jax.datasets.volumes import resample_isotropic
+from medfuncta_jax.nifti import write_volume
 
 # What determines an output beside its source; a change converts anew.
 # Of MR see `Patient.settings`.

@@ -9,7 +9,7 @@ what is summed) takes a ring of g devices
     all-reduce: 2 (g - 1)/g V / r        all-gather, reduce-scatter: (g - 1)/g V / r
 
 seconds, with r the bytes a second that a device sends to the next one: within a node, or between nodes if the g devices
-are of several. The matrix products of B signals, F operations (`benchmark.work`), take a device F / f seconds, and
+are of several. The matrix products of B signals, F operations (`cases.work`), take a device F / f seconds, and
 
     efficiency = compute / (compute + communication),
 
@@ -32,7 +32,7 @@ import numpy as np
 from absl import app, flags
 from jax.sharding import NamedSharding
 
-from experiments.tools.benchmark import CASES, SHORT, Case, settings_of, work
+from experiments.tools.cases import CASES, SHORT, Case, settings_of, work
 from medfuncta_jax import grid, meta_step, methods, sharding
 from medfuncta_jax.settings import Settings, SettingsError
 

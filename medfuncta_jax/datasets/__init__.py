@@ -9,6 +9,9 @@
                                                  -> Plan: the same of such files, in the one split "new"
     example_of(options, values, name, *, affine, grid, channels)
                                                  -> Example: the same of an array; where a source can
+    finer(options, scale, *, data_dir, cache_root)
+                                                 -> Options: those of a finer grid over the same field of view; where a
+                                                 source has signals of more than one resolution
 
 and one line in `SOURCES`; storage, splits in memory and batches are shared. Modules are imported when asked for, so
 that importing `medfuncta_jax` stays light.
@@ -23,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medfuncta_jax.datasets.dataset import DataError, Dataset, Plan, Split, cache_root, required_folder
+from medfuncta_jax.datasets.dataset import DataError, Dataset, NoFinerGrid, Plan, Split, cache_root, required_folder
 from medfuncta_jax.settings import DataSettings, SettingsError, dataclass_from_dict
 
 if TYPE_CHECKING:
@@ -33,8 +36,10 @@ __all__ = [
     "SOURCES",
     "DataError",
     "Dataset",
+    "NoFinerGrid",
     "Split",
     "batches",
+    "finer_plan",
     "new_plan",
     "new_signals",
     "open_dataset",
@@ -124,6 +129,30 @@ def open_dataset(data: DataSettings | str, *, data_dir: str | None = None, **opt
         from medfuncta_jax.datasets.prepared import prepared_dataset
 
     return prepared_dataset(plan, root)
+
+
+def finer_plan(data: DataSettings, scale: int, *, data_dir: str | None = None) -> Plan:
+    """The signals of a source on a grid `scale` times finer, or of the size nearest to that; see `Plan.signals`.
+
+    A field that is read out at a higher resolution is compared with these. Centre and field of view stay, see
+    `coordinates.inner_samples`. Nothing is downloaded, and nothing prepared.
+
+    Args:
+      data: of the run.
+      scale: at least 1.
+      data_dir: where the source's own files are.
+    Raises:
+      NoFinerGrid: there is none.
+    """
+    module, root = source_module(data.source), cache_root(data.cache_dir)
+    if not hasattr(module, "finer"):
+        raise NoFinerGrid(f"the source {data.source} has its signals at one resolution only")
+    options = dataclass_from_dict(source_options(data.source), dict(data.options), "data")
+    try:
+        finer = module.finer(options, scale, data_dir=data_dir, cache_root=root)
+        return module.plan(finer, data_dir=data_dir, cache_root=root)
+    except (DataError, SettingsError) as error:
+        raise NoFinerGrid(str(error)) from error
 
 
 def new_plan(data: DataSettings, path: Path | str, *, grid: Sequence[int], channels: int) -> Plan:

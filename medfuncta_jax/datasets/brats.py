@@ -24,7 +24,6 @@ import numpy as np
 
 from medfuncta_jax.datasets.contents import IgnoredFields
 from medfuncta_jax.datasets.dataset import (
-    NEW,
     SPLITS,
     DataError,
     Example,
@@ -35,12 +34,10 @@ from medfuncta_jax.datasets.dataset import (
 )
 from medfuncta_jax.datasets.folder_files import about_files, files_below, name_below
 from medfuncta_jax.datasets.splits import require_split_options, split_names
+from medfuncta_jax.datasets.volume_examples import example_of_array, example_of_file, new_splits
 from medfuncta_jax.datasets.volume_files import (
     Volume,
-    canonical_volume,
     nan_value,
-    read_volume,
-    sample_type,
     volume_header,
 )
 from medfuncta_jax.datasets.volumes import (
@@ -123,12 +120,17 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     fractions = {"test": options.test_fraction, "val": options.val_fraction}
     cases = split_names(list(files), fractions, seed=options.seed, groups=patients)
 
-    splits = splits_by_name(cases, lambda case: _read(files[case], case, options, ignored))
+    splits = splits_by_name(cases, lambda case: example_of_file(files[case], case, options, ignored, _example))
     return _plan(options, splits, _about(folder, options, files) | {
         "other_shapes": other,
         "split_rule": f"by patient, a hash with seed {options.seed}: test, then val, the rest to train",
         "split": cases,
     }, gathered=True, patients=patients)  # fmt: skip
+
+
+def finer(options: Options, scale: int, *, data_dir: str | None, cache_root: Path) -> Options:
+    """The options of a grid `scale` times finer over the same field of view."""
+    return replace(options, size=scale * options.size)
 
 
 def new_files(folder: Path, options: Options) -> dict[str, Path]:
@@ -140,16 +142,14 @@ def plan_new(
     options: Options, folder: Path, files: Mapping[str, Path], *, grid: tuple[int, ...], channels: int
 ) -> Plan:
     """Files that no run has seen, all in the split "new", as `plan` would make them."""
-    ignored = IgnoredFields()
-    splits = splits_by_name({NEW: list(files)}, lambda case: _read(files[case], case, options, ignored))
-    return _plan(options, splits, _about(folder, options, files))
+    return _plan(options, new_splits(files, options, _example), _about(folder, options, files))
 
 
 def example_of(
     options: Options, values: np.ndarray, name: str, *, affine: np.ndarray | None, grid: tuple[int, ...], channels: int
 ) -> Example:
     """One volume [X, Y, Z] of any unit, whose affine [4, 4] (mm, RAS+) is that of 1 mm voxels where None."""
-    return _example(canonical_volume(values, np.eye(4) if affine is None else affine), name, options, name)
+    return example_of_array(values, name, options, affine, _example)
 
 
 def _about(folder: Path, options: Options, files: Mapping[str, Path]) -> dict[str, Any]:
@@ -166,12 +166,6 @@ def _plan(options: Options, splits: Mapping[str, PlannedSplit], about: dict[str,
     return Plan(
         name="brats", grid=grid, channels=1, dtype="float32", splits=splits, affines=True, about=about, **of_files
     )  # fmt: skip
-
-
-def _read(path: Path, name: str, options: Options, ignored: IgnoredFields) -> Example:
-    example = _example(read_volume(path, ignored, nan_value(options.nan)), name, options, str(path))
-    dtype, slope, intercept = sample_type(path)
-    return replace(example, units=replace(example.units, dtype=dtype, slope=slope, intercept=intercept))
 
 
 def _example(volume: Volume, name: str, options: Options, place: str) -> Example:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -31,6 +32,10 @@ class DataError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.splitlines()))  # names and values in files may hold line breaks
+
+
+class NoFinerGrid(Exception):
+    """A source has no finer grid of its signals, or its file is absent; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,26 @@ class Plan:
     def label_shape(self) -> tuple[int, ...]:
         """() for one class a signal, [classes] for several."""
         return (len(self.classes),) if self.task == "multi-label" else ()
+
+    def signals(self, ids: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
+        """Id and signal, float32 [*grid, D] in [0, 1], of the signals named in `ids`, in the order of the source.
+
+        Those of its test split come first. Nothing is prepared.
+
+        Raises:
+          DataError: the source holds no signal of such a name, or a damaged file.
+        """
+        missing = set(ids)
+        # A run may test on signals that the source, with other files beside them now, puts elsewhere.
+        for example in itertools.chain.from_iterable(self.splits[name].examples() for name in ("test", "val", "train")):
+            if example.id in missing:
+                if isinstance(example, Skipped):
+                    raise DataError(example.reason)
+                missing.remove(example.id)
+                yield example.id, unit_signal(np.asarray(example.signal))
+                if not missing:
+                    return
+        raise DataError(f"{self.name} at {'x'.join(map(str, self.grid))} holds no signal {sorted(missing)[0]}")
 
 
 class Split(Sequence[dict[str, Any]]):

@@ -14,7 +14,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,6 +125,12 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     }
     about = about_files("image_folder", folder, options, files) | arrangement.about
     return _plan(options, channels, splits, about, **arrangement.of_plan)
+
+
+def finer(options: Options, scale: int, *, data_dir: str | None, cache_root: Path) -> Options:
+    """The options of a grid `scale` times finer over the same field of view."""
+    size = options.size
+    return replace(options, size=scale * size if isinstance(size, int) else tuple(scale * side for side in size))
 
 
 def new_files(folder: Path, options: Options) -> dict[str, Path]:

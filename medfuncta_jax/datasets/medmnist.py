@@ -11,6 +11,7 @@ of them, unless the name says "3d" as MedMNIST's do; else the image is a volume.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import hashlib
@@ -20,12 +21,22 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from medfuncta_jax.datasets.dataset import NEW, SPLITS, DataError, Example, Plan, PlannedSplit, Task, required_folder
+from medfuncta_jax.datasets.dataset import (
+    NEW,
+    SPLITS,
+    DataError,
+    Example,
+    NoFinerGrid,
+    Plan,
+    PlannedSplit,
+    Task,
+    required_folder,
+)
 from medfuncta_jax.datasets.folder_files import about_files, files_below, name_below
 from medfuncta_jax.datasets.medmnist_sets import SETS as _SETS
 from medfuncta_jax.datasets.medmnist_sets import PublishedSet
@@ -127,6 +138,29 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
             "md5": {path.name: md5},
             "split_rule": "as in the file",
         },
+    )
+
+
+def finer(options: Options, scale: int, *, data_dir: str | None, cache_root: Path) -> Options:
+    """The options of the size nearest to `scale` times this one whose file is at hand; nothing is downloaded.
+
+    MedMNIST comes in sizes: 64 stands for twice 28, 224 for four times 64.
+
+    Raises:
+      NoFinerGrid: the set has no such size, or its file is not here.
+    """
+    wanted, near = scale * options.size, []
+    for size in sorted({28, 64, 128, 224, wanted}, key=lambda size: max(size / wanted, wanted / size)):
+        if max(size / wanted, wanted / size) < 2**0.5:
+            with contextlib.suppress(SettingsError):  # not a size of this set
+                near.append(replace(options, size=size))
+    folders = [*([Path(data_dir)] if data_dir else []), cache_root / "downloads" / "medmnist"]
+    for one in near:
+        if any((folder / one.file).is_file() for folder in folders):
+            return one
+    names = " or ".join(one.file for one in near)
+    raise NoFinerGrid(
+        f"{names} is not in {' or '.join(map(str, folders))}" if near else f"{options.flag} has no size near {wanted}"
     )
 
 

@@ -131,6 +131,11 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     })  # fmt: skip
 
 
+def finer(options: Options, scale: int, *, data_dir: str | None, cache_root: Path) -> Options:
+    """The options of a grid `scale` times finer over the same field of view."""
+    return replace(options, size=scale * options.size)
+
+
 def new_files(folder: Path, options: Options) -> dict[str, Path]:
     """The NIfTI files of a folder, each a scan or several of a head, by name."""
     return {name_below(folder, path): path for path in files_below(folder) if path.name.endswith((".nii", ".nii.gz"))}

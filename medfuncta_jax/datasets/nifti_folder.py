@@ -18,7 +18,6 @@ import numpy as np
 
 from medfuncta_jax.datasets.contents import IgnoredFields
 from medfuncta_jax.datasets.dataset import (
-    NEW,
     Example,
     Plan,
     PlannedSplit,
@@ -27,7 +26,8 @@ from medfuncta_jax.datasets.dataset import (
 )
 from medfuncta_jax.datasets.folder_files import FolderOptions, about_files, arranged, matching_files
 from medfuncta_jax.datasets.masks import refuse_masks
-from medfuncta_jax.datasets.volume_files import Volume, canonical_volume, nan_value, read_volume, sample_type
+from medfuncta_jax.datasets.volume_examples import example_of_array, example_of_file, new_splits
+from medfuncta_jax.datasets.volume_files import Volume, nan_value, read_volume
 from medfuncta_jax.datasets.volumes import quantile_range, resample_volume, scale_between
 from medfuncta_jax.settings import SettingsError
 from medfuncta_jax.units import units_between
@@ -80,11 +80,16 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     ignored = IgnoredFields()
 
     def example(name: str) -> Example:
-        return replace(_read(files[name], name, options, ignored), label=arrangement.label(name))
+        return replace(example_of_file(files[name], name, options, ignored, _example), label=arrangement.label(name))
 
     about = about_files("nifti_folder", folder, options, files) | arrangement.about
     splits = splits_by_name(arrangement.splits, example)
     return _plan(options, splits, about, **arrangement.of_plan)
+
+
+def finer(options: Options, scale: int, *, data_dir: str | None, cache_root: Path) -> Options:
+    """The options of a grid `scale` times finer over the same field of view."""
+    return replace(options, grid=tuple(scale * side for side in options.grid), spacing=options.spacing / scale)
 
 
 def new_files(folder: Path, options: Options) -> dict[str, Path]:
@@ -96,16 +101,14 @@ def plan_new(
     options: Options, folder: Path, files: Mapping[str, Path], *, grid: tuple[int, ...], channels: int
 ) -> Plan:
     """Files that no run has seen, all in the split "new", as `plan` would make them."""
-    ignored = IgnoredFields()
-    splits = splits_by_name({NEW: list(files)}, lambda name: _read(files[name], name, options, ignored))
-    return _plan(options, splits, about_files("nifti_folder", folder, options, files))
+    return _plan(options, new_splits(files, options, _example), about_files("nifti_folder", folder, options, files))
 
 
 def example_of(
     options: Options, values: np.ndarray, name: str, *, affine: np.ndarray | None, grid: tuple[int, ...], channels: int
 ) -> Example:
     """One volume [X, Y, Z] of any unit, whose affine [4, 4] (mm, RAS+) is that of 1 mm voxels where None."""
-    return _example(canonical_volume(values, np.eye(4) if affine is None else affine), name, options, name)
+    return example_of_array(values, name, options, affine, _example)
 
 
 def _plan(options: Options, splits: Mapping[str, PlannedSplit], about: dict[str, Any], **labels: Any) -> Plan:
@@ -113,12 +116,6 @@ def _plan(options: Options, splits: Mapping[str, PlannedSplit], about: dict[str,
         name="nifti_folder", grid=options.grid, channels=1, dtype="float32", splits=splits, affines=True, about=about,
         **labels,
     )  # fmt: skip
-
-
-def _read(path: Path, name: str, options: Options, ignored: IgnoredFields) -> Example:
-    example = _example(read_volume(path, ignored, nan_value(options.nan)), name, options, str(path))
-    dtype, slope, intercept = sample_type(path)
-    return replace(example, units=replace(example.units, dtype=dtype, slope=slope, intercept=intercept))
 
 
 def _example(volume: Volume, name: str, options: Options, place: str) -> Example:

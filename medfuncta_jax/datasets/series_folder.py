@@ -34,6 +34,7 @@ from medfuncta_jax.datasets.dataset import (
     SPLITS,
     DataError,
     Example,
+    NoFinerGrid,
     Plan,
     PlannedSplit,
     Skipped,
@@ -142,6 +143,17 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     if options.layout == "row" and not options.labels:  # columns of labels are none of the signal
         labels["labels"] = None
     return _plan(options, channels, splits, about, **labels)
+
+
+def finer(options: Options, scale: int, *, data_dir: str | None, cache_root: Path) -> Options:
+    """The options of a grid `scale` times finer over the same times.
+
+    Raises:
+      NoFinerGrid: series that are cut or padded keep their samples.
+    """
+    if options.fit != "resample":
+        raise NoFinerGrid(f"the source series_folder has its signals at one resolution only with fit={options.fit!r}")
+    return replace(options, length=scale * options.length)
 
 
 def new_files(folder: Path, options: Options) -> dict[str, Path]:

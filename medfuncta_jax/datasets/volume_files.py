@@ -1,4 +1,4 @@
-"""Volumes from files and to files: NIfTI, in RAS+ and millimetres; Analyze and MGH are read too.
+"""Volumes from files: NIfTI, Analyze and MGH, in RAS+ and millimetres. Written they are by `medfuncta_jax.nifti`.
 
 Honoured of NIfTI's header: sizes, type and byte order of the voxels, their offset, slope and intercept; the sform, or
 else the qform, or else pixdim; and the unit of length (metre, millimetre, micron; not stated is millimetre).
@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 
-from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.datasets.contents import IgnoredFields, contents, unreadable
 from medfuncta_jax.datasets.dataset import DataError
 from medfuncta_jax.settings import SettingsError
@@ -270,48 +269,3 @@ def canonical_volume(values: np.ndarray, affine: np.ndarray) -> Volume:
 
     image: Any = nibabel.as_closest_canonical(nibabel.Nifti1Image(values, affine))
     return Volume(np.asarray(image.dataobj), np.asarray(image.affine, np.float64))
-
-
-def write_volume(
-    path: Path | str,
-    values: np.ndarray,
-    affine: np.ndarray,
-    *,
-    dtype: str = "float32",
-    slope: float = 1.0,
-    intercept: float = 0.0,
-) -> None:
-    """Write a NIfTI file, whole or not at all: a reconstruction with the affine of its example overlays the scan.
-
-    The same values give the same bytes. The folder is made if absent.
-
-    Args:
-      path: ends in .nii or .nii.gz.
-      values: [X, Y, Z], or [X, Y, Z, D] of several channels; with a slope the samples, before it is applied.
-      affine: [4, 4], of voxel indices to millimetres, RAS+.
-      dtype: how the voxels are stored; whole numbers are rounded, and cut at the ends of the type's range.
-      slope, intercept: written to the header; a reader applies them.
-    Raises:
-      ValueError: another suffix, `values` that are no volume, or an affine of another shape.
-    """
-    import nibabel
-
-    path, values, affine = Path(path), np.asarray(values), np.asarray(affine, np.float64)
-    if not path.name.endswith((".nii", ".nii.gz")):
-        raise ValueError(f"{path}: a NIfTI file ends in .nii or .nii.gz")
-    if values.ndim not in (3, 4) or affine.shape != (4, 4):
-        raise ValueError(f"{path}: values [X, Y, Z] and affine [4, 4] are needed, got {values.shape}, {affine.shape}")
-    if np.issubdtype(dtype, np.integer):
-        limits = np.iinfo(dtype)
-        values = np.clip(np.rint(values), limits.min, limits.max)
-    image: Any = nibabel.Nifti1Image(values.astype(dtype), affine, dtype=np.dtype(dtype))
-    image.header.set_xyzt_units("mm")
-    if (slope, intercept) != (1.0, 0.0):
-        image.header.set_slope_inter(slope, intercept)
-    with atomic_path(path) as partial:
-        if path.suffix == ".nii":
-            partial.write_bytes(image.to_bytes())
-        else:
-            # Level 1 is nibabel's; noise does not compress better with more time. No name and time inside.
-            with open(partial, "wb") as raw, gzip.GzipFile("", "wb", 1, raw, mtime=0) as file:
-                image.to_stream(file)

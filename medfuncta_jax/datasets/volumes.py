@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from medfuncta_jax.datasets.dataset import DataError
-from medfuncta_jax.datasets.volume_files import Volume, read_volume, write_volume
+from medfuncta_jax.datasets.volume_files import Volume, read_volume
 
 __all__ = [
     "Volume",
@@ -22,7 +22,6 @@ __all__ = [
     "resample_volume",
     "scale_between",
     "scale_to_unit",
-    "write_volume",
 ]
 
 # A volume on cubic voxels has no more of them than this, 2 GiB; half a cubic metre at 1 mm is less.

@@ -10,13 +10,14 @@ import pytest
 from scipy.interpolate import RegularGridInterpolator
 
 import medfuncta_jax as mf
+from experiments.settings import RunSettings
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "baselines"
 
 
 def configured(name, variant=""):
     config = importlib.import_module(f"configs.baselines.{name}").get_config(variant)
-    return mf.Settings.from_dict(config.to_dict())
+    return RunSettings.from_dict(config.to_dict())
 
 
 @pytest.mark.parametrize(

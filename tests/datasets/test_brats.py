@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from medfuncta_jax.datasets import DataError, brats, open_dataset
-from medfuncta_jax.datasets.volumes import Volume, read_volume, write_volume
+from medfuncta_jax.datasets.volumes import Volume, read_volume
+from medfuncta_jax.nifti import write_volume
 from medfuncta_jax.settings import DataSettings, SettingsError
 from tests.datasets.made_up import LPS, head, write_case
 from tests.datasets.skips import assert_only_skipped

@@ -7,7 +7,7 @@ import pytest
 
 import medfuncta_jax as mf
 from medfuncta_jax.datasets import DataError, open_dataset
-from medfuncta_jax.datasets.volumes import write_volume
+from medfuncta_jax.nifti import write_volume
 from medfuncta_jax.settings import DataSettings, SettingsError
 from tests.datasets.skips import assert_only_skipped
 from tests.real_data import REAL, needs_real

@@ -59,7 +59,7 @@ def test_the_field_and_latents_read_back_alone(finished, tmp_path):
         grid = mf.grid(split.about["grid"])
         signals = np.asarray(mf.reconstruct(field, params, split.latents, grid)).reshape(-1, *split.about["grid"], 1)
         assert np.isfinite(signals).all()
-    assert mf.Settings.from_dict(latents["test"].about["settings"]).model == field.model
+    assert mf.Settings.from_saved(latents["test"].about["settings"]).model == field.model
 
 
 def test_running_again_changes_nothing(finished):

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import medfuncta_jax as mf
+from experiments.settings import RunSettings
 from tests.experiments.command_line import run_module
 
 CONFIG = "--config=tests/experiments/folder_of_images.py"
@@ -53,7 +54,7 @@ def test_another_fit_makes_another_store(base):
     assert other.ids == first.ids
     assert not np.allclose(other.latents[:], first.latents[:], atol=1e-3)
     assert json.loads((folder / "evaluation.json").read_text())["test"]["signals"] == len(first)
-    assert mf.Settings.from_dict(json.loads((folder / "settings.json").read_text())).fit.steps == 7
+    assert RunSettings.from_dict(json.loads((folder / "settings.json").read_text())).fit.steps == 7
     assert contents(base / "run" / "latents") == before
 
 

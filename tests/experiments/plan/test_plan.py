@@ -13,7 +13,7 @@ from experiments.plan import programs, roofline
 from experiments.plan.__main__ import shape_of
 from experiments.plan.targets import TARGETS
 from experiments.runtime.run_directory import RunError
-from experiments.tools.benchmark import CASES, settings_of
+from experiments.tools.cases import CASES, settings_of
 from medfuncta_jax import methods
 from medfuncta_jax.product import Products
 from medfuncta_jax.settings import Settings

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
-import medfuncta_jax as mf
 from experiments.runtime import batch_size
 from experiments.runtime.batch_size import best, climb, settled
 from experiments.runtime.run_directory import RunDirectory, RunError
+from experiments.settings import RunSettings
 from tests.latent_stores import LENGTHS, made_up_dataset
 
-SETTINGS = mf.Settings.from_dict(
+SETTINGS = RunSettings.from_dict(
     {
         "data": {"source": "made up"},
         "model": {"layers": 3, "width": 8, "latent_dim": 4, "omega_first": 10.0, "omega_last": 20.0},

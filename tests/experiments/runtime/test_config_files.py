@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import medfuncta_jax as mf
 from experiments.runtime import config_files
+from experiments.settings import RunSettings
 from tests.experiments.conftest import ROOT, command, run
 
 
@@ -78,7 +78,7 @@ def test_options_that_both_sources_have_stay(text, expected):
     config = config_files.get_config(f"{source}:{ROOT / file}")
     values = config.to_dict()
     assert expected.items() <= values["data"].items()
-    assert mf.Settings.from_dict(values).data.source == source
+    assert RunSettings.from_dict(values).data.source == source
 
 
 @pytest.mark.parametrize(

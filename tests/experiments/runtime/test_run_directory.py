@@ -2,25 +2,25 @@ import json
 
 import pytest
 
-import medfuncta_jax as mf
 from experiments.runtime.run_directory import RunDirectory, RunError
+from experiments.settings import RunSettings
 
-SETTINGS = mf.Settings.from_dict({"data": {"source": "any", "grid": (3, 4)}})
+SETTINGS = RunSettings.from_dict({"data": {"source": "any", "grid": (3, 4)}})
 
 
 def changed(**groups):
-    return mf.Settings.from_dict({**SETTINGS.to_dict(), **groups})
+    return RunSettings.from_dict({**SETTINGS.to_dict(), **groups})
 
 
 def test_same_settings_open_again_whatever_the_cache(tmp_path):
     RunDirectory(tmp_path / "run", SETTINGS)
     RunDirectory(tmp_path / "run", SETTINGS)
     RunDirectory(tmp_path / "run", changed(data={"source": "any", "grid": [3, 4], "cache_dir": "/elsewhere"}))
-    assert mf.Settings.from_dict(json.loads((tmp_path / "run" / "config.json").read_text())) == SETTINGS
+    assert RunSettings.from_dict(json.loads((tmp_path / "run" / "config.json").read_text())) == SETTINGS
 
 
 def test_a_run_from_before_a_setting_came_goes_on(tmp_path):
-    settings = mf.Settings.from_dict({"data": {"source": "a"}})
+    settings = RunSettings.from_dict({"data": {"source": "a"}})
     run = RunDirectory(tmp_path, settings)
     older = json.loads(run.config_file.read_text())
     del older["train"]["micro_batch"]
@@ -34,7 +34,7 @@ def test_what_changes_rounding_alone_may_change(tmp_path):
 
 
 def test_a_run_of_another_version_is_refused(tmp_path):
-    settings = mf.Settings.from_dict({"data": {"source": "a"}})
+    settings = RunSettings.from_dict({"data": {"source": "a"}})
     run = RunDirectory(tmp_path, settings)
     run.config_file.write_text(json.dumps({"data": {"source": "a"}, "train": {"gone": 1}}))
     with pytest.raises(RunError, match=r"of another version \(unknown setting train.gone"):

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-import medfuncta_jax as mf
 from experiments.runtime.run_directory import RunDirectory, RunError
 from experiments.runtime.signal_record import held_apart
+from experiments.settings import RunSettings
 from medfuncta_jax.datasets.dataset import SPLITS, Contents, Dataset, Split
 from medfuncta_jax.datasets.equal_signals import fingerprint
 
-SETTINGS = mf.Settings.from_dict({"data": {"source": "any"}})
+SETTINGS = RunSettings.from_dict({"data": {"source": "any"}})
 
 
 def dataset(places, patients=None, *, published=False):

@@ -12,7 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from experiments.runtime.interruption import Interrupted
 from experiments.stages import classifiers
 from experiments.stages.classifiers import Labelled
-from medfuncta_jax.settings import ClassifySettings
+from experiments.stages.classify import ClassifySettings
 
 
 def made_up(seed, classes, several, count=40):

@@ -12,11 +12,15 @@ import pytest
 import experiments.stages
 import medfuncta_jax as mf
 from experiments.runtime.interruption import Interrupted, StopRequest
+from experiments.runtime.run import Run
 from experiments.runtime.run_directory import RunDirectory, RunError
+from experiments.settings import RunSettings
 from experiments.stages import classify as stage
+from experiments.stages import features
+from experiments.stages.classify import ClassifySettings
 from medfuncta_jax.checkpoint import FIELD_FILE
 from medfuncta_jax.datasets import Dataset, Split
-from medfuncta_jax.settings import ClassifySettings, DataSettings, ModelSettings, SettingsError
+from medfuncta_jax.settings import DataSettings, ModelSettings, SettingsError
 from tests.experiments.conftest import run as launch
 
 FAST = ClassifySettings(hidden=(8,), epochs=8, batch_size=16, learning_rate=1e-2, seeds=2)
@@ -57,14 +61,14 @@ class Case:
             self.latents[name] = Stored((1e-3 * latents).astype(np.float32), own, ids, known)
         names = tuple(f"class {c}" for c in range(classes))
         self.dataset = Dataset("made up", grid, 1, names, splits, task, about)
-        self.settings = mf.Settings(DataSettings("any"), model=ModelSettings(latent_dim=4), classify=options)
+        self.settings = RunSettings(DataSettings("any"), model=ModelSettings(latent_dim=4), classify=options)
         self.run = RunDirectory(folder, self.settings)
         field = mf.Field(mf.ModelSettings(layers=3, width=8, latent_dim=4), len(grid), channels=1)
         mf.save_field(self.run.path / FIELD_FILE, field, field.init(jax.random.key(0)), {})
-        monkeypatch.setattr(stage, "load_latents", lambda path, **asked: self.latents)
+        monkeypatch.setattr(features, "load_latents", lambda path, **asked: self.latents)
 
     def classify(self, stop=None):
-        return stage.classify(self.settings, self.dataset, self.run, StopRequest() if stop is None else stop)
+        return stage.classify(Run(self.run, StopRequest() if stop is None else stop, self.dataset))
 
     def change(self, name, **fields):
         self.latents[name] = dataclasses.replace(self.latents[name], **fields)
@@ -160,7 +164,7 @@ def test_pca_of_few_signals_has_as_many_components_as_there_are():
     notes = []
     generator = np.random.default_rng(0)
     signals = {name: generator.normal(size=(count, 50)) for name, count in (("train", 6), ("test", 3))}
-    scores = stage.principal_components(signals, 20, notes)
+    scores = features.principal_components(signals, 20, notes)
     assert scores["test"].shape == (3, 5)
     assert notes == ["PCA has 5 components, the most that 6 training signals give, not 20."]
     centred = signals["train"] - signals["train"].mean(0)
@@ -280,7 +284,7 @@ def test_what_costs_most_is_said_with_the_flag(case, caplog):
 )
 def test_settings_out_of_range(values, message):
     with pytest.raises(SettingsError, match=message):
-        mf.Settings.from_dict({"data": {"source": "any"}, "classify": values})
+        RunSettings.from_dict({"data": {"source": "any"}, "classify": values})
 
 
 def test_a_data_set_without_labels_is_refused(case):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import medfuncta_jax as mf
+from experiments.settings import RunSettings
 from experiments.stages import curves
 from medfuncta_jax import metrics
 from tests.experiments.conftest import run
@@ -132,4 +133,4 @@ def test_no_field_no_curves(tmp_path):
 )
 def test_settings_out_of_range_are_named(name, value):
     with pytest.raises(mf.SettingsError, match=f"curves.{name} must be"):
-        mf.Settings.from_dict({"data": {"source": "any"}, "curves": {name: value}})
+        RunSettings.from_dict({"data": {"source": "any"}, "curves": {name: value}})

@@ -11,18 +11,20 @@ import pytest
 from PIL import Image
 
 import medfuncta_jax as mf
+from experiments.runtime import run as runtime
 from experiments.runtime.interruption import Interrupted, StopRequest
 from experiments.runtime.run_directory import RunDirectory, RunError
-from experiments.stages.decode import decode, decoded_shape, require_memory
+from experiments.settings import RunSettings
+from experiments.stages.decode import DecodeSettings, decode, decoded_shape, require_memory
 from experiments.stages.signal_files import file_name
-from medfuncta_jax.latent_store import LatentStoreError
-from medfuncta_jax.settings import DecodeSettings, SettingsError
+from medfuncta_jax.latent_file import LatentStoreError
+from medfuncta_jax.settings import SettingsError
 from tests.experiments.conftest import run as launch
 from tests.latent_stores import made_up_dataset, write_field, write_latents
 
 
 def settings_of(**decoding):
-    return mf.Settings.from_dict(
+    return RunSettings.from_dict(
         {
             "data": {"source": "made up"},
             "model": {"layers": 3, "width": 8, "latent_dim": 4, "omega_first": 10.0, "omega_last": 20.0},
@@ -43,10 +45,13 @@ class Run:
         write_latents(path, settings_of(), dataset)
         self.store = mf.load_latents(path)
 
+    def with_settings(self, stop, **options):
+        return runtime.Run(RunDirectory(self.path, settings_of(**options)), stop)
+
     def decode(self, **options):
         """Decode; returns the files of the test split in order."""
         with StopRequest() as stop:
-            decode(settings_of(**options), self.directory, stop)
+            decode(self.with_settings(stop, **options))
         return sorted((self.path / "decoded").glob("test*/[0-9]*"))
 
     def values(self, shape):
@@ -132,7 +137,7 @@ def test_it_goes_on_where_it_was_stopped(tmp_path):
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(Interrupted, match=f"finished files are in {folder}"):
-            decode(settings_of(), run.directory, stop)
+            decode(run.with_settings(stop))
     assert len(run.decode()) == 4
     assert kept.stat().st_mtime == 1
     assert not list(folder.glob(".*"))
@@ -154,8 +159,8 @@ def test_another_grid_is_written_beside(tmp_path):
     files = run.decode()
     before = [path.read_bytes() for path in files]
     with StopRequest() as stop:
-        decode(settings_of(scale=2.0), run.directory, stop)
-        decode(settings_of(values="unit"), run.directory, stop)
+        decode(run.with_settings(stop, scale=2.0))
+        decode(run.with_settings(stop, values="unit"))
     assert {path.name for path in (tmp_path / "decoded").iterdir()} == {"test", "test-10x8", "test-unit"}
     assert len(list((tmp_path / "decoded" / "test-10x8").glob("*.png"))) == 4
     assert [path.read_bytes() for path in files] == before

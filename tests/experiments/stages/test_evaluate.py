@@ -15,20 +15,22 @@ import pytest
 
 import medfuncta_jax as mf
 from experiments.runtime.interruption import StopRequest
+from experiments.runtime.run import Run
 from experiments.runtime.run_directory import RunDirectory, RunError
 from experiments.runtime.summary import summary
+from experiments.settings import RunSettings
 from experiments.stages.evaluate import evaluate
+from experiments.stages.extract import ExtractSettings
 from experiments.tools import import_lpips
 from medfuncta_jax import metrics
 from medfuncta_jax.checkpoint import FIELD_FILE
 from medfuncta_jax.datasets import open_dataset
-from medfuncta_jax.settings import ExtractSettings
 from tests.test_lpips import WEIGHTS
 
 
 def evaluated(finished, workdir, *, cache, batch_size=64, extract=None, **options):
     """`evaluate` on the results of the finished run, with other settings."""
-    settings = mf.Settings.from_dict(json.loads((finished / "config.json").read_text()))
+    settings = RunSettings.from_dict(json.loads((finished / "config.json").read_text()))
     dataset = open_dataset(settings.data, data_dir=None)
     settings = dataclasses.replace(
         settings,
@@ -40,17 +42,17 @@ def evaluated(finished, workdir, *, cache, batch_size=64, extract=None, **option
     run = RunDirectory(workdir, settings)
     shutil.copy(finished / FIELD_FILE, workdir)
     shutil.copytree(finished / "latents", workdir / "latents", dirs_exist_ok=True)
-    return evaluate(settings, dataset, run, StopRequest())
+    return evaluate(Run(run, StopRequest(), dataset))
 
 
 def test_only_splits_that_are_extracted_count(finished, tmp_path, no_package):
     results = evaluated(finished, tmp_path / "run", cache=tmp_path, extract=ExtractSettings(splits=("test",)))
     assert "test" in results
     assert "val" not in results
-    settings = mf.Settings.from_dict(json.loads((finished / "config.json").read_text()))
+    settings = RunSettings.from_dict(json.loads((finished / "config.json").read_text()))
     run = RunDirectory(tmp_path / "run", settings)
     dataset = open_dataset(settings.data, data_dir=None)
-    lines = [line.split() for line in summary(settings, dataset, run).splitlines()]
+    lines = [line.split() for line in summary(dataset, run).splitlines()]
     assert [line[0] for line in lines if line and line[0] in ("test", "val")] == ["test"]
     with pytest.raises(RunError, match=r"extract\.splits names neither test nor val"):
         evaluated(finished, tmp_path / "run", cache=tmp_path, extract=ExtractSettings(splits=("train",)))
@@ -116,7 +118,7 @@ def package_tree():
 
 def settings_with(tmp_path, weights=""):
     tree = {"data": {"source": "any", "cache_dir": str(tmp_path)}, "evaluate": {"lpips_weights": str(weights)}}
-    return mf.Settings.from_dict(tree)
+    return RunSettings.from_dict(tree)
 
 
 @pytest.mark.parametrize("protocol", [3, 5])

@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 
 import medfuncta_jax as mf
+from experiments.runtime import run as runtime
 from experiments.runtime.interruption import Interrupted, StopRequest
 from experiments.runtime.run_directory import RunDirectory
+from experiments.settings import RunSettings
 from experiments.stages import extract as stage
 from medfuncta_jax import metrics
-from medfuncta_jax.latent_store import LatentStoreError
+from medfuncta_jax.batched import FittedSignals
+from medfuncta_jax.latent_file import LatentStoreError
 from tests.experiments.conftest import ROOT
 from tests.latent_stores import LENGTHS, made_up_dataset, write_field
 
@@ -24,7 +27,7 @@ GRID = (5, 4)
 
 
 def settings_of(**extract):
-    return mf.Settings.from_dict(
+    return RunSettings.from_dict(
         {
             "data": {"source": "made up", "cache_dir": f"/cache/{len(extract)}"},
             "model": {"layers": 3, "width": 8, "latent_dim": 4, "omega_first": 10.0, "omega_last": 20.0},
@@ -48,11 +51,11 @@ class Run:
         if monkeypatch is not None:
             fit = stage.fit_signals
 
-            def counted(field, params, split, rows, *args, **options):
+            def counted(field, params, split, *, rows, **options):
                 if self.stop_after is not None and len(self.fitted) >= self.stop_after:
                     raise SystemExit("killed")
                 self.fitted.append((len(split), int(rows[0])))
-                return fit(field, params, split, rows, *args, **options)
+                return fit(field, params, split, rows=rows, **options)
 
             monkeypatch.setattr(stage, "fit_signals", counted)
 
@@ -61,7 +64,7 @@ class Run:
         self.fitted.clear()
         with StopRequest() as stop:
             settings = settings_of(**options)
-            stage.extract(settings, self.dataset, RunDirectory(self.directory.path, settings), stop)
+            stage.extract(runtime.Run(RunDirectory(self.directory.path, settings), stop, self.dataset))
         return list(self.fitted)
 
     @property
@@ -105,7 +108,7 @@ def test_every_signal_is_fitted_and_described(reference):
     assert about["data"] == {"source": "made up", "title": "waves", "licence": "not known"}  # no place of this machine
     assert "cache_dir" not in about["settings"]["data"]
     assert about["settings"]["extract"] == {"signals_per_file": 4, "dtype": "float32"}
-    assert mf.Settings.from_dict(about["settings"]).model == reference.field.model
+    assert mf.Settings.from_saved(about["settings"]).model == reference.field.model
     assert "| train | 10 |" in (reference.latents / "README.md").read_text()
 
 
@@ -168,7 +171,7 @@ def test_a_file_is_written_while_the_next_one_is_fitted(run, reference, monkeypa
     def fit_and_tell(field, params, split, rows, *args, **options):
         if int(rows[0]) == 4:  # the second file of the training split
             next_one.set()
-        return fit(field, params, split, rows, *args, **options)
+        return fit(field, params, split, rows=rows, **options)
 
     def wait_and_write(part, *args):
         if part.path.name.startswith("train-00000"):
@@ -277,7 +280,7 @@ def test_latents_beyond_half_precision_are_refused(run, monkeypatch):
 def test_a_stop_keeps_finished_files(run, reference):
     def fit_then_stop(*args, after_batch, **options):
         os.kill(os.getpid(), signal.SIGTERM)
-        after_batch(1, 30.0)
+        after_batch(FittedSignals(np.zeros((1, 4)), np.full(1, 30.0)))
 
     run.extract(shard=0, shards=2)
     with pytest.MonkeyPatch.context() as patch:

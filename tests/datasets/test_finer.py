@@ -4,8 +4,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from experiments.stages.finer import NoFinerGrid, finer_plan, inner_samples, true_signals
-from medfuncta_jax.datasets import DataError
+from medfuncta_jax.coordinates import inner_samples
+from medfuncta_jax.datasets import DataError, NoFinerGrid, finer_plan
 from medfuncta_jax.settings import DataSettings
 
 
@@ -17,15 +17,15 @@ def test_slices_at_a_finer_size_have_the_same_ids():
     coarse, fine = (finer_plan(data("nibabel_slices", size=16), scale, data_dir=None) for scale in (2, 3))
     assert (coarse.grid, fine.grid) == ((32, 32), (48, 48))
     names = [example.id for example in coarse.splits["test"].examples()][::5]
-    found = list(true_signals(fine, names))
+    found = list(fine.signals(names))
     assert [name for name, _ in found] == names
     for _, signal in found:
         assert signal.shape == (48, 48, 1)
         assert signal.dtype == np.float32
     elsewhere = [next(iter(fine.splits[split].examples())).id for split in ("train", "val")]  # kept so by a run
-    assert {name for name, _ in true_signals(fine, [*names, *elsewhere])} == {*names, *elsewhere}
-    with pytest.raises(DataError, match="nibabel_slices at 48x48 holds no test signal nobody"):
-        list(true_signals(fine, ["nobody"]))
+    assert {name for name, _ in fine.signals([*names, *elsewhere])} == {*names, *elsewhere}
+    with pytest.raises(DataError, match="nibabel_slices at 48x48 holds no signal nobody"):
+        list(fine.signals(["nobody"]))
 
 
 @pytest.mark.parametrize("spacing", [0.0, 3.0])
@@ -47,16 +47,6 @@ def test_places_are_those_that_affines_state(tmp_path, spacing):
     assert np.abs(coords).max() <= 1
 
 
-@pytest.mark.parametrize(("fine", "cut"), [(8, 0), (16, 1), (32, 2), (18, 1)])
-def test_samples_beyond_the_outermost_of_the_coarse_grid_are_left_out(fine, cut):
-    (part,), coords = inner_samples((8,), (fine,))
-    assert part == slice(cut, fine - cut)
-    step = 2 / 7 * 8 / fine
-    np.testing.assert_allclose(np.diff(coords[:, 0]), step)
-    np.testing.assert_allclose(coords[:, 0], -coords[::-1, 0], atol=1e-12)
-    assert 1 - step < coords[-1, 0] <= 1 + 1e-12
-
-
 def write_set(folder, name, size):
     rng = np.random.default_rng(size)
     arrays = {}
@@ -74,7 +64,7 @@ def test_medmnist_takes_the_nearest_size_that_is_there(tmp_path):
     arrays = write_set(tmp_path, "pneumoniamnist_64.npz", 64)
     plan = finer_plan(source, 2, data_dir=str(tmp_path))
     assert plan.grid == (64, 64)
-    ((_, signal),) = true_signals(plan, ["test-000001"])
+    ((_, signal),) = plan.signals(["test-000001"])
     np.testing.assert_allclose(signal[..., 0], arrays["test_images"][1] / 255, rtol=1e-6)
     with pytest.raises(NoFinerGrid, match=r"pneumoniamnist_128.npz is not in"):
         finer_plan(source, 4, data_dir=str(tmp_path))
