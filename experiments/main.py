@@ -142,7 +142,7 @@ def _run(stop: StopRequest, resources: contextlib.ExitStack) -> int:
     from medfuncta_jax.datasets import DataError, open_dataset
     from medfuncta_jax.datasets.dataset import cache_root
     from medfuncta_jax.latent_store import LatentStoreError
-    from medfuncta_jax.methods import check
+    from medfuncta_jax.methods import METHODS
     from medfuncta_jax.settings import Settings, SettingsError
 
     if _DATA_DIR.value and Path(_DATA_DIR.value).resolve() == Path(str(_WORKDIR.value)).resolve():
@@ -167,7 +167,7 @@ def _run(stop: StopRequest, resources: contextlib.ExitStack) -> int:
         processes.wait_for_all("data")
         if not processes.first():
             dataset = open_dataset(data, data_dir=data_dir)
-        check(settings, dataset.grid, dataset.channels, task=dataset.task)
+        METHODS[settings.train.method].check(settings, dataset.grid, dataset.channels, task=dataset.task)
         new = stored_settings(str(_WORKDIR.value)) is None  # else the run has its splits
         if new and settings.train.batch_size > len(dataset.splits["train"]):
             raise SettingsError(

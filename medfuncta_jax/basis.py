@@ -87,7 +87,7 @@ class BasisField(PointField):
 
     def summarises(self, batch, points, channels, steps):
         # The equations cost n (2L)^2 products, and a gradient then 2 (2L)^2 B D instead of 2 n 2L B D.
-        size, calls = 2 * self.module.model.widths[-1], 2 * steps * batch * channels
+        size, calls = 2 * self.module.units(2), 2 * steps * batch * channels
         return calls * (points - size) >= points * size
 
     def summary(self, features, targets):

@@ -197,7 +197,7 @@ def _fit(field: Field, rules: _Rules, params: Params, given: _Given) -> FitResul
 def default_chunk(field: Field, batch: int, *, accelerator: bool) -> int:
     """Default chunk size: points of each of `batch` signals that are evaluated at once."""
     elements = _CHUNK_ELEMENTS_ON_ACCELERATORS if accelerator else _CHUNK_ELEMENTS
-    return max(1, elements // (max(1, batch) * max(field.model.widths)))
+    return max(1, elements // (max(1, batch) * field.model.width))
 
 
 def _chunk(field: Field, points: int | None, batch: int) -> int:

@@ -58,8 +58,6 @@ class InnerLoop:
       channel_loss: squared errors averaged ("mean", the release) or summed ("sum", MedFuncta, eq. 5) over channels.
       points_per_chunk: points of a signal in memory at once, in each step and in the outer loss; 0 for all.
       micro_batches: parts of the batch, one of which is in memory at once.
-      choose: None, or a hashable function from (field, params, latents [B, P], coords [N, C], signals [B, N, D]) to the
-        points [B, n] of a step's context, which then replace random ones.
     """
 
     steps: int = 10
@@ -71,7 +69,6 @@ class InnerLoop:
     channel_loss: ChannelLoss = "mean"
     points_per_chunk: int = 0
     micro_batches: int = 1
-    choose: Callable[..., jax.Array] | None = None
 
     def __post_init__(self):
         for name in ("steps", "micro_batches"):
@@ -89,7 +86,7 @@ class InnerLoop:
 
     def contexts(self, key: jax.Array, *, points: int, signals: int) -> jax.Array | None:
         """Random contexts of all steps, [signals, G, n] or, shared, [G, n]; None where all points are seen."""
-        if self.selection_ratio == 1 or self.choose is not None:
+        if self.selection_ratio == 1:
             return None
         return random_context(
             key, points=points, selection_ratio=self.selection_ratio, steps=self.steps,
@@ -147,7 +144,7 @@ class Loop:
     Attributes:
       field, inner: the network and the loop's settings.
       observed: the batch.
-      context: points of each step, [G, n] or [G, B, n]; None for all, or those that `inner.choose` finds.
+      context: points of each step, [G, n] or [G, B, n]; None for all.
       alpha: step sizes, [P].
     """
 
@@ -162,9 +159,6 @@ class Loop:
         field, points = self.field, self.field.points
 
         def step(latents: jax.Array, rows: jax.Array | None):
-            if self.inner.choose is not None:
-                given = jax.lax.stop_gradient((params | readers, latents))
-                rows = self.inner.choose(field, *given, self.observed.coords, self.observed.signals)
             modulations, pull = jax.vjp(functools.partial(field.modulations, readers), latents)
 
             def at(rows, weights, _):

@@ -23,6 +23,9 @@ from medfuncta_jax.inner_steps import FitResult, InnerLoop, Loop, Reading, ct_re
 from medfuncta_jax.point_field import Observed, Targets, over_chunks, shares
 from medfuncta_jax.product import FULL
 
+# Latents phi_G [B, P] to those that are decoded, and a term of the loss.
+LatentLoss = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+
 
 class Batch(NamedTuple):
     """The arguments of a meta-loss that are not differentiated.
@@ -37,7 +40,7 @@ class Batch(NamedTuple):
     coords: jax.Array
     signals: jax.Array
     context: jax.Array | None
-    latent_loss: Callable[[jax.Array], tuple[jax.Array, jax.Array]] | None
+    latent_loss: LatentLoss | None
 
 
 def meta_loss(
@@ -49,7 +52,7 @@ def meta_loss(
     inner: InnerLoop,
     coords: Array | None = None,
     step_size: float | Array | None = None,
-    latent_loss: Callable[[jax.Array], tuple[jax.Array, jax.Array]] | None = None,
+    latent_loss: LatentLoss | None = None,
 ) -> jax.Array:
     """The outer loss after the inner loop.
 
@@ -252,7 +255,7 @@ class _Part:
         """The source of the features of the inner steps (see `Observed`)."""
         signals, context = self.batch.signals, self.batch.context
         rows = signals.shape[1:2] if context is None else (*context.shape[:-2], context.shape[-1])
-        if self.inner.choose is not None or 0 < self.inner.points_per_chunk < rows[-1]:
+        if 0 < self.inner.points_per_chunk < rows[-1]:
             return "params"
         if context is None:
             shape = (*signals.shape, self.inner.steps)

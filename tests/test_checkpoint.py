@@ -248,7 +248,7 @@ def test_truncated_field_is_named(tmp_path, keep):
         (lambda kept, meta: ({**kept, "layer_1/bias": np.zeros(8, int)}, meta), "'layer_1/bias' is int64"),
         (lambda kept, meta: ({**kept, "layer_2/bias": np.zeros(8, np.float16)}, meta), "'layer_2/bias' is float16"),
         (lambda kept, meta: (kept, {"field": meta["field"].replace('"channels": 1', '"channels": 2')}),
-         r"\(2, 2\) coordinates and channels described"),
+         r"'layer_3/kernel' has shape \(8, 1\)"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_not_a_field_is_named(tmp_path, change, reason):

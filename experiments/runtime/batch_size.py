@@ -23,10 +23,11 @@ from experiments.runtime.memory import free_bytes, program_bytes
 from experiments.runtime.progress import log
 from experiments.runtime.run_directory import RunDirectory, RunError
 from experiments.stages.fitting import fit_batch, rules_of
-from medfuncta_jax import methods, sharding
+from medfuncta_jax import sharding
 from medfuncta_jax.datasets import Dataset
 from medfuncta_jax.datasets.dataset import NEW
 from medfuncta_jax.field import STEP_SIZE
+from medfuncta_jax.methods import METHODS
 from medfuncta_jax.settings import Settings
 
 # Points of all signals together that the first number comes to (as many as `fit_latent` evaluates at once), and the
@@ -112,7 +113,7 @@ def climb(first: int, *, unit: int, signals: int, rate_of: Callable[[int], float
 
 def _tried(settings: Settings, dataset: Dataset) -> dict[int, float]:
     """`climb` with fits of the first signals, by a network that need not be trained for that."""
-    field = methods.check(settings, dataset.grid, dataset.channels, task=dataset.task)
+    field = METHODS[settings.train.method].check(settings, dataset.grid, dataset.channels, task=dataset.task)
     mesh = sharding.data_mesh(jax.local_devices())
     params = sharding.replicate(mesh, field.init(jax.random.key(settings.seed)))
     splits = [split for name, split in dataset.splits.items() if name in (*settings.extract.splits, NEW)]

@@ -15,7 +15,7 @@ from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.settings import Settings, SettingsError
 
 # What makes two runs the same run; the rest belongs to stages after training, whose results have names of their own.
-_OF_THE_RUN = ("data", "seed", "model", "inner", "train")
+_OF_THE_RUN = ("data", "seed", "model", "inner", "train", "baselines")
 # Settings of the data that say labels, which are joined to the signals by their ids.
 _LABELS = ("data.labels", "data.label_column", "data.no_value")
 # What the latents of a run depend on beside its field.
