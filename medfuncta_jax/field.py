@@ -49,7 +49,9 @@ class Field:
     @property
     def points(self) -> PointField:
         """The field as a function of points and modulations, with the derivatives of its squared error."""
-        return BasisField(self.module) if has_basis(self.model) else SirenField(self.module)
+        if has_basis(self.model):
+            return BasisField(self.module)
+        return (PointField if self.model.modulate_scale else SirenField)(self.module)
 
     def init(self, key: jax.Array, dtype: Any = jnp.float32) -> Params:
         """Random shared parameters, `{"layer_1": {"kernel": [C, L], "bias": [L]}, ...}`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +22,7 @@ from medfuncta_jax.field import Field, Params, rescale_latent
 from medfuncta_jax.inner_steps import InnerLoop
 from medfuncta_jax.latent_loss import latent_loss, latent_noise
 from medfuncta_jax.outer_loss import meta_loss
-from medfuncta_jax.settings import InnerSettings, Settings, SettingsError, TrainSettings
+from medfuncta_jax.settings import InnerSettings, InnerSteps, Settings, SettingsError, TrainSettings
 
 
 class Trainable(NamedTuple):
@@ -115,12 +115,7 @@ def inner_loop_of(settings: Settings) -> InnerLoop:
     """The inner loop of a run's settings."""
     inner, train = settings.inner, settings.train
     return InnerLoop(
-        steps=inner.steps,
-        step_size=inner.step_size,
-        selection_ratio=inner.selection_ratio,
-        shared_context=inner.shared_context,
-        first_order=inner.first_order,
-        remat=inner.remat,
+        **{each.name: getattr(inner, each.name) for each in fields(InnerSteps)},
         channel_loss=train.channel_loss,
         points_per_chunk=train.points_per_chunk,
         micro_batches=train.batch_size // (train.micro_batch or train.batch_size),

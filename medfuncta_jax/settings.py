@@ -175,27 +175,23 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
-class InnerSettings:
-    """The inner loop of meta-training.
+class InnerSteps:
+    """The steps of the inner loop.
 
     Attributes:
       steps: G >= 1 SGD steps on the latent.
-      step_size: alpha > 0; the start where it is learned.
-      learned_step_size: "none", "scalar" or "per_latent" (Meta-SGD, Li et al. 2017).
-      step_size_range: (lowest, highest) of a learned step size, beyond which it is clipped; () is none.
+      step_size: alpha > 0.
       selection_ratio: gamma in (0, 1], the part of the points in the context of a step.
-      shared_context: one subset a step for the whole batch (the release) instead of one a signal (the paper).
+      shared_context: one random context a step for the whole batch (the release) instead of one a signal (the paper).
       first_order: hold the inner gradients constant (first-order MAML); exact second order otherwise.
-      remat: what the backward pass keeps of each inner step. "steps" keeps the latent alone and computes the step
-        again; "layers" keeps two arrays a layer, its pre-activation and its gradient; "none" keeps everything, and
-        unrolls the steps, so that nothing is copied. The gradient is the same; `experiments/PERFORMANCE.md` has time
-        and memory of each.
+      remat: the arrays of each step that are kept for the way back. "steps": the latent alone, and the step is computed
+        again; "layers": two arrays a layer, its pre-activation and its gradient; "none": all, and the steps are
+        unrolled, so that nothing is copied. The gradient is the same; `experiments/PERFORMANCE.md` has time and memory
+        of each.
     """
 
     steps: int = 10
     step_size: float = 1e-2
-    learned_step_size: Literal["none", "scalar", "per_latent"] = "none"
-    step_size_range: tuple[float, ...] = ()
     selection_ratio: float = 0.25
     shared_context: bool = False
     first_order: bool = False
@@ -204,12 +200,32 @@ class InnerSettings:
     def __post_init__(self):
         _require(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
         _require(self.step_size > 0, f"step_size must be above 0, got {self.step_size}")
+        _require(0 < self.selection_ratio <= 1, f"selection_ratio must be in (0, 1], got {self.selection_ratio}")
+        _require(
+            self.remat in ("none", "layers", "steps"),
+            f"remat must be one of 'none', 'layers', 'steps', got {self.remat!r}",
+        )
+
+
+@dataclass(frozen=True)
+class InnerSettings(InnerSteps):
+    """The inner loop of meta-training: `InnerSteps`, and how their size is learned.
+
+    Attributes:
+      learned_step_size: "none", "scalar" or "per_latent" (Meta-SGD, Li et al. 2017), from `step_size` on.
+      step_size_range: (lowest, highest) of a learned step size, beyond which it is clipped; () is none.
+    """
+
+    learned_step_size: Literal["none", "scalar", "per_latent"] = "none"
+    step_size_range: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
         _require(
             self.step_size_range == ()
             or (len(self.step_size_range) == 2 and 0 < self.step_size_range[0] <= self.step_size_range[1]),
             f"step_size_range must be (lowest, highest) with 0 < lowest <= highest, or (), got {self.step_size_range}",
         )
-        _require(0 < self.selection_ratio <= 1, f"selection_ratio must be in (0, 1], got {self.selection_ratio}")
 
 
 # The systems of `medfuncta_jax.methods`.

@@ -45,12 +45,12 @@ class PointFeatures(NamedTuple):
     Attributes:
       hidden: h_{k-1} before the first modulated layer k, [B or 1, n, L]; None where that is the first layer.
       pre: W_k h_{k-1} + b_k of that layer, [B or 1, n, L].
-      weights: interpolation weights of a latent grid, [B or 1, n, places]; None for a latent of one vector.
+      interpolation: interpolation weights of a latent grid, [B or 1, n, places]; None for a latent of one vector.
     """
 
     hidden: jax.Array | None
     pre: jax.Array
-    weights: jax.Array | None = None
+    interpolation: jax.Array | None = None
 
 
 def uniform(bound: float, centre: float = 0.0):
@@ -127,14 +127,16 @@ class ModulatedSiren(nn.Module):
 
     def features(self, coords: jax.Array) -> PointFeatures:
         """The part of the field that needs no latent: coords [1, n, C] shared by the batch, or [B, n, C]."""
-        model, weights = self.model, None
+        model, interpolation = self.model, None
         if model.latent_grid:
-            weights = interpolation_weights(coords, model.latent_grid, linear=model.latent_interpolation == "linear")
+            interpolation = interpolation_weights(
+                coords, model.latent_grid, linear=model.latent_interpolation == "linear"
+            )
         first = self.layer_1(coords)
         if model.modulate_first_layer:
-            return PointFeatures(None, first, weights)
+            return PointFeatures(None, first, interpolation)
         hidden = sine(first * self.omega(1))
-        return PointFeatures(hidden, self.layer_2(hidden), weights)
+        return PointFeatures(hidden, self.layer_2(hidden), interpolation)
 
     def modulations(self, latents: jax.Array) -> Modulations:
         """The part of the field that needs no point: latents [B, P]."""
@@ -155,12 +157,12 @@ class ModulatedSiren(nn.Module):
     def last_hidden(self, modulations: Modulations, features: PointFeatures) -> jax.Array:
         """h_{K-1} [B, n, L], the input of the linear layer."""
         model, first = self.model, self.first_modulated
-        h, pre, weights = features
+        h, pre, interpolation = features
 
         def modulation(name: str) -> jax.Array:
             given = modulations[name]
             # [B, 1 or n, L]
-            return given[:, None, :] if weights is None else jnp.matmul(weights, given, precision=FULL)
+            return given[:, None, :] if interpolation is None else jnp.matmul(interpolation, given, precision=FULL)
 
         for k in range(first, model.layers):
             if k > first:

@@ -42,7 +42,7 @@ def test_passes_are_the_general_rule_written_out(kind, shared):
         for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(general), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-10 * max(1e-3, float(jnp.abs(other).max())))
 
-    without_weights = jax.tree_util.Partial(lambda tree: (*tree[:2], tree[2]._replace(weights=None)))
+    without_weights = jax.tree_util.Partial(lambda tree: (*tree[:2], tree[2]._replace(interpolation=None)))
 
     @jax.jit
     def written_out(*arguments):
@@ -64,5 +64,5 @@ def test_features_do_not_depend_on_params_by_interpolation_weights():
     """Why their cotangents may be left out: they are functions of coordinates alone."""
     field = mf.Field(mf.ModelSettings(layers=4, width=7, latent_dim=24, latent_grid=(2, 2)), 2, 1)
     params = field.split(field.init(jax.random.key(0)))[0]
-    derivative = jax.jacobian(lambda params: field.points.features(params, jnp.zeros((1, 3, 2))).weights)(params)
+    derivative = jax.jacobian(lambda params: field.points.features(params, jnp.zeros((1, 3, 2))).interpolation)(params)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(derivative))

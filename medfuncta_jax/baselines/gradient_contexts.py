@@ -49,11 +49,11 @@ def gradient_contexts(
       step_size: alpha, a scalar or [P].
     """
     size = context_size(len(coords), inner.selection_ratio)
-    weights = shares(None, size, signals, inner.channel_loss)
+    share = shares(None, size, signals, inner.channel_loss)
 
     def loss(latents: jax.Array, rows: jax.Array) -> jax.Array:
         errors = jnp.square(field.apply(params, latents, coords[rows]) - take(signals, rows)).sum(-1)
-        return (weights * errors).sum()
+        return (share * errors).sum()
 
     def step(latents: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
         rows = jax.lax.top_k(gradient_norms(field, params, latents, coords, signals), size)[1]

@@ -80,7 +80,7 @@ class PatchSiren(ModulatedSiren):
         """The part of the field that needs no latent: coords [1 or B, n, C] of the whole signal."""
         cells = self.model.latent_grid
         within = super().features(within_cells(coords, cells))
-        return within._replace(weights=interpolation_weights(coords, cells, linear=False))
+        return within._replace(interpolation=interpolation_weights(coords, cells, linear=False))
 
 
 @dataclass(frozen=True)
