@@ -139,7 +139,7 @@ def _run(stop: StopRequest, resources: contextlib.ExitStack) -> int:
     from medfuncta_jax.datasets import DataError, open_dataset
     from medfuncta_jax.datasets.dataset import cache_root
     from medfuncta_jax.latent_file import LatentStoreError
-    from medfuncta_jax.methods import check
+    from medfuncta_jax.methods import METHODS
     from medfuncta_jax.settings import SettingsError
 
     mode, workdir, out = str(_MODE.value), str(_WORKDIR.value), _OUT.value
@@ -166,7 +166,7 @@ def _run(stop: StopRequest, resources: contextlib.ExitStack) -> int:
         processes.wait_for_all("data")
         if not processes.first():
             dataset = open_dataset(data, data_dir=data_dir)
-        check(settings, dataset.grid, dataset.channels, task=dataset.task)
+        METHODS[settings.train.method].check(settings, dataset.grid, dataset.channels, task=dataset.task)
         # A run that is there has its splits.
         if stored is None and settings.train.batch_size > len(dataset.splits["train"]):
             raise SettingsError(

@@ -9,8 +9,8 @@ from medfuncta_jax.classify import MlpFit, fit_mlp
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets import open_dataset
 from medfuncta_jax.field import Field, field_from_layers, named_layers, parameter_count, rescale_latent
-from medfuncta_jax.fit import fit_latent, reconstruct
-from medfuncta_jax.inner_steps import FitResult, InnerLoop
+from medfuncta_jax.fit import FitResult, fit_latent, reconstruct
+from medfuncta_jax.inner_steps import InnerLoop
 from medfuncta_jax.latent_store import LatentSplit, load_latents
 from medfuncta_jax.meta_step import make_train_step
 from medfuncta_jax.outer_loss import inner_loop, meta_loss

@@ -10,7 +10,6 @@ normal equations alone, whose size does not grow with the number of points.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import jax
@@ -21,7 +20,7 @@ from medfuncta_jax.point_field import PointField
 from medfuncta_jax.product import FULL, product
 from medfuncta_jax.settings import ModelSettings
 from medfuncta_jax.sine import cosine, sine
-from medfuncta_jax.siren import ModulatedSiren, PointFeatures
+from medfuncta_jax.siren import PointFeatures
 
 
 class Basis(NamedTuple):
@@ -57,15 +56,8 @@ def has_basis(model: ModelSettings) -> bool:
     return model.layers == 3 and not (model.modulate_first_layer or model.modulate_scale or model.latent_grid)
 
 
-@dataclass(frozen=True)
 class BasisField(PointField):
-    """A `PointField` whose features are a `Basis`, or the `NormalEquations` of one.
-
-    Attributes:
-      module: the network.
-    """
-
-    module: ModulatedSiren
+    """A `PointField` whose features are a `Basis`, or the `NormalEquations` of one."""
 
     def features(self, params, coords):
         given = cast(PointFeatures, self.module.apply({"params": params}, coords, method="features"))
@@ -87,15 +79,15 @@ class BasisField(PointField):
 
     def summarises(self, batch, points, channels, steps):
         # The equations cost n (2L)^2 products, and a gradient then 2 (2L)^2 B D instead of 2 n 2L B D.
-        size, calls = 2 * self.module.model.widths[-1], 2 * steps * batch * channels
+        size, calls = 2 * self.module.units(2), 2 * steps * batch * channels
         return calls * (points - size) >= points * size
 
     def summary(self, features, targets):
-        functions, rest, weight = features.functions[0], targets.signals - features.constant, targets.weights.ravel()
+        functions, rest, share = features.functions[0], targets.signals - features.constant, targets.shares.ravel()
         return NormalEquations(
-            weight * jnp.matmul(functions.T, functions, precision=FULL),
-            weight * jnp.einsum("nk,bnd->bkd", functions, rest, precision=FULL),
-            weight * jnp.square(rest).sum(1),
+            share * jnp.matmul(functions.T, functions, precision=FULL),
+            share * jnp.einsum("nk,bnd->bkd", functions, rest, precision=FULL),
+            share * jnp.square(rest).sum(1),
         )
 
     def losses(self, params, modulations, features, targets):

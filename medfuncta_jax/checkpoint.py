@@ -22,7 +22,9 @@ import safetensors
 import safetensors.numpy
 
 from medfuncta_jax.atomic import atomic_path
-from medfuncta_jax.field import Field, Params, field_from_layers, named_layers
+from medfuncta_jax.field import Field, Params, named_layers, params_of
+from medfuncta_jax.methods import FIELDS
+from medfuncta_jax.settings import ModelSettings
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +49,8 @@ def save_field(path: Path | str, field: Field, params: Params, about: dict[str, 
     """Write a field to one file that safetensors and json alone can read, in any language.
 
     The arrays are those of `named_layers`, in their own floating type. The file's `__metadata__` has one entry,
-    "field": a JSON object of `model` (the names of `ModelSettings`), `coord_dims`, `channels` and `about`.
+    "field": a JSON object of `kind` ("Field", or another name in `methods.FIELDS`), `model` (the names of
+    `ModelSettings`), `coord_dims`, `channels`, what else this kind has, and `about`.
 
     Args:
       path: the .safetensors file; replaced as a whole.
@@ -56,9 +59,7 @@ def save_field(path: Path | str, field: Field, params: Params, about: dict[str, 
     Raises:
       OSError: it could not be written; what was there before is left.
     """
-    described = {
-        "model": asdict(field.model), "coord_dims": field.coord_dims, "channels": field.channels, "about": about
-    }  # fmt: skip
+    described = {"kind": type(field).__name__, **asdict(field), "about": about}
     # safetensors takes the bytes as they lie, in whatever order.
     arrays = {name: np.ascontiguousarray(leaf) for name, leaf in named_layers(params).items()}
     content = safetensors.numpy.save(arrays, {_ENTRY: json.dumps(described)})
@@ -97,13 +98,10 @@ def load_field_and_about(path: Path | str) -> tuple[Field, Params, dict[str, Any
                 raise ValueError(f"its metadata have no entry {_ENTRY!r}")
             described = json.loads(metadata[_ENTRY])
             arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  (not a mapping)
-        field, params = field_from_layers(described["model"], arrays)
-        sizes = (described["coord_dims"], described["channels"])
-        if sizes != (field.coord_dims, field.channels):
-            raise ValueError(
-                f"{sizes} coordinates and channels described, arrays for {field.coord_dims, field.channels}"
-            )
-        return field, params, described["about"]
+        described["model"] = ModelSettings.from_named(described["model"])
+        about, kind = described.pop("about"), described.pop("kind", "Field")
+        field = FIELDS[kind](**described)
+        return field, params_of(field, arrays), about
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{file} is damaged or not a saved field ({reason}); save it again") from error

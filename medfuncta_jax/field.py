@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import jax
@@ -42,13 +42,6 @@ class Field:
             )
 
     @property
-    def patch(self) -> Field:
-        """The field of one patch alone, with the same parameters, where `model.latent_interpolation` is "patches"."""
-        model = self.model
-        alone = replace(model, latent_dim=model.latent_features, latent_grid=(), latent_interpolation="linear")
-        return replace(self, model=alone)
-
-    @property
     def module(self) -> ModulatedSiren:
         """The Flax module behind `init` and `apply`."""
         return ModulatedSiren(model=self.model, coord_dims=self.coord_dims, channels=self.channels)
@@ -56,7 +49,9 @@ class Field:
     @property
     def points(self) -> PointField:
         """The field as a function of points and modulations, with the derivatives of its squared error."""
-        return BasisField(self.module) if has_basis(self.model) else SirenField(self.module)
+        if has_basis(self.model):
+            return BasisField(self.module)
+        return (PointField if self.model.modulate_scale else SirenField)(self.module)
 
     def init(self, key: jax.Array, dtype: Any = jnp.float32) -> Params:
         """Random shared parameters, `{"layer_1": {"kernel": [C, L], "bias": [L]}, ...}`."""
@@ -83,6 +78,14 @@ class Field:
     def latent_layers(self) -> tuple[str, ...]:
         """Names of the layers that read the latent: shift modulations, and scale modulations where there are any."""
         return self.module.latent_layers()
+
+    def rescaled(self, params: Params, ratio: jax.Array) -> Params:
+        """The same field of latents that are divided by `ratio`, a scalar or one an entry (of one place)."""
+        scaled = {}
+        for name in self.latent_layers():
+            layer = params[name]
+            scaled[name] = {**layer, "kernel": (ratio[..., None] * layer["kernel"]).astype(layer["kernel"].dtype)}
+        return {**params, **scaled}
 
     def layer_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every parameter array, `{"layer_1/kernel": (C, L), ...}`."""
@@ -122,6 +125,11 @@ def field_from_layers(settings: Mapping[str, Any], arrays: Mapping[str, Any]) ->
         if len(arrays[name].shape) != 2:
             raise ValueError(f"array {name!r} has shape {tuple(arrays[name].shape)}, expected two axes [in, out]")
     field = Field(model=model, coord_dims=arrays[first].shape[0], channels=arrays[last].shape[1])
+    return field, params_of(field, arrays)
+
+
+def params_of(field: Field, arrays: Mapping[str, Any]) -> Params:
+    """The parameters of a field from named arrays; raises as `field_from_layers`."""
     expected = field.layer_shapes()
     for name, shape in expected.items():
         if name not in arrays:
@@ -132,10 +140,11 @@ def field_from_layers(settings: Mapping[str, Any], arrays: Mapping[str, Any]) ->
     if surplus:
         raise ValueError(f"array {surplus[0]!r} has no place in a field of these settings ({len(surplus)} surplus)")
     leaves = {name: jnp.asarray(arrays[name]) for name in expected}
+    dtype = leaves["layer_1/kernel"].dtype
     for name, leaf in leaves.items():
-        if not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.dtype != leaves[first].dtype:
-            raise ValueError(f"array {name!r} is {leaf.dtype}, {first!r} {leaves[first].dtype}; all must be one float")
-    return field, traverse_util.unflatten_dict(leaves, sep="/")
+        if not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.dtype != dtype:
+            raise ValueError(f"array {name!r} is {leaf.dtype}, 'layer_1/kernel' {dtype}; all must be one float")
+    return traverse_util.unflatten_dict(leaves, sep="/")
 
 
 def named_layers(params: Params) -> dict[str, jax.Array]:
@@ -169,11 +178,4 @@ def rescale_latent(field: Field, params: Params, step_size: float | jax.Array) -
       step_size: alpha > 0 that the field was trained with, a scalar, or one an entry of the latent (of one place, where
         the latent is a grid).
     """
-    ratio = jnp.sqrt(jnp.asarray(step_size) / STEP_SIZE)
-    scaled = {}
-    for name in field.latent_layers():
-        layer = params[name]
-        scaled[name] = {**layer, "kernel": (ratio[..., None] * layer["kernel"]).astype(layer["kernel"].dtype)}
-    if field.model.codebook:  # in the scale of the latent, which is one for all entries
-        scaled["codebook"] = jax.tree.map(lambda leaf: (leaf / ratio).astype(leaf.dtype), params["codebook"])
-    return {**params, **scaled}
+    return field.rescaled(params, jnp.sqrt(jnp.asarray(step_size) / STEP_SIZE))

@@ -12,13 +12,27 @@ import jax.numpy as jnp
 from medfuncta_jax.arrays import Array, as_array, check_signals, checked_coords, points_of, relative_weights
 from medfuncta_jax.context import random_context
 from medfuncta_jax.field import STEP_SIZE, Field, Params, params_dtype
-from medfuncta_jax.inner_steps import FitResult
-from medfuncta_jax.point_field import ChannelLoss, Observed, Targets, over_chunks, shares, take
+from medfuncta_jax.inner_steps import Observed, Source
+from medfuncta_jax.point_field import ChannelLoss, Targets, shares, take
 
 # Default chunk size in activation elements (signals x points x width), in float32 4 MB and 64 MB: few enough for the
 # caches of a processor (in one piece, 32^3 points take 28 % longer, 8 images of 64^2 40 %), and enough for all units of
 # an accelerator.
 _CHUNK_ELEMENTS, _CHUNK_ELEMENTS_ON_ACCELERATORS = 2**20, 2**24
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["latents", "losses"], meta_fields=[])
+@dataclass(frozen=True)
+class FitResult:
+    """The result of a loop of steps on latents.
+
+    Attributes:
+      latents: [B, P], phi after the last step.
+      losses: [B, steps], the mean squared error before each step.
+    """
+
+    latents: jax.Array
+    losses: jax.Array
 
 
 def fit_latent(
@@ -137,37 +151,23 @@ def _keep_better(new: _Best, best: _Best) -> _Best:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _fit(field: Field, rules: _Rules, params: Params, given: _Given) -> FitResult:
-    points, (point_params, readers) = field.points, field.split(params)
+    points, halves = field.points, field.split(params)
     batch, count, channels = given.signals.shape
-    features = points.features(point_params, given.coords)
-    weights = shares(given.weights, count, given.signals, rules.channel_loss)
+    every = Source(features=points.features(halves[0], given.coords))
+    share = shares(given.weights, count, given.signals, rules.channel_loss)
+    source, observed = every, Observed(field, given.coords, given.signals, rules.points_per_chunk)
     alike = given.weights is None and len(given.coords) == 1
-    summed = alike and points.summarises(batch, count, channels, rules.steps)
-    summary = points.summary(features, Targets(given.signals, weights)) if summed else None
-
-    def gradient_at(latents, rows, weights, *, summed):
-        """dL/dphi [B, P] and the losses [B], on the points `rows`."""
-        observed = Observed(points, given.coords, given.signals, "summary" if summed else "features")
-        modulations, pull = jax.vjp(functools.partial(field.modulations, readers), latents)
-
-        def at(rows, weights, _):
-            seen = observed.at(summary if summed else features, rows, weights)
-            gradient, losses, _ = points.gradient(point_params, modulations, *seen)
-            return (gradient, losses), None
-
-        size = 0 if summed else rules.points_per_chunk
-        (gradient, losses), _ = over_chunks(
-            at, rows, weights, points=count if rows is None else len(rows), size=size
-        )  # fmt: skip
-        return pull(gradient)[0], losses
+    if alike and points.summarises(batch, count, channels, rules.steps):
+        source = Source(summary=points.summary(every.features, Targets(given.signals, share)))
 
     def direction_at(latents, key):
-        gradient, losses = gradient_at(latents, None, weights, summed=summed)
+        """dL/dphi [B, P], or a vector along it, and the losses [B]."""
+        _, gradient, losses, _ = observed.gradient(halves, source, latents, None, share)
         if rules.rescale_ratio is not None:
             rows = random_context(key, points=count, selection_ratio=rules.rescale_ratio, steps=1)[0]
             some = None if given.weights is None else take(given.weights, rows)
             some = shares(some, len(rows), given.signals, rules.channel_loss)
-            subset, _ = gradient_at(latents, rows, some, summed=False)
+            subset = observed.gradient(halves, every, latents, rows, some)[1]
             norm, subset_norm = (jnp.linalg.norm(g, axis=-1, keepdims=True) for g in (gradient, subset))
             gradient = gradient * subset_norm / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny)
         return gradient, losses
@@ -189,7 +189,7 @@ def _fit(field: Field, rules: _Rules, params: Params, given: _Given) -> FitResul
     one = jnp.ones(batch, given.start.dtype)
     first = _Best(given.start, one * jnp.inf, jnp.zeros_like(given.start), one)
     (best, latents), losses = jax.lax.scan(guarded_step, (first, given.start), keys, rules.steps)
-    _, last_losses = gradient_at(latents, None, weights, summed=summed)
+    last_losses = observed.gradient(halves, source, latents, None, share)[2]
     last = _keep_better(_Best(latents, last_losses, best.gradient, one), best)
     return FitResult(latents=last.latents, losses=losses.T)
 
@@ -197,7 +197,7 @@ def _fit(field: Field, rules: _Rules, params: Params, given: _Given) -> FitResul
 def default_chunk(field: Field, batch: int, *, accelerator: bool) -> int:
     """Default chunk size: points of each of `batch` signals that are evaluated at once."""
     elements = _CHUNK_ELEMENTS_ON_ACCELERATORS if accelerator else _CHUNK_ELEMENTS
-    return max(1, elements // (max(1, batch) * max(field.model.widths)))
+    return max(1, elements // (max(1, batch) * field.model.width))
 
 
 def _chunk(field: Field, points: int | None, batch: int) -> int:

@@ -3,93 +3,55 @@
     phi_0 = 0,   phi_{g+1} = phi_g - alpha dL(phi_g; C_g)/dphi
 
 and the way back through it, from a cotangent of phi_G to those of the shared weights and of alpha. Both read from top
-to bottom: `descend`, then `pull_back`. The loop of test time, on every observed point, is `fit.fit_latent`.
+to bottom: `Loop.descend`, then `Loop.pull_back`. The loop of test time, on every observed point, is `fit.fit_latent`.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from medfuncta_jax.context import random_context
 from medfuncta_jax.field import Field, Params
-from medfuncta_jax.point_field import ChannelLoss, Observed, over_chunks, shares
-from medfuncta_jax.settings import SettingsError
+from medfuncta_jax.point_field import ChannelLoss, Targets, over_chunks, shares, take
+from medfuncta_jax.settings import InnerSteps, SettingsError
 from medfuncta_jax.siren import Modulations
 
-# A context that is a smaller part of all points has its features computed again: taken from those of all points, their
-# cotangents would be as large as these, in every step (measured in 3D: a quarter 15 % faster so, a tenth 7 % slower).
-_TAKEN_PART = 1 / 6
-
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["latents", "losses"], meta_fields=[])
-@dataclass(frozen=True)
-class FitResult:
-    """The result of a loop of steps on latents.
-
-    Attributes:
-      latents: [B, P], phi after the last step.
-      losses: [B, steps], the mean squared error before each step.
-    """
-
-    latents: jax.Array
-    losses: jax.Array
+# The two halves of a field's parameters (`Field.split`): layers that read points, and layers that read latents.
+Halves = tuple[Params, Params]
 
 
 @dataclass(frozen=True)
-class InnerLoop:
-    """Settings of the inner loop and of the outer loss behind it; hashable.
+class InnerLoop(InnerSteps):
+    """Settings of the inner loop (`settings.InnerSteps`), and of the outer loss behind it; hashable.
 
     Attributes:
-      steps: G >= 1 SGD steps on the latent.
-      step_size: alpha > 0.
-      selection_ratio: gamma in (0, 1], the part of the points in the context of a step.
-      shared_context: one random context a step for the whole batch (the release) instead of one a signal (the paper).
-      first_order: hold the inner gradients constant (first-order MAML); exact second order otherwise.
-      remat: the arrays of each step that are kept for the way back. "none": all, and the steps are unrolled, so that
-        nothing is copied; "layers": two arrays a layer; "steps": the latent alone, and the step is computed again.
-        The gradient is the same.
       channel_loss: squared errors averaged ("mean", the release) or summed ("sum", MedFuncta, eq. 5) over channels.
       points_per_chunk: points of a signal in memory at once, in each step and in the outer loss; 0 for all.
       micro_batches: parts of the batch, one of which is in memory at once.
-      choose: None, or a hashable function from (field, params, latents [B, P], coords [N, C], signals [B, N, D]) to the
-        points [B, n] of a step's context, which then replace random ones.
     """
 
-    steps: int = 10
-    step_size: float = 1e-2
-    selection_ratio: float = 0.25
-    shared_context: bool = False
-    first_order: bool = False
-    remat: Literal["none", "layers", "steps"] = "steps"
     channel_loss: ChannelLoss = "mean"
     points_per_chunk: int = 0
     micro_batches: int = 1
-    choose: Callable[..., jax.Array] | None = None
 
     def __post_init__(self):
-        for name in ("steps", "micro_batches"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.step_size > 0:
-            raise SettingsError(f"step_size must be above 0, got {self.step_size}")
-        if not 0 < self.selection_ratio <= 1:
-            raise SettingsError(f"selection_ratio must be in (0, 1], got {self.selection_ratio}")
+        super().__post_init__()
+        if self.micro_batches < 1:
+            raise SettingsError(f"micro_batches must be at least 1, got {self.micro_batches}")
         if self.points_per_chunk < 0:
             raise SettingsError(f"points_per_chunk must not be negative, got {self.points_per_chunk}")
-        for name, known in (("remat", ("none", "layers", "steps")), ("channel_loss", ("mean", "sum"))):
-            if getattr(self, name) not in known:
-                raise SettingsError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+        if self.channel_loss not in ("mean", "sum"):
+            raise SettingsError(f"channel_loss must be one of ('mean', 'sum'), got {self.channel_loss!r}")
 
     def contexts(self, key: jax.Array, *, points: int, signals: int) -> jax.Array | None:
         """Random contexts of all steps, [signals, G, n] or, shared, [G, n]; None where all points are seen."""
-        if self.selection_ratio == 1 or self.choose is not None:
+        if self.selection_ratio == 1:
             return None
         return random_context(
             key, points=points, selection_ratio=self.selection_ratio, steps=self.steps,
@@ -97,10 +59,66 @@ class InnerLoop:
         )  # fmt: skip
 
 
-def takes_features(rows: tuple[int, ...], points: int) -> bool:
-    """Whether contexts of this shape, [n] or [B, n], gain from the features of all points: large ones that the signals
-    at hand share."""
-    return rows[-1] >= _TAKEN_PART * points and math.prod(rows) == rows[-1]
+class Source(NamedTuple):
+    """Where the features of points come from; one of the three is there.
+
+    Attributes:
+      params: layers that read points, by which they are computed from coordinates.
+      features: those of all points, from which they are taken.
+      summary: a `PointField.summary`, which stands for all points and their targets.
+    """
+
+    params: Params | None = None
+    features: Any = None
+    summary: Any = None
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Signals at points, looked at in chunks.
+
+    Attributes:
+      field: the network.
+      coords: [N, C]; not needed by a source that has features.
+      signals: [B, N, D].
+      points_per_chunk: points of a signal in memory at once; 0 for all.
+    """
+
+    field: Field
+    coords: jax.Array
+    signals: jax.Array
+    points_per_chunk: int
+
+    def at(self, source: Source, rows: jax.Array | None, share: jax.Array) -> tuple[Any, Targets | None]:
+        """Features and targets of the points `rows`, [n] or [B, n] (None: all), with the given `Targets.shares`."""
+        if source.summary is not None:
+            return source.summary, None
+        if source.params is None:
+            features = jax.tree.map(lambda leaf: take(leaf, rows), source.features)
+        else:
+            coords = self.coords if rows is None else self.coords[rows]
+            features = self.field.points.features(source.params, coords if coords.ndim == 3 else coords[None])
+        return features, Targets(take(self.signals, rows), share)
+
+    def gradient(
+        self, halves: Halves, source: Source, latents: jax.Array, rows: jax.Array | None, share: jax.Array
+    ) -> tuple[Modulations, jax.Array, jax.Array, Any]:
+        """dL/dm, dL/dphi [B, P], the losses [B], and the arrays that `PointField.gradient` keeps."""
+        params, readers = halves
+        modulations, pull = jax.vjp(functools.partial(self.field.modulations, readers), latents)
+
+        def at(rows, share, _):
+            gradient, losses, kept = self.field.points.gradient(params, modulations, *self.at(source, rows, share))
+            return (gradient, losses), kept
+
+        whole = replace(self, points_per_chunk=0) if source.summary is not None else self
+        (gradient, losses), kept = whole.over_chunks(at, rows, share)
+        return gradient, pull(gradient)[0], losses, kept
+
+    def over_chunks(self, function: Callable, rows: jax.Array | None, share: jax.Array, given: Any = None) -> Any:
+        """`point_field.over_chunks` of the points `rows`."""
+        points = self.signals.shape[1] if rows is None else rows.shape[-1]
+        return over_chunks(function, rows, share, points=points, size=self.points_per_chunk, given=given)
 
 
 class Step(NamedTuple):
@@ -111,7 +129,7 @@ class Step(NamedTuple):
       rows: the points of its context, or None for all.
       gradient: dL/dm, by name of the modulation.
       latent_gradient: dL/dphi, [B, P].
-      kept: see `InnerLoop.remat`.
+      kept: see `InnerSteps.remat`.
     """
 
     latents: jax.Array
@@ -141,55 +159,38 @@ class Reading(NamedTuple):
 class Loop:
     """The inner loop of a batch, forward and back; `ct_` names cotangents.
 
-    `params` are the layers that read points, `readers` those that read latents (`Field.split`), and `source` is
-    where the features of `observed` come from.
-
     Attributes:
-      field, inner: the network and the loop's settings.
+      inner: the loop's settings.
       observed: the batch.
-      context: points of each step, [G, n] or [G, B, n]; None for all, or those that `inner.choose` finds.
+      context: points of each step, [G, n] or [G, B, n]; None for all.
       alpha: step sizes, [P].
     """
 
-    field: Field
     inner: InnerLoop
     observed: Observed
     context: jax.Array | None
     alpha: jax.Array
 
-    def descend(self, params: Params, readers: Params, source: Any) -> tuple[FitResult, Step]:
-        """phi_G, and the kept arrays of each step, stacked over steps."""
-        field, points = self.field, self.field.points
+    def descend(self, halves: Halves, source: Source) -> tuple[jax.Array, jax.Array, Step]:
+        """phi_G [B, P], the losses before each step [G, B], and the kept arrays of each step, stacked over steps."""
 
         def step(latents: jax.Array, rows: jax.Array | None):
-            if self.inner.choose is not None:
-                given = jax.lax.stop_gradient((params | readers, latents))
-                rows = self.inner.choose(field, *given, self.observed.coords, self.observed.signals)
-            modulations, pull = jax.vjp(functools.partial(field.modulations, readers), latents)
-
-            def at(rows, weights, _):
-                features, targets = self.observed.at(source, rows, weights)
-                gradient, losses, kept = points.gradient(params, modulations, features, targets)
-                return (gradient, losses), self._to_keep(kept)
-
-            (gradient, losses), kept = self._over_chunks(at, rows)
-            latent_gradient = pull(gradient)[0]
-            left = Step(latents, rows, gradient, latent_gradient, kept)
+            found = self.observed.gradient(halves, source, latents, rows, self._share(rows))
+            gradient, latent_gradient, losses, kept = found
+            left = Step(latents, rows, gradient, latent_gradient, self._to_keep(kept))
             return latents - self.alpha * latent_gradient, (losses, left)
 
         start = jnp.zeros((len(self.observed.signals), len(self.alpha)), self.alpha.dtype)
         latents, (losses, steps) = self._scan(step, start, self.context)
-        return FitResult(latents=latents, losses=losses.T), steps
+        return latents, losses, steps
 
     def pull_back(
-        self, params: Params, readers: Params, source: Any, steps: Step, ct_latents: jax.Array
-    ) -> tuple[Params, Any, jax.Array, Reading]:
-        """Cotangents of params, source and alpha from those of phi_G, [B, P]; and the readings of all steps.
-
-        `ct_readers` makes the cotangents of `readers` of all readings at once.
-        """
-        field, points = self.field, self.field.points
-        modulate = functools.partial(field.modulations, readers)
+        self, halves: Halves, source: Source, steps: Step, ct_latents: jax.Array
+    ) -> tuple[Params, Source, jax.Array, Reading]:
+        """Cotangents of the layers that read points, of source and of alpha, from those of phi_G [B, P]; and the
+        readings of all steps, from which `ct_readers` makes the cotangents of the other layers."""
+        (params, readers), points = halves, self.observed.field.points
+        modulate = functools.partial(self.observed.field.modulations, readers)
 
         def step(carry, step: Step):
             ct_latents, ct_alpha, ct_params, ct_source = carry
@@ -200,16 +201,17 @@ class Loop:
             ct_latent_gradient = -self.alpha * ct_latents
             modulations, ct_gradient = jax.jvp(modulate, (step.latents,), (ct_latent_gradient,))
 
-            def at(rows, weights, kept):
+            def at(rows, share, kept):
                 features, pull, targets = jax.vjp(
-                    lambda source: self.observed.at(source, rows, weights), source, has_aux=True
+                    lambda source: self.observed.at(source, rows, share), source, has_aux=True
                 )
                 own, ct_modulations, ct_features = points.pull_gradient(
                     params, modulations, features, targets, kept, ct_gradient
                 )
                 return (own, ct_modulations, pull(ct_features)[0]), None
 
-            (own, ct_modulations, from_features), _ = self._over_chunks(at, step.rows, step.kept)
+            parts, _ = self.observed.over_chunks(at, step.rows, self._share(step.rows), step.kept)
+            own, ct_modulations, from_features = parts
 
             def read(latents):
                 modulations, pull = jax.vjp(modulate, latents)
@@ -228,22 +230,20 @@ class Loop:
         length = self.inner.steps if self.context is None else len(self.context)
         return jax.lax.scan(step, start, given, length, reverse, unroll=self.inner.remat == "none" or 1)
 
-    def _over_chunks(self, function: Callable, rows: jax.Array | None, given: Any = None) -> tuple[Any, Any]:
+    def _share(self, rows: jax.Array | None) -> jax.Array:
         signals = self.observed.signals
-        points = signals.shape[1] if rows is None else rows.shape[-1]
-        weights = shares(None, points, signals, self.inner.channel_loss)
-        return over_chunks(function, rows, weights, points=points, size=self.inner.points_per_chunk, given=given)
+        return shares(None, signals.shape[1] if rows is None else rows.shape[-1], signals, self.inner.channel_loss)
 
     def _to_keep(self, kept: Any) -> Any:
         if self.inner.remat == "steps":
             return None
-        return kept if self.inner.remat == "none" else self.field.points.thin(kept)
+        return kept if self.inner.remat == "none" else self.observed.field.points.thin(kept)
 
 
 def ct_readers(field: Field, readers: Params, readings: Reading) -> Params:
     """Cotangents of the layers that read latents, from readings with axes [..., B, P] and [..., B, L].
 
-    The weights of these layers are most of the parameters, [P, L] each. One reading adds to their gradient the outer
+    The kernels of these layers are most of the parameters, [P, L] each. One reading adds to their gradient the outer
     product of a latent and the cotangent of its modulations. Here the readings of all steps, signals and micro-batches
     are the rows of one product; a loop would read and write the gradient in every step.
     """

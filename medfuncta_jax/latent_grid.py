@@ -1,4 +1,4 @@
-"""Interpolation weights of points in a grid of latent vectors, and coordinates within its cells.
+"""Interpolation weights of points in a grid of latent vectors.
 
 Along an axis, m places either divide [-1, 1] evenly with both ends included (linear interpolation), or stand for m
 equal cells of it; a point on the border of two cells belongs to the upper one.
@@ -30,17 +30,11 @@ def interpolation_weights(coords: jax.Array, latent_grid: Sequence[int], *, line
             at = (jnp.clip(x, -1, 1) + 1) / 2 * (count - 1)  # in places
             along = jnp.maximum(0, 1 - jnp.abs(at - np.arange(count)))
         else:
-            along = (_cell(x, count) == np.arange(count)).astype(coords.dtype)
+            along = (cell_of(x, count) == np.arange(count)).astype(coords.dtype)
         weights = (weights[..., :, None] * along[..., None, :]).reshape(*coords.shape[:-1], -1)
     return weights
 
 
-def within_cells(coords: jax.Array, latent_grid: Sequence[int]) -> jax.Array:
-    """Coordinates within each point's cell, from -1 to 1 across it: [..., N, C] -> [..., N, C]."""
-    counts = np.asarray(latent_grid)
-    return coords * counts + (counts - 1 - 2 * _cell(coords, counts))
-
-
-def _cell(x: jax.Array, count: int | np.ndarray) -> jax.Array:
+def cell_of(x: jax.Array, count: int | np.ndarray) -> jax.Array:
     """The number of the cell, in the dtype of `x`."""
     return jnp.clip(jnp.floor((x + 1) / 2 * count), 0, count - 1)

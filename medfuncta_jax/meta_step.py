@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import jax
@@ -14,12 +16,13 @@ from jax.sharding import Mesh
 
 from medfuncta_jax import sharding
 from medfuncta_jax.arrays import Array
-from medfuncta_jax.context import GradientContext, context_size, random_context
+from medfuncta_jax.context import random_context
+from medfuncta_jax.coordinates import grid
 from medfuncta_jax.field import Field, Params, rescale_latent
 from medfuncta_jax.inner_steps import InnerLoop
 from medfuncta_jax.latent_loss import latent_loss, latent_noise
 from medfuncta_jax.outer_loss import meta_loss
-from medfuncta_jax.settings import InnerSettings, Settings, TrainSettings
+from medfuncta_jax.settings import InnerSettings, InnerSteps, Settings, SettingsError, TrainSettings
 
 
 class Trainable(NamedTuple):
@@ -72,35 +75,9 @@ def make_optimizer(train: TrainSettings) -> optax.GradientTransformation:
 
     adamw = optax.adamw(learning_rate_schedule(train, train.learning_rate), weight_decay=train.weight_decay)
     adam = optax.adam(learning_rate_schedule(train, train.step_size_learning_rate))
-    parts = {"field": adamw, "log_step_size": adam}
-    if train.method == "autodecoder":
-        parts["latents"] = optax.adam(learning_rate_schedule(train, train.latent_learning_rate))
-    each = optax.partition(parts, labels)
+    of_latents = optax.adam(learning_rate_schedule(train, train.latent_learning_rate))
+    each = optax.partition({"field": adamw, "log_step_size": adam, "latents": of_latents}, labels)
     return optax.chain(optax.clip_by_global_norm(train.clip_norm), each) if train.clip_norm else each
-
-
-def _initial_log_step_size(inner: InnerSettings, entries: int, dtype) -> jax.Array | None:
-    shape = {"none": None, "scalar": (), "per_latent": (entries,)}[inner.learned_step_size]
-    return None if shape is None else jnp.full(shape, np.log(inner.step_size), dtype)
-
-
-def init_state(
-    field: Field, settings: Settings, key: jax.Array, dtype=jnp.float32, *, signals: int | None = None
-) -> MetaState:
-    """The state before the first update; an auto-decoder has a latent of zeros for each of `signals` training signals.
-
-    Raises:
-      ValueError: an auto-decoder without their number.
-    """
-    log_step_size = _initial_log_step_size(settings.inner, field.model.latent_features, dtype)
-    latents = None
-    if settings.train.method == "autodecoder":
-        if signals is None:
-            raise ValueError("an auto-decoder needs the number of training signals")
-        latents = jnp.zeros((signals, field.model.latent_dim), dtype)
-    trainable = Trainable(field.init(key, dtype), log_step_size, latents)
-    optimizer = make_optimizer(settings.train).init(trainable)
-    return MetaState(step=jnp.zeros((), jnp.int32), trainable=trainable, optimizer=optimizer)
 
 
 def layout(field: Field, tree: Any, mesh: Mesh) -> Any:
@@ -128,99 +105,170 @@ def step_size(trainable: Trainable, inner: InnerSettings) -> float | jax.Array:
     return jnp.clip(learned, *inner.step_size_range) if inner.step_size_range else learned
 
 
-def inner_loop_of(settings: Settings, *, points: int) -> InnerLoop:
-    """The inner loop of a run's settings, for signals of `points` points."""
+def step_sizes(field: Field, trainable: Trainable, inner: InnerSettings) -> float | jax.Array:
+    """`step_size`, one for all entries of the latent or one for each; it is the same at every place of a grid."""
+    alpha = step_size(trainable, inner)
+    return jnp.tile(alpha, field.model.places) if inner.learned_step_size == "per_latent" else alpha
+
+
+def inner_loop_of(settings: Settings) -> InnerLoop:
+    """The inner loop of a run's settings."""
     inner, train = settings.inner, settings.train
-    pruned = inner.context == "gradient" and inner.selection_ratio < 1
     return InnerLoop(
-        steps=inner.steps,
-        step_size=inner.step_size,
-        selection_ratio=inner.selection_ratio,
-        shared_context=inner.shared_context,
-        first_order=inner.first_order,
-        remat=inner.remat,
+        **{each.name: getattr(inner, each.name) for each in fields(InnerSteps)},
         channel_loss=train.channel_loss,
         points_per_chunk=train.points_per_chunk,
         micro_batches=train.batch_size // (train.micro_batch or train.batch_size),
-        choose=GradientContext(context_size(points, inner.selection_ratio)) if pruned else None,
     )
 
 
-def _loss_and_gradient(
-    field: Field,
-    settings: Settings,
-    trainable: Trainable,
-    coords: jax.Array,
-    signals: jax.Array,
-    context: jax.Array | None,
-    latent_loss: jax.tree_util.Partial,
-) -> tuple[jax.Array, Trainable]:
-    """The meta-loss of signals [B, N, D] and its gradient."""
+@dataclass(frozen=True)
+class Training:
+    """What does not change from update to update.
 
-    def loss_of(trainable: Trainable) -> jax.Array:
-        alpha = step_size(trainable, settings.inner)
-        if settings.inner.learned_step_size == "per_latent":  # the same at every place of a latent grid
-            alpha = jnp.tile(alpha, field.model.places)
-        return meta_loss(
-            field, trainable.field, signals, context, inner=inner_loop_of(settings, points=len(coords)), coords=coords,
-            step_size=alpha, latent_loss=latent_loss,
-        )  # fmt: skip
-
-    return jax.value_and_grad(loss_of)(trainable)
-
-
-Update = Callable[..., tuple[MetaState, dict[str, jax.Array]]]
-
-
-def make_update(field: Field, settings: Settings, coords: jax.Array, mesh: Mesh | None = None) -> Update:
-    """The pure function `update(state, signals, key, labels=None) -> (state, metrics)`.
-
-    The caller jits it, donating the state. `signals` is [B, N, D] in [0, 1] and `key` the key of the run:
-    `state.step` is folded into it, so that a resumed run draws the same contexts. Metrics are scalars: `loss`
-    (at phi_G), `gradient_norm` (before clipping), `learning_rate`. `labels` [B] are for the contrastive loss.
-
-    Signals are split over the devices of a `mesh`; each device computes the gradient of its own, and the gradients are
-    summed once. (The compiler by itself would sum in every inner step of every micro-batch.) If the mesh has a "model"
-    axis, the state is in its `layout`, before and after.
+    Attributes:
+      field: the field that is trained, from `check`.
+      settings: those of the run.
+      shape: points along each axis of a signal, N in all.
+      labels: int [n] of the training signals, for the methods that need them.
+      mesh: the devices that signals are split over; None for one.
     """
-    train = settings.train
-    gradient_of = functools.partial(_loss_and_gradient, field, settings)
 
-    def update(
-        state: MetaState, signals: jax.Array, key: jax.Array, labels: jax.Array | None = None
-    ) -> tuple[MetaState, dict[str, jax.Array]]:
-        key = jax.random.fold_in(key, state.step)
-        points = coords
-        if train.selection_ratio < 1:
-            rows = random_context(
-                jax.random.fold_in(key, 1), points=len(coords), selection_ratio=train.selection_ratio, steps=1
-            )[0]  # fmt: skip
-            points, signals = coords[rows], signals[:, rows]
-        batch = len(signals)
-        context = inner_loop_of(settings, points=len(points)).contexts(key, points=len(points), signals=batch)
-        noise = latent_noise(train, jax.random.fold_in(key, 2), (batch, field.model.latent_dim), signals.dtype)
-        of_latents = jax.tree_util.Partial(functools.partial(latent_loss, train), noise, labels)
-        if mesh is None or mesh.size == 1:
-            loss, gradient = gradient_of(state.trainable, points, signals, context, of_latents)
-        elif labels is not None:  # the contrastive loss joins signals of all devices: for the compiler to split
-            whole = sharding.constrain(mesh, state.trainable, jax.tree.map(lambda _: sharding.WHOLE, state.trainable))
-            loss, gradient = gradient_of(whole, points, signals, context, of_latents)
-        else:
-            one, many = sharding.WHOLE, sharding.SIGNALS
-            specs = layout(field, state.trainable, mesh)
+    field: Field
+    settings: Settings
+    shape: tuple[int, ...]
+    labels: jax.Array | None = None
+    mesh: Mesh | None = None
 
-            def on_one_device(trainable, *given):
-                own = gradient_of(sharding.gather(trainable, specs), *given)
-                return sharding.mean_over_devices(own, (one, specs))
 
-            loss, gradient = jax.shard_map(
-                on_one_device, mesh=mesh, out_specs=(one, specs), check_vma=False,
-                in_specs=(specs, one, many, many if context is not None and context.ndim == 3 else one, many),
-            )(state.trainable, points, signals, context, of_latents)  # fmt: skip
-        state, metrics = descend(state, loss, gradient, train)
-        return state if mesh is None else sharding.constrain(mesh, state, layout(field, state, mesh)), metrics
+class Sample(NamedTuple):
+    """What an update sees: the arguments of `meta_loss` for coords [N, C] and signals [B, N, D]."""
 
-    return update
+    coords: jax.Array
+    signals: jax.Array
+    context: jax.Array | None
+    latent_loss: jax.tree_util.Partial
+
+
+def check(settings: Settings, shape: Sequence[int], channels: int, *, task: str | None = None) -> Field:
+    """The field of these settings for signals [*shape, channels]; see `methods.Method`."""
+    del task
+    return checked(Field(settings.model, len(shape), channels), settings)
+
+
+def checked(field: Field, settings: Settings) -> Field:
+    """The field itself.
+
+    Raises:
+      SettingsError: the latent cannot be split over as many devices as asked for.
+    """
+    shards, entries = settings.train.modulation_shards, field.model.latent_features
+    if entries % shards:
+        raise SettingsError(
+            f"train.modulation_shards = {shards} does not divide the latent's {entries} entries (of one place); try "
+            f"{math.gcd(shards, entries)}"
+        )
+    return field
+
+
+def init(
+    field: Field, settings: Settings, key: jax.Array, *, signals: int | None = None, dtype: Any = jnp.float32
+) -> MetaState:
+    """The state before the first update; see `methods.Method`."""
+    del signals
+    inner = settings.inner
+    shape = {"none": None, "scalar": (), "per_latent": (field.model.latent_features,)}[inner.learned_step_size]
+    log_step_size = None if shape is None else jnp.full(shape, np.log(inner.step_size), dtype)
+    return start(Trainable(field.init(key, dtype), log_step_size), settings.train)
+
+
+def start(trainable: Trainable, train: TrainSettings) -> MetaState:
+    """The state before the first update of these parameters."""
+    return MetaState(jnp.zeros((), jnp.int32), trainable, make_optimizer(train).init(trainable))
+
+
+def update(
+    training: Training, state: MetaState, signals: jax.Array, key: jax.Array, rows: jax.Array | None = None
+) -> tuple[MetaState, dict[str, jax.Array]]:
+    """One meta-update on signals [B, N, D]; see `methods.Method`."""
+    del rows
+    sample = draw(training, state, signals, key)
+    return optimizer_step(training, state, *loss_and_gradient(training, state.trainable, sample))
+
+
+def draw(
+    training: Training, state: MetaState, signals: jax.Array, key: jax.Array, coords: jax.Array | None = None
+) -> Sample:
+    """The random choices of the next update: points of the outer loss, contexts, noise.
+
+    `key` is that of the run; `state.step` is folded into it, so that a resumed run draws the same. Without `coords` the
+    signals are on the grid of `training.shape`.
+    """
+    field, train = training.field, training.settings.train
+    coords = jnp.asarray(grid(training.shape), signals.dtype) if coords is None else coords
+    key = jax.random.fold_in(key, state.step)
+    if train.selection_ratio < 1:
+        rows = random_context(
+            jax.random.fold_in(key, 1), points=len(coords), selection_ratio=train.selection_ratio, steps=1
+        )[0]
+        coords, signals = coords[rows], signals[:, rows]
+    batch, points, _ = signals.shape
+    context = inner_loop_of(training.settings).contexts(key, points=points, signals=batch)
+    noise = latent_noise(train, jax.random.fold_in(key, 2), (batch, field.model.latent_dim), signals.dtype)
+    return Sample(coords, signals, context, jax.tree_util.Partial(functools.partial(latent_loss, train), noise))
+
+
+def loss_and_gradient(training: Training, trainable: Trainable, sample: Sample) -> tuple[jax.Array, Trainable]:
+    """The meta-loss of a sample and its gradient, in the `layout` of `trainable`.
+
+    Each device of the mesh computes the gradient of its own signals, and the gradients are summed once. (The compiler
+    by itself would sum in every inner step of every micro-batch.)
+    """
+    field, settings, mesh = training.field, training.settings, training.mesh
+
+    def of_signals(trainable: Trainable, sample: Sample) -> tuple[jax.Array, Trainable]:
+        def loss_of(trainable: Trainable) -> jax.Array:
+            return meta_loss(
+                field, trainable.field, sample.signals, sample.context, inner=inner_loop_of(settings),
+                coords=sample.coords, step_size=step_sizes(field, trainable, settings.inner),
+                latent_loss=sample.latent_loss,
+            )  # fmt: skip
+
+        return jax.value_and_grad(loss_of)(trainable)
+
+    if mesh is None or mesh.size == 1:
+        return of_signals(trainable, sample)
+    one, many, specs = sharding.WHOLE, sharding.SIGNALS, layout(field, trainable, mesh)
+    own_context = sample.context is not None and sample.context.ndim == 3
+
+    def on_one_device(trainable: Trainable, sample: Sample) -> tuple[jax.Array, Trainable]:
+        own = of_signals(sharding.gather(trainable, specs), sample)
+        return sharding.mean_over_devices(own, (one, specs))
+
+    of_sample = Sample(one, many, many if own_context else one, many)  # type: ignore[arg-type]
+    return jax.shard_map(
+        on_one_device, mesh=mesh, in_specs=(specs, of_sample), out_specs=(one, specs), check_vma=False
+    )(trainable, sample)
+
+
+def optimizer_step(
+    training: Training, state: MetaState, loss: jax.Array, gradient: Trainable
+) -> tuple[MetaState, dict[str, jax.Array]]:
+    """The state after a step of the optimizer along the gradient, and the metrics of the update."""
+    train, mesh = training.settings.train, training.mesh
+    changes, optimizer_state = make_optimizer(train).update(gradient, state.optimizer, state.trainable)
+    metrics = {
+        "loss": loss,
+        "gradient_norm": optax.tree.norm(gradient),
+        "learning_rate": jnp.asarray(learning_rate_schedule(train, train.learning_rate)(state.step)),
+    }
+    state = MetaState(state.step + 1, optax.apply_updates(state.trainable, changes), optimizer_state)
+    return state if mesh is None else sharding.constrain(mesh, state, layout(training.field, state, mesh)), metrics
+
+
+def exported_params(field: Field, trainable: Trainable, inner: InnerSettings) -> Params:
+    """The field with its latent rescaled so that the default step size of `fit_latent` is the trained one."""
+    return rescale_latent(field, trainable.field, step_size(trainable, inner))
 
 
 def make_train_step(
@@ -243,28 +291,3 @@ def make_train_step(
         return optax.apply_updates(params, changes), optimizer_state, metrics
 
     return train_step
-
-
-def descend(
-    state: MetaState, loss: jax.Array, gradient: Trainable, train: TrainSettings
-) -> tuple[MetaState, dict[str, jax.Array]]:
-    """One step of the optimizer; metrics as in `make_update`."""
-    changes, optimizer_state = make_optimizer(train).update(gradient, state.optimizer, state.trainable)
-    metrics = {
-        "loss": loss,
-        "gradient_norm": optax.tree.norm(gradient),
-        "learning_rate": jnp.asarray(learning_rate_schedule(train, train.learning_rate)(state.step)),
-    }
-    return MetaState(state.step + 1, optax.apply_updates(state.trainable, changes), optimizer_state), metrics
-
-
-def exported_params(field: Field, trainable: Trainable, inner: InnerSettings) -> Params:
-    """The field with its latent rescaled so that the default step size of `fit_latent` is the trained one.
-
-    A field of patches was trained on single ones, each with a loss of its own. The loss of a whole signal is the mean
-    over patches, whose gradient is that many times smaller, and the step size so many times larger.
-    """
-    alpha = jnp.asarray(step_size(trainable, inner))
-    if field.model.latent_interpolation == "patches":
-        alpha = alpha * field.model.places
-    return rescale_latent(field, trainable.field, alpha)

@@ -17,7 +17,6 @@ changes how modulations are spread over rows, and how rows are summed back.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -26,7 +25,7 @@ import jax.numpy as jnp
 from medfuncta_jax.point_field import Params, PointField
 from medfuncta_jax.product import FULL, Products, outer_product, product, transposed_product
 from medfuncta_jax.sine import cosine, sine
-from medfuncta_jax.siren import ModulatedSiren, Modulations, PointFeatures
+from medfuncta_jax.siren import Modulations, PointFeatures
 
 
 class Layer(NamedTuple):
@@ -92,12 +91,12 @@ class Rows(NamedTuple):
 
     Attributes:
       batch, points: B and n.
-      weights: interpolation weights of a latent grid, [B or 1, n, places], or None.
+      interpolation: interpolation weights of a latent grid, [B or 1, n, places], or None.
     """
 
     batch: int
     points: int
-    weights: jax.Array | None
+    interpolation: jax.Array | None
 
     def of(self, array: jax.Array) -> jax.Array:
         """[B or 1, n or 1, L] -> [R, L]."""
@@ -110,15 +109,15 @@ class Rows(NamedTuple):
 
     def spread(self, modulation: jax.Array) -> jax.Array:
         """A modulation at every point: [B, L], or [B, places, L] of a latent grid, -> [R, L]."""
-        if self.weights is None:
+        if self.interpolation is None:
             return self.of(modulation[:, None])
-        return self.of(jnp.matmul(self.weights, modulation, precision=FULL))
+        return self.of(jnp.matmul(self.interpolation, modulation, precision=FULL))
 
     def sums(self, rows: jax.Array) -> jax.Array:
         """The transpose of `spread`."""
         array = rows.reshape(self.batch, self.points, -1)
-        if self.weights is not None:
-            return jnp.matmul(jnp.swapaxes(self.weights, 1, 2), array, precision=FULL)
+        if self.interpolation is not None:
+            return jnp.matmul(jnp.swapaxes(self.interpolation, 1, 2), array, precision=FULL)
         # Without the barrier the compiler reads all rows again for each later sum, over signals and over steps.
         return jax.lax.optimization_barrier(array.sum(1))
 
@@ -141,28 +140,13 @@ class Kept(NamedTuple):
     q: list[jax.Array] | None = None
 
 
-@dataclass(frozen=True)
 class SirenField(PointField):
-    """Any modulated SIREN; the passes serve all without scale modulations, the general rule those.
-
-    Attributes:
-      module: the network.
-    """
-
-    module: ModulatedSiren
-
-    def features(self, params, coords):
-        return self.module.apply({"params": params}, coords, method="features")
-
-    def values(self, params, modulations, features):
-        return self.module.apply({"params": params}, modulations, features, method="values")
+    """A modulated SIREN without scale modulations."""
 
     def thin(self, kept):
         return kept if kept is None else kept._replace(h=None, q=None)
 
     def gradient(self, params, modulations, features, targets):
-        if self.module.model.modulate_scale:
-            return super().gradient(params, modulations, features, targets)
         layers, rows = self._layers(params), _rows(modulations, features)
         u: list[jax.Array] = []
         h: list[Any] = [_input(features, rows)]
@@ -171,10 +155,10 @@ class SirenField(PointField):
             pre, after = layer.forward(h[-1], shift if u else rows.of(features.pre) + shift)
             u.append(pre)
             h.append(after)
-        head, weights = self._head(params), rows.of(targets.weights[..., None])
+        head, shares = self._head(params), rows.of(targets.shares[..., None])
         difference = product(h[-1], head["kernel"]) + head["bias"] + self.module.model.offset - rows.of(targets.signals)
-        losses = (weights * jnp.square(difference)).reshape(rows.batch, -1).sum(1)
-        error = 2 * weights * difference
+        losses = (shares * jnp.square(difference)).reshape(rows.batch, -1).sum(1)
+        error = 2 * shares * difference
         g: list[Any] = [transposed_product(error, head["kernel"])]
         q: list[jax.Array] = []
         for layer, pre in zip(reversed(layers), reversed(u), strict=True):
@@ -185,8 +169,6 @@ class SirenField(PointField):
         return gradient, losses, Kept(u, g[-2::-1], error, h, q[::-1])
 
     def full_gradient(self, params, modulations, features, targets):
-        if self.module.model.modulate_scale:
-            return super().full_gradient(params, modulations, features, targets)
         gradient, losses, (_, g, error, h, q) = self.gradient(params, modulations, features, targets)
         layers = self._layers(params)
         kernels = [outer_product(x, y, layers[0].products) for x, y in zip(h[1:-1], q[1:], strict=True)]
@@ -196,8 +178,6 @@ class SirenField(PointField):
         return losses, (of_params, gradient, _of_features(features, hidden, q[0], _rows(modulations, features)))
 
     def pull_gradient(self, params, modulations, features, targets, kept, v):
-        if self.module.model.modulate_scale:
-            return super().pull_gradient(params, modulations, features, targets, kept, v)
         kept = self.gradient(params, modulations, features, targets)[2] if kept is None else kept
         layers, rows, head = self._layers(params), _rows(modulations, features), self._head(params)["kernel"]
         h: list[Any] = [_input(features, rows)]
@@ -209,7 +189,7 @@ class SirenField(PointField):
             tangents.append(tangent)
             h_tangents.append(after)
         h = h if kept.h is None else kept.h
-        error = 2 * rows.of(targets.weights[..., None]) * product(h_tangents[-1], head)
+        error = 2 * rows.of(targets.shares[..., None]) * product(h_tangents[-1], head)
         a: Any = transposed_product(error, head)
         p: list[jax.Array] = []
         kernels: list[jax.Array] = []
@@ -255,7 +235,7 @@ class SirenField(PointField):
 
 def _rows(modulations: Modulations, features: PointFeatures) -> Rows:
     batch = len(next(iter(modulations.values())))
-    return Rows(batch, features.pre.shape[1], features.weights)
+    return Rows(batch, features.pre.shape[1], features.interpolation)
 
 
 def _input(features: PointFeatures, rows: Rows) -> jax.Array | None:

@@ -7,21 +7,20 @@ derivative,
 
     v . ds/d(theta, m) = d/d(theta, m) [ d/de L(theta, m + e v) at e = 0 ]
 
-so no reverse pass is differentiated in reverse. `PointField` states this rule for any kind of field; `passes` writes it
-out for the plain SIREN.
+so no reverse pass is differentiated in reverse. `PointField` states this rule for any network; `passes` writes it out
+for those without scale modulations.
 """
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 
-from medfuncta_jax.siren import Modulations
+from medfuncta_jax.siren import ModulatedSiren, Modulations
 
 Params = dict[str, dict[str, jax.Array]]
 
@@ -33,26 +32,32 @@ class Targets(NamedTuple):
 
     Attributes:
       signals: y, [B, n, D].
-      weights: c, the factor of each point's squared error, [B or 1, n or 1].
+      shares: c, the factor of each point's squared error, [B or 1, n or 1].
     """
 
     signals: jax.Array
-    weights: jax.Array
+    shares: jax.Array
 
 
-class PointField(abc.ABC):
-    """A field as a function of modulations and points; a subclass defines `features` and `values`.
+@dataclass(frozen=True)
+class PointField:
+    """A field as a function of modulations and points, with the derivatives of its squared error for any network.
 
     `params` are the layers that read points (`Field.split`), `features` a pytree from `features`.
+
+    Attributes:
+      module: the network.
     """
 
-    @abc.abstractmethod
+    module: ModulatedSiren
+
     def features(self, params: Params, coords: jax.Array) -> Any:
         """The part that needs no modulations, for coords [1 or B, n, C]; every leaf is [1 or B, n, ...]."""
+        return self.module.apply({"params": params}, coords, method="features")
 
-    @abc.abstractmethod
     def values(self, params: Params, modulations: Modulations, features: Any) -> jax.Array:
         """f, [B, n, D]."""
+        return cast(jax.Array, self.module.apply({"params": params}, modulations, features, method="values"))
 
     def summarises(self, batch: int, points: int, channels: int, steps: int) -> bool:
         """Whether `summary` saves more than it costs for this many gradients on the same points."""
@@ -71,7 +76,7 @@ class PointField(abc.ABC):
         """L_i, [B]."""
         assert targets is not None
         errors = jnp.square(self.values(params, modulations, features) - targets.signals)
-        return (targets.weights * errors.sum(-1)).sum(-1)
+        return (targets.shares * errors.sum(-1)).sum(-1)
 
     def gradient(
         self, params: Params, modulations: Modulations, features: Any, targets: Targets | None
@@ -121,7 +126,7 @@ class PointField(abc.ABC):
 
 
 def shares(weights: jax.Array | None, points: int, signals: jax.Array, channel_loss: ChannelLoss) -> jax.Array:
-    """`Targets.weights` of a mean over points, and the mean or sum over the channels of `signals`.
+    """`Targets.shares` of a mean over points, and the mean or sum over the channels of `signals`.
 
     Args:
       weights: [B, n] >= 0, of which only the ratio within a signal counts, all 0 where nothing counts; or None.
@@ -136,39 +141,10 @@ def shares(weights: jax.Array | None, points: int, signals: jax.Array, channel_l
     return weights / (jnp.where(total > 0, total, 1) * channels)
 
 
-@dataclass(frozen=True)
-class Observed:
-    """A batch of signals at points; `at` gives a part of the points.
-
-    Attributes:
-      field: how points make values.
-      coords: [N, C].
-      signals: [B, N, D].
-      source: where features come from: "params" computes them from coords, "features" takes them from those of all
-        points, "summary" is the result of `PointField.summary`.
-    """
-
-    field: PointField
-    coords: jax.Array
-    signals: jax.Array
-    source: Literal["params", "features", "summary"]
-
-    def at(self, source: Any, rows: jax.Array | None, weights: jax.Array) -> tuple[Any, Targets | None]:
-        """Features and targets of the points `rows`, [n] or [B, n] (None: all), with the given `Targets.weights`."""
-        if self.source == "summary":
-            return source, None
-        if self.source == "features":
-            features = jax.tree.map(lambda leaf: take(leaf, rows), source)
-        else:
-            coords = self.coords if rows is None else self.coords[rows]
-            features = self.field.features(source, coords if coords.ndim == 3 else coords[None])
-        return features, Targets(take(self.signals, rows), weights)
-
-
 def over_chunks(
     function: Callable[[jax.Array | None, jax.Array, Any], tuple[Any, Any]],
     rows: jax.Array | None,
-    weights: jax.Array,
+    share: jax.Array,
     *,
     points: int,
     size: int,
@@ -177,9 +153,9 @@ def over_chunks(
     """Sums over points, of which at most `size` a signal are in memory at once.
 
     Args:
-      function: `function(rows, weights, given)` returns (terms to sum over chunks, values to stack).
+      function: `function(rows, share, given)` returns (terms to sum over chunks, values to stack).
       rows: the points, integers [n] or [B, n], or None for all.
-      weights: their `Targets.weights`, [B or 1, n or 1]; those of padding are 0.
+      share: their `Targets.shares`, [B or 1, n or 1]; those of padding are 0.
       points: n.
       size: 0 or n: all in one call. Else there are as few chunks of equal length as this allows.
       given: a pytree stacked over chunks, as an earlier call returned it.
@@ -187,11 +163,11 @@ def over_chunks(
       (sums, stacked); stacked as `function` gives it where all is one chunk.
     """
     if not 0 < size < points:
-        return function(rows, weights, given)
+        return function(rows, share, given)
     chunks = -(-points // size)
     length = -(-points // chunks)
     places = jnp.arange(chunks * length).reshape(chunks, length)
-    real = (places < points).astype(weights.dtype)
+    real = (places < points).astype(share.dtype)
     if rows is None:
         pieces = jnp.minimum(places, points - 1)
     else:
@@ -199,7 +175,7 @@ def over_chunks(
 
     def at(chunk: Any) -> tuple[Any, Any]:
         rows, places, real, given = chunk
-        return function(rows, take(weights, places) * real, given)
+        return function(rows, take(share, places) * real, given)
 
     def add(sums: Any, chunk: Any) -> tuple[Any, Any]:
         more, stacked = at(chunk)

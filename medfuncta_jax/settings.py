@@ -109,19 +109,12 @@ class ModelSettings:
     Attributes:
       layers: K >= 3, counting the first sine layer and the last linear layer.
       width: L >= 1 units a layer.
-      last_width: units of the last sine layer; those between change evenly (a pyramid, which the paper reports to be of
-        no gain). 0 is `width`; others go without residual connections.
       latent_dim: P >= 1 entries of the latent, over all its places.
       latent_grid: () for a latent that is one vector; else the places along each axis of the signal, m_1, ..., m_C, and
         the latent is a vector of P / (m_1 ... m_C) entries at each (Spatial Functa, Bauer et al. 2023), flattened as
         array[m_1, ..., m_C, entries].
       latent_interpolation: what a point reads of a latent grid. "linear": between places that divide [-1, 1] evenly,
-        both ends included. "nearest": the vector of its cell, of m equal ones along each axis. "patches": the same, and
-        coordinates run from -1 to 1 within each cell, so that a signal is a mosaic of cells that have only the network
-        in common, which is trained on random windows of a cell's size (COIN++, Dupont et al. 2022).
-      codebook: vectors of a learned codebook (van den Oord et al. 2017), the nearest of which stands for each piece of
-        the latent when it is decoded, while it is fitted as if there were none; reported to be of no gain. 0: none.
-      codebook_features: entries of such a piece, a divisor of those of a place.
+        both ends included. "nearest": the vector of its cell, of m equal ones along each axis.
       modulation_hidden: widths of hidden layers (ReLU) between latent and modulations; () is a linear map.
       omega_first, omega_last: w_1 and w_K > 0 of the linear w-schedule.
       residual: h_k = h_{k-1} + s_k instead of s_k (the release; not written in the paper).
@@ -137,7 +130,6 @@ class ModelSettings:
 
     layers: int = 15
     width: int = 256
-    last_width: int = 0
     latent_dim: int = 2048
     omega_first: float = 20.0
     omega_last: float = 400.0
@@ -148,20 +140,12 @@ class ModelSettings:
     modulation_init: Literal["uniform", "orthogonal"] = "uniform"
     products: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
     latent_grid: tuple[int, ...] = ()
-    latent_interpolation: Literal["linear", "nearest", "patches"] = "linear"
-    codebook: int = 0
-    codebook_features: int = 8
+    latent_interpolation: Literal["linear", "nearest"] = "linear"
     modulation_hidden: tuple[int, ...] = ()
 
     def __post_init__(self):
         _require(self.layers >= 3, f"layers must be at least 3 (one modulated layer), got {self.layers}")
         _require(self.width >= 1, f"width must be at least 1, got {self.width}")
-        _require(self.last_width >= 0, f"last_width must not be negative, got {self.last_width}")
-        _require(
-            not self.residual or self.last_width in (0, self.width),
-            f"last_width must be 0 or width = {self.width} with residual connections, got {self.last_width}; or set "
-            "model.residual=False",
-        )
         _require(self.latent_dim >= 1, f"latent_dim must be at least 1, got {self.latent_dim}")
         _require(min(self.omega_first, self.omega_last) > 0, "omega_first and omega_last must be above 0")
         for name in ("latent_grid", "modulation_hidden"):
@@ -170,21 +154,6 @@ class ModelSettings:
             self.latent_dim % self.places == 0,
             f"latent_dim must be a multiple of the {self.places} places of latent_grid, got {self.latent_dim}",
         )
-        _require(
-            self.latent_interpolation != "patches" or self.latent_grid != (),
-            "latent_grid must say how many patches there are along each axis, e.g. (2, 2)",
-        )
-        _require(self.codebook >= 0, f"codebook must not be negative, got {self.codebook}")
-        _require(
-            self.codebook == 0 or (self.codebook_features >= 1 and self.latent_features % self.codebook_features == 0),
-            f"codebook_features must divide the latent's {self.latent_features} entries, got {self.codebook_features}",
-        )
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Units of the K - 1 sine layers."""
-        steps, last = self.layers - 2, self.last_width or self.width
-        return tuple(self.width + round((last - self.width) * k / steps) for k in range(steps + 1))
 
     @property
     def places(self) -> int:
@@ -206,31 +175,24 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
-class InnerSettings:
-    """The inner loop of meta-training.
+class InnerSteps:
+    """The steps of the inner loop.
 
     Attributes:
       steps: G >= 1 SGD steps on the latent.
-      step_size: alpha > 0; the start where it is learned.
-      learned_step_size: "none", "scalar" or "per_latent" (Meta-SGD, Li et al. 2017).
-      step_size_range: (lowest, highest) of a learned step size, beyond which it is clipped; () is none.
+      step_size: alpha > 0.
       selection_ratio: gamma in (0, 1], the part of the points in the context of a step.
-      context: which part: "random" (the paper) or, for each signal, "gradient": the points whose errors have the
-        largest gradients in the last layer (Tack et al. 2023; the paper reports it as no better, at times unstable).
-      shared_context: one subset a step for the whole batch (the release) instead of one a signal (the paper).
+      shared_context: one random context a step for the whole batch (the release) instead of one a signal (the paper).
       first_order: hold the inner gradients constant (first-order MAML); exact second order otherwise.
-      remat: what the backward pass keeps of each inner step. "steps" keeps the latent alone and computes the step
-        again; "layers" keeps two arrays a layer, its pre-activation and its gradient; "none" keeps everything, and
-        unrolls the steps, so that nothing is copied. The gradient is the same; `experiments/PERFORMANCE.md` has time
-        and memory of each.
+      remat: the arrays of each step that are kept for the way back. "steps": the latent alone, and the step is computed
+        again; "layers": two arrays a layer, its pre-activation and its gradient; "none": all, and the steps are
+        unrolled, so that nothing is copied. The gradient is the same; `experiments/PERFORMANCE.md` has time and memory
+        of each.
     """
 
     steps: int = 10
     step_size: float = 1e-2
-    learned_step_size: Literal["none", "scalar", "per_latent"] = "none"
-    step_size_range: tuple[float, ...] = ()
     selection_ratio: float = 0.25
-    context: Literal["random", "gradient"] = "random"
     shared_context: bool = False
     first_order: bool = False
     remat: Literal["none", "layers", "steps"] = "steps"
@@ -238,12 +200,36 @@ class InnerSettings:
     def __post_init__(self):
         _require(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
         _require(self.step_size > 0, f"step_size must be above 0, got {self.step_size}")
+        _require(0 < self.selection_ratio <= 1, f"selection_ratio must be in (0, 1], got {self.selection_ratio}")
+        _require(
+            self.remat in ("none", "layers", "steps"),
+            f"remat must be one of 'none', 'layers', 'steps', got {self.remat!r}",
+        )
+
+
+@dataclass(frozen=True)
+class InnerSettings(InnerSteps):
+    """The inner loop of meta-training: `InnerSteps`, and how their size is learned.
+
+    Attributes:
+      learned_step_size: "none", "scalar" or "per_latent" (Meta-SGD, Li et al. 2017), from `step_size` on.
+      step_size_range: (lowest, highest) of a learned step size, beyond which it is clipped; () is none.
+    """
+
+    learned_step_size: Literal["none", "scalar", "per_latent"] = "none"
+    step_size_range: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
         _require(
             self.step_size_range == ()
             or (len(self.step_size_range) == 2 and 0 < self.step_size_range[0] <= self.step_size_range[1]),
             f"step_size_range must be (lowest, highest) with 0 < lowest <= highest, or (), got {self.step_size_range}",
         )
-        _require(0 < self.selection_ratio <= 1, f"selection_ratio must be in (0, 1], got {self.selection_ratio}")
+
+
+# The systems of `medfuncta_jax.methods`.
+Method = Literal["meta", "autodecoder", "codebook", "contrastive", "gradient_contexts", "patches", "pyramid"]
 
 
 @dataclass(frozen=True)
@@ -251,8 +237,8 @@ class TrainSettings:
     """The outer loop.
 
     Attributes:
-      method: "meta" differentiates through the inner loop (CAVIA); "autodecoder" learns a latent for each training
-        signal together with the network, without one (DeepSDF, Park et al. 2019).
+      method: "meta" differentiates through the inner loop (CAVIA); all others are systems that it is compared with
+        (see `medfuncta_jax.baselines`, and `BaselineSettings`).
       steps: meta-updates in all.
       batch_size: B signals a meta-update, over all devices.
       micro_batch: signals in memory at once, a divisor of `batch_size`; the gradient is their sum. 0: all.
@@ -271,9 +257,6 @@ class TrainSettings:
       latent_learning_rate: peak rate of Adam on the latents of an auto-decoder.
       latent_penalty: weight of the mean square of the latents' entries in the outer loss.
       latent_noise: standard deviation of noise added to the latents in the outer loss.
-      contrastive_weight: of the supervised contrastive loss of the latents (Khosla et al. 2020) in the outer loss, for
-        data with one label a signal; reported to be of no gain.
-      contrastive_temperature: > 0, of its similarities.
       channel_loss: squared error averaged ("mean", the release) or summed ("sum", eq. 5) over channels.
       eval_every: meta-updates between validations, each of which also saves a checkpoint.
       eval_signals: validation signals used in training, at most.
@@ -282,7 +265,7 @@ class TrainSettings:
       collapse_db: stop once validation PSNR is this far below the best so far; 0 is off.
     """
 
-    method: Literal["meta", "autodecoder"] = "meta"
+    method: Method = "meta"
     steps: int = 250_000
     batch_size: int = 24
     micro_batch: int = 0
@@ -298,8 +281,6 @@ class TrainSettings:
     latent_learning_rate: float = 1e-3
     latent_penalty: float = 0.0
     latent_noise: float = 0.0
-    contrastive_weight: float = 0.0
-    contrastive_temperature: float = 0.1
     channel_loss: Literal["mean", "sum"] = "mean"
     eval_every: int = 2500
     eval_signals: int = 256
@@ -315,11 +296,36 @@ class TrainSettings:
         micro = self.micro_batch or self.batch_size
         _require(self.batch_size % micro == 0, f"micro_batch = {micro} does not divide batch_size = {self.batch_size}")
         _require(0 < self.selection_ratio <= 1, f"selection_ratio must be in (0, 1], got {self.selection_ratio}")
-        for name in ("learning_rate", "step_size_learning_rate", "latent_learning_rate", "contrastive_temperature"):
+        for name in ("learning_rate", "step_size_learning_rate", "latent_learning_rate"):
             _require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
         unsigned = ("warmup_steps", "weight_decay", "clip_norm", "checkpoint_every", "collapse_db")
-        for name in (*unsigned, "latent_penalty", "latent_noise", "contrastive_weight"):
+        for name in (*unsigned, "latent_penalty", "latent_noise"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class BaselineSettings:
+    """Settings of the systems of `medfuncta_jax.baselines`; each counts for its own `train.method` alone.
+
+    Attributes:
+      codebook_vectors: "codebook": vectors in the codebook.
+      codebook_entries: "codebook": entries of a vector, a divisor of those of the latent (of one place).
+      last_width: "pyramid": units of the last sine layer.
+      contrastive_weight: "contrastive": factor of the contrastive loss in the outer loss.
+      contrastive_temperature: "contrastive": what cosines are divided by, > 0.
+    """
+
+    codebook_vectors: int = 256
+    codebook_entries: int = 8
+    last_width: int = 64
+    contrastive_weight: float = 1e-3
+    contrastive_temperature: float = 0.1
+
+    def __post_init__(self):
+        for name in ("codebook_vectors", "codebook_entries", "last_width"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("contrastive_weight", "contrastive_temperature"):
+            _require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -401,6 +407,7 @@ class Settings:
     model: ModelSettings = field(default_factory=ModelSettings)
     inner: InnerSettings = field(default_factory=InnerSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    baselines: BaselineSettings = field(default_factory=BaselineSettings)
     fit: FitSettings = field(default_factory=FitSettings)
 
     @classmethod

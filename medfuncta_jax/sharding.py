@@ -62,6 +62,11 @@ def constrain(mesh: Mesh, tree: Any, specs: Any) -> Any:
     )
 
 
+def gathered(mesh: Mesh | None, tree: Any) -> Any:
+    """Every leaf in full on every device, within a compiled function; the tree itself where there is no mesh."""
+    return tree if mesh is None else constrain(mesh, tree, jax.tree.map(lambda _: WHOLE, tree))
+
+
 def split_batch(mesh: Mesh, batch: Any) -> Any:
     """Every leaf [B, ...] split along B over the devices; B must be a multiple of their number."""
     return place(mesh, batch, jax.tree.map(lambda _: SIGNALS, batch))

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medfuncta_jax.latent_grid import interpolation_weights, within_cells
+from medfuncta_jax.latent_grid import interpolation_weights
 from medfuncta_jax.product import FULL, product
 from medfuncta_jax.settings import ModelSettings
 from medfuncta_jax.sine import sine
@@ -45,15 +45,17 @@ class PointFeatures(NamedTuple):
     Attributes:
       hidden: h_{k-1} before the first modulated layer k, [B or 1, n, L]; None where that is the first layer.
       pre: W_k h_{k-1} + b_k of that layer, [B or 1, n, L].
-      weights: interpolation weights of a latent grid, [B or 1, n, places]; None for a latent of one vector.
+      interpolation: interpolation weights of a latent grid, [B or 1, n, places]; None for a latent of one vector.
     """
 
     hidden: jax.Array | None
     pre: jax.Array
-    weights: jax.Array | None = None
+    interpolation: jax.Array | None = None
 
 
-def _uniform(bound: float, centre: float = 0.0):
+def uniform(bound: float, centre: float = 0.0):
+    """An initialiser: U(centre - bound, centre + bound)."""
+
     def init(key, shape, dtype=jnp.float32):
         return jax.random.uniform(key, shape, dtype, centre - bound, centre + bound)
 
@@ -73,27 +75,23 @@ class ModulatedSiren(nn.Module):
     channels: int
 
     def setup(self):
-        model, omega = self.model, omega_schedule(self.model)
-        widths = model.widths
+        model = self.model
+        inputs = self.coord_dims
         for k in range(1, model.layers + 1):
-            inputs = self.coord_dims if k == 1 else widths[k - 2]
-            features = self.channels if k == model.layers else widths[k - 1]
-            init = _uniform(1 / inputs if k == 1 else math.sqrt(6 / inputs) / omega[k - 1])
-            setattr(self, f"layer_{k}", self._dense(features, init, init, hidden=1 < k < model.layers))
-        if model.codebook:
-            kernel = _uniform(1 / model.codebook)
-            self.codebook = nn.Embed(model.codebook, model.codebook_features, embedding_init=kernel)
+            init = uniform(1 / inputs if k == 1 else math.sqrt(6 / inputs) / self.omega(k))
+            setattr(self, f"layer_{k}", self._dense(self.units(k), init, init, hidden=1 < k < model.layers))
+            inputs = self.units(k)
         inputs = model.latent_features
         for i, width in enumerate(model.modulation_hidden, start=1):
-            init = _uniform(1 / math.sqrt(inputs))
+            init = uniform(1 / math.sqrt(inputs))
             setattr(self, f"hidden_{i}", self._dense(width, init, init))
             inputs = width
         bound = 1 / math.sqrt(inputs)
         for name in self.modulation_layers():
-            width, kernel = widths[int(name.rpartition("_")[2]) - 1], _uniform(bound)
+            width, kernel = self.units(int(name.rpartition("_")[2])), uniform(bound)
             if model.modulation_init == "orthogonal":  # with the expected Frobenius norm of the uniform one
                 kernel = nn.initializers.orthogonal(math.sqrt(width / min(width, inputs) / 3))
-            bias = _uniform(bound, 1.0 if name.startswith("scale") else 0.0)
+            bias = uniform(bound, 1.0 if name.startswith("scale") else 0.0)
             setattr(self, name, self._dense(width, kernel, bias))
 
     def _dense(self, features, kernel_init, bias_init, *, hidden: bool = False) -> nn.Dense:
@@ -104,6 +102,10 @@ class ModulatedSiren(nn.Module):
             return product(x, kernel, products)
 
         return nn.Dense(features, kernel_init=kernel_init, bias_init=bias_init, dot_general=dot_general)
+
+    def units(self, k: int) -> int:
+        """Outputs of layer k."""
+        return self.channels if k == self.model.layers else self.model.width
 
     @property
     def first_modulated(self) -> int:
@@ -125,38 +127,24 @@ class ModulatedSiren(nn.Module):
 
     def features(self, coords: jax.Array) -> PointFeatures:
         """The part of the field that needs no latent: coords [1, n, C] shared by the batch, or [B, n, C]."""
-        model, weights = self.model, None
+        model, interpolation = self.model, None
         if model.latent_grid:
-            weights = interpolation_weights(coords, model.latent_grid, linear=model.latent_interpolation == "linear")
-        if model.latent_interpolation == "patches":
-            coords = within_cells(coords, model.latent_grid)
+            interpolation = interpolation_weights(
+                coords, model.latent_grid, linear=model.latent_interpolation == "linear"
+            )
         first = self.layer_1(coords)
         if model.modulate_first_layer:
-            return PointFeatures(None, first, weights)
+            return PointFeatures(None, first, interpolation)
         hidden = sine(first * self.omega(1))
-        return PointFeatures(hidden, self.layer_2(hidden), weights)
+        return PointFeatures(hidden, self.layer_2(hidden), interpolation)
 
     def modulations(self, latents: jax.Array) -> Modulations:
         """The part of the field that needs no point: latents [B, P]."""
         model = self.model
-        if model.codebook:
-            latents = self._quantised(latents)
         codes = latents.reshape(-1, model.places, model.latent_features) if model.latent_grid else latents
         for i in range(1, len(model.modulation_hidden) + 1):
             codes = nn.relu(getattr(self, f"hidden_{i}")(codes))
         return {name: getattr(self, name)(codes) for name in self.modulation_layers()}
-
-    def _quantised(self, latents: jax.Array) -> jax.Array:
-        """Each piece of latents [B, P] as the nearest vector of the codebook.
-
-        The gradient in a piece is that of its nearest vector (straight-through), so that inner steps move it.
-        """
-        vectors = self.codebook.embedding  # [vectors, d]
-        pieces = latents.reshape(len(latents), -1, vectors.shape[1])
-        products = jnp.matmul(pieces, vectors.T, precision=FULL)
-        distances = jnp.square(vectors).sum(-1) - 2 * products  # without |piece|^2, the same for all vectors
-        nearest = self.codebook(jnp.argmin(distances, axis=-1)).reshape(latents.shape)
-        return nearest + latents - jax.lax.stop_gradient(latents)
 
     def values(self, modulations: Modulations, features: PointFeatures) -> jax.Array:
         """f [B, n, D] at the points of `features`."""
@@ -169,12 +157,12 @@ class ModulatedSiren(nn.Module):
     def last_hidden(self, modulations: Modulations, features: PointFeatures) -> jax.Array:
         """h_{K-1} [B, n, L], the input of the linear layer."""
         model, first = self.model, self.first_modulated
-        h, pre, weights = features
+        h, pre, interpolation = features
 
         def modulation(name: str) -> jax.Array:
             given = modulations[name]
             # [B, 1 or n, L]
-            return given[:, None, :] if weights is None else jnp.matmul(weights, given, precision=FULL)
+            return given[:, None, :] if interpolation is None else jnp.matmul(interpolation, given, precision=FULL)
 
         for k in range(first, model.layers):
             if k > first:

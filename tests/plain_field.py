@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def value(model, params, latent, x):
+def value(field, params, latent, x):
     """f(x; phi) [D] for one latent [P] and one point x [C]."""
+    model = field.model
     omega = [
         model.omega_first + k * (model.omega_last - model.omega_first) / (model.layers - 1) for k in range(model.layers)
     ]
-    place_weights, x = _places(model, x)
-    if model.codebook:
+    place_weights, x = _places(field, x)
+    if "codebook" in params:
         latent = _nearest(params["codebook"]["embedding"], latent)
     codes = latent.reshape(len(place_weights), -1)
     for i in range(len(model.modulation_hidden)):
@@ -40,8 +41,9 @@ def _nearest(vectors, latent):
     return latent + jnp.reshape(nearest, latent.shape) - jax.lax.stop_gradient(latent)
 
 
-def _places(model, x):
+def _places(field, x):
     """The part of each place of the latent grid in x, and the coordinates that the network sees."""
+    model = field.model
     if not model.latent_grid:
         return np.ones(1), x
     weights, within = [], []
@@ -53,7 +55,7 @@ def _places(model, x):
             else:
                 weight = weight * (jnp.clip(jnp.floor((x[axis] + 1) / 2 * n), 0, n - 1) == i)
         weights.append(weight)
-    if model.latent_interpolation == "patches":
+    if type(field).__name__ == "PatchField":
         for axis, n in enumerate(model.latent_grid):
             cell = jnp.clip(jnp.floor((x[axis] + 1) / 2 * n), 0, n - 1)
             within.append(2 * ((x[axis] + 1) / 2 * n - cell) - 1)
@@ -61,23 +63,23 @@ def _places(model, x):
     return jnp.stack(weights), x
 
 
-def loss(model, params, latent, coords, signal, channel_loss="mean"):
+def loss(field, params, latent, coords, signal, channel_loss="mean"):
     """The squared error of one signal [N, D] at coords [N, C]."""
-    errors = jnp.square(jax.vmap(lambda x: value(model, params, latent, x))(coords) - signal)
+    errors = jnp.square(jax.vmap(lambda x: value(field, params, latent, x))(coords) - signal)
     return (errors.mean(1) if channel_loss == "mean" else errors.sum(1)).mean()
 
 
-def meta_loss(model, params, coords, signals, contexts, step_size, *, channel_loss="mean", first_order=False):
+def meta_loss(field, params, coords, signals, contexts, step_size, *, channel_loss="mean", first_order=False):
     """The mean outer loss over signals [B, N, D], and phi_G [B, P]; contexts [B, G, n]."""
 
     coords = jnp.asarray(coords)
 
     def of_signal(signal, steps):
-        latent = jnp.zeros(model.latent_dim)
+        latent = jnp.zeros(field.model.latent_dim)
         for rows in steps:
-            gradient = jax.grad(loss, argnums=2)(model, params, latent, coords[rows], signal[rows], channel_loss)
+            gradient = jax.grad(loss, argnums=2)(field, params, latent, coords[rows], signal[rows], channel_loss)
             latent = latent - step_size * (jax.lax.stop_gradient(gradient) if first_order else gradient)
-        return loss(model, params, latent, coords, signal, channel_loss), latent
+        return loss(field, params, latent, coords, signal, channel_loss), latent
 
     losses, latents = jax.vmap(of_signal)(jnp.asarray(signals), jnp.asarray(contexts))
     return losses.mean(), latents

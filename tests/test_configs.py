@@ -150,7 +150,7 @@ def train_one_step(settings, shape, root, folder):
 
     settings = shrunk(settings)
     field, update = compiled_update(settings, len(dataset.grid), dataset.channels)
-    before = meta_step.init_state(field, settings, jax.random.key(0))
+    before = meta_step.init(field, settings, jax.random.key(0))
     after, metrics = update(before, signals[:, points], jax.random.key(1), coords[points])
     assert np.isfinite(metrics["loss"])
     assert int(after.step) == 1
@@ -175,7 +175,10 @@ def compiled_update(settings, coord_dims, channels):
     field = mf.Field(settings.model, coord_dims, channels)
 
     def update(state, signals, key, coords):
-        return meta_step.make_update(field, settings, coords)(state, signals, key)
+        training = meta_step.Training(field, settings, shape=())  # some points of no grid
+        sample = meta_step.draw(training, state, signals, key, coords)
+        found = meta_step.loss_and_gradient(training, state.trainable, sample)
+        return meta_step.optimizer_step(training, state, *found)
 
     return field, jax.jit(update)
 

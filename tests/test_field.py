@@ -52,49 +52,6 @@ def test_every_variant_is_equation_1(layers, residual, modulate_first_layer, mod
     np.testing.assert_allclose(field.apply(params, latents, each), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("layers", [3, 5])
-@pytest.mark.parametrize("last_width", [7, 40])
-def test_a_pyramid_is_equation_1_with_layers_of_their_own_width(layers, last_width):
-    field = small_field(layers=layers, residual=False, last_width=last_width, modulation_init="orthogonal")
-    params = field.init(jax.random.key(0), jnp.float64)
-    shapes = field.layer_shapes()
-    widths = [shapes[f"layer_{k}/kernel"][1] for k in range(1, layers)]
-    assert (widths[0], widths[-1]) == (16, last_width)
-    assert np.ptp(np.diff(widths)) <= 1
-    assert [shapes[f"modulation_{k}/kernel"] for k in range(2, layers)] == [(6, width) for width in widths[1:]]
-    rng = np.random.default_rng(0)
-    latents, coords = rng.normal(size=(3, 6)), rng.uniform(-1, 1, (7, 2))
-    np.testing.assert_allclose(
-        field.apply(params, latents, coords), by_hand(field, params, latents, coords), atol=1e-12
-    )
-
-
-@pytest.mark.parametrize("layers", [3, 4])
-def test_a_codebook_decodes_the_nearest_vectors(layers):
-    field = small_field(layers=layers, codebook=5, codebook_features=2)
-    params = field.init(jax.random.key(0), jnp.float64)
-    rng = np.random.default_rng(0)
-    latents, coords = 0.2 * rng.normal(size=(3, 6)), rng.uniform(-1, 1, (7, 2))
-    book = np.asarray(params["codebook"]["embedding"])
-    assert book.shape == (5, 2)
-    pieces = latents.reshape(3, 3, 1, 2)
-    nearest = book[np.square(pieces - book).sum(-1).argmin(-1)].reshape(3, 6)
-    np.testing.assert_allclose(
-        field.apply(params, latents, coords), by_hand(field, params, nearest, coords), atol=1e-12
-    )
-    # Latent and codebook both have the gradient of the vectors that are decoded.
-    plain = small_field(layers=layers)
-    layers_alone = {name: layer for name, layer in params.items() if name != "codebook"}
-    expected = jax.grad(lambda z: jnp.square(plain.apply(layers_alone, z, coords)).sum())(nearest)
-    of_latents, of_params = jax.grad(lambda z, p: jnp.square(field.apply(p, z, coords)).sum(), argnums=(0, 1))(
-        jnp.asarray(latents), params
-    )
-    np.testing.assert_allclose(of_latents, expected, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(
-        of_params["codebook"]["embedding"].sum(0), expected.reshape(-1, 2).sum(0), rtol=1e-9, atol=1e-12
-    )
-
-
 def test_two_layers_with_the_first_modulated_only():
     """One modulated layer that reads the coordinates themselves: the closed form without a residual."""
     field = small_field(layers=3, modulate_first_layer=True)

@@ -33,32 +33,21 @@ def test_no_loop_of_an_update_carries_gradient_in_weights_that_read_latents():
     """They are most of the parameters: a loop over steps or micro-batches carries the weights alone."""
     field = mf.Field(mf.ModelSettings(layers=5, width=8, latent_dim=13), 2, 1)
     settings = make_settings(train={"micro_batch": 1, "points_per_chunk": 9}, inner={"remat": "steps"})
-    state, signals = meta_step.init_state(field, settings, jax.random.key(0)), np.zeros((4, 36, 1), np.float32)
-    update = jax.jit(meta_step.make_update(field, settings, COORDS.astype(np.float32)))
+    state, signals = meta_step.init(field, settings, jax.random.key(0)), np.zeros((4, 36, 1), np.float32)
+    update = jax.jit(functools.partial(meta_step.update, meta_step.Training(field, settings, (6, 6))))
     compiled = update.lower(state, signals, jax.random.key(1)).compile().as_text()
     carried = [line.split(" while(")[0].count("f32[13,8]") for line in compiled.splitlines() if " while(" in line]
     assert max(carried) == len(field.latent_layers())
 
 
-def test_labels_reach_the_outer_loss(problem):
-    settings = make_settings(train={"contrastive_weight": 0.1})
-    state = meta_step.init_state(FIELD, settings, jax.random.key(0))
-    update = jax.jit(meta_step.make_update(FIELD, settings, jnp.asarray(COORDS, jnp.float32)))
-    signals, key = jnp.asarray(problem[1], jnp.float32), jax.random.key(1)
-    without, alike, apart = (
-        float(update(state, signals, key, labels)[1]["loss"]) for labels in (None, np.zeros(4, int), np.arange(4))
-    )
-    assert alike > without == pytest.approx(apart)
-
-
 @functools.lru_cache
 def compiled_update(settings):
-    return jax.jit(meta_step.make_update(FIELD, settings, jnp.asarray(COORDS, jnp.float32)))
+    return jax.jit(functools.partial(meta_step.update, meta_step.Training(FIELD, settings, (6, 6))))
 
 
 def run_updates(settings, signals, count, state=None):
     update = compiled_update(settings)
-    state = state or meta_step.init_state(FIELD, settings, jax.random.key(0))
+    state = state or meta_step.init(FIELD, settings, jax.random.key(0))
     history = []
     for _ in range(count):
         state, metrics = update(state, jnp.asarray(signals, jnp.float32), jax.random.key(1))
@@ -66,12 +55,9 @@ def run_updates(settings, signals, count, state=None):
     return state, history
 
 
-@pytest.mark.parametrize("context", ["random", "gradient"])
 @pytest.mark.parametrize("learned", ["none", "scalar", "per_latent"])
-def test_updates_learn(problem, learned, context):
-    settings = make_settings(
-        inner={"learned_step_size": learned, "context": context}, train={"step_size_learning_rate": 0.05}
-    )
+def test_updates_learn(problem, learned):
+    settings = make_settings(inner={"learned_step_size": learned}, train={"step_size_learning_rate": 0.05})
     state, history = run_updates(settings, problem[1], 40)
     assert int(state.step) == 40
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
@@ -85,7 +71,7 @@ def test_updates_learn(problem, learned, context):
 def test_learned_step_sizes_stay_in_their_range(problem):
     for bounds, expected in (((0.6, 2.0), 0.6), ((0.01, 0.4), 0.4), ((0.1, 1.0), 0.5)):
         settings = make_settings(inner={"learned_step_size": "per_latent", "step_size_range": bounds})
-        trainable = meta_step.init_state(FIELD, settings, jax.random.key(0)).trainable
+        trainable = meta_step.init(FIELD, settings, jax.random.key(0)).trainable
         np.testing.assert_allclose(meta_step.step_size(trainable, settings.inner), expected, rtol=1e-6)
 
 
@@ -93,7 +79,7 @@ def test_update_uses_meta_loss(problem):
     """The loss of an update is `meta_loss` on the context that key and step give."""
     settings = make_settings()
     _, history = run_updates(settings, problem[1], 1)
-    start = meta_step.init_state(FIELD, settings, jax.random.key(0)).trainable.field
+    start = meta_step.init(FIELD, settings, jax.random.key(0)).trainable.field
     key = jax.random.fold_in(jax.random.key(1), 0)
     context = random_context(key, points=36, selection_ratio=0.5, steps=3, signals=4)
     expected = mf.meta_loss(FIELD, start, problem[1], context, inner=mf.InnerLoop(step_size=0.5), coords=COORDS)
@@ -125,7 +111,7 @@ def test_parts_of_a_batch_make_the_same_update(problem, shared, train):
 def test_an_update_can_see_a_part_of_the_points(problem):
     settings = make_settings(inner={"selection_ratio": 1.0}, train={"selection_ratio": 0.25})
     _, history = run_updates(settings, problem[1], 2)
-    start = meta_step.init_state(FIELD, settings, jax.random.key(0)).trainable.field
+    start = meta_step.init(FIELD, settings, jax.random.key(0)).trainable.field
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), 0), 1)
     rows = random_context(key, points=36, selection_ratio=0.25, steps=1)[0]
     inner = mf.InnerLoop(steps=3, step_size=0.5)
@@ -171,26 +157,23 @@ def test_learning_rate_schedule(train, expected):
 
 @pytest.mark.parametrize(
     ("learned", "variant"),
-    [
-        *itertools.product(
+    list(
+        itertools.product(
             ["none", "scalar", "per_latent"],
             [{}, {"modulate_scale": True}, {"latent_grid": (3, 1)}, {"modulation_hidden": (9,)}],
-        ),
-        ("scalar", {"codebook": 9, "codebook_features": 2}),  # one scale for all entries
-    ],
+        )
+    ),
 )
 def test_exported_field_walks_the_same_path_with_the_default_step_size(learned, variant):
     model = mf.ModelSettings(layers=4, width=16, latent_dim=6, omega_first=15.0, omega_last=40.0, **variant)
     field = mf.Field(model, 2, 1)
     settings = make_settings(inner={"learned_step_size": learned, "step_size": 0.7})
-    state = meta_step.init_state(field, settings, jax.random.key(0), jnp.float64)
+    state = meta_step.init(field, settings, jax.random.key(0), dtype=jnp.float64)
     log_step = state.trainable.log_step_size
     if log_step is not None:
         log_step = log_step + np.random.default_rng(0).normal(size=log_step.shape)
     trainable = meta_step.Trainable(state.trainable.field, log_step)
-    step_size = meta_step.step_size(trainable, settings.inner)
-    if learned == "per_latent":
-        step_size = jnp.tile(step_size, model.places)
+    step_size = meta_step.step_sizes(field, trainable, settings.inner)
     exported = meta_step.exported_params(field, trainable, settings.inner)
     signals = np.random.default_rng(1).uniform(size=(2, 6, 6, 1))
     trained = mf.fit_latent(field, trainable.field, signals, step_size=step_size)

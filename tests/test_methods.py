@@ -1,9 +1,12 @@
+import functools
+
 import jax
 import numpy as np
 import pytest
 
 import medfuncta_jax as mf
-from medfuncta_jax import methods
+from medfuncta_jax import meta_step
+from medfuncta_jax.methods import METHODS
 
 SMALL = {"layers": 4, "width": 16, "latent_dim": 8, "omega_first": 15.0, "omega_last": 15.0}
 
@@ -12,32 +15,43 @@ def make(model=None, **groups):
     train = {"steps": 50, "batch_size": 4, "learning_rate": 1e-3, "schedule": "constant", **groups.get("train", {})}
     inner = {"steps": 2, "step_size": 0.5, **groups.get("inner", {})}
     model = {**SMALL, **(model or {})}
-    return mf.Settings.from_dict({"data": {"source": "any"}, "model": model, "inner": inner, "train": train})
+    baselines = {"codebook_vectors": 32, "codebook_entries": 2, "last_width": 8, **groups.get("baselines", {})}
+    groups = {"model": model, "inner": inner, "train": train, "baselines": baselines}
+    return mf.Settings.from_dict({"data": {"source": "any"}, **groups})
+
+
+KINDS = {  # model, method
+    "plain": ({}, "meta"),
+    "spatial": ({"latent_grid": 2}, "meta"),
+    "patches": ({"latent_grid": 2, "latent_interpolation": "nearest"}, "patches"),
+    "autodecoder": ({}, "autodecoder"),
+    "autodecoder on a grid": ({"latent_grid": 2}, "autodecoder"),
+    "codebook": ({}, "codebook"),
+    "contrastive": ({}, "contrastive"),
+    "gradient_contexts": ({}, "gradient_contexts"),
+    "pyramid": ({"residual": False}, "pyramid"),
+}
 
 
 @pytest.mark.parametrize(
     ("kind", "shape"),
     [
-        ("plain", (6, 5)),
-        *(("spatial", shape) for shape in ((12,), (4, 4, 3))),
-        *(("patches", shape) for shape in ((12,), (6, 5), (4, 4, 3))),
-        ("autodecoder", (6, 5)),
-        ("codebook", (6, 5)),
+        *((kind, (6, 5)) for kind in KINDS if kind not in ("spatial", "autodecoder on a grid")),
+        *((kind, shape) for kind in ("spatial", "patches") for shape in ((12,), (4, 4, 3))),
         ("autodecoder on a grid", (12,)),
     ],
 )
 def test_every_method_learns_in_every_dimension(kind, shape):
-    model = {}
-    if kind == "codebook":
-        model = {"codebook": 32, "codebook_features": 2}
-    elif kind != "plain" and kind != "autodecoder":
-        model = {"latent_grid": (2, *(1 for _ in shape[1:]))}
-        model["latent_interpolation"] = "patches" if kind == "patches" else "linear"
-    settings = make(model, train={"method": "autodecoder" if "autodecoder" in kind else "meta"})
-    field = methods.check(settings, shape, 2)
+    model, name = KINDS[kind]
+    if "latent_grid" in model:
+        model = model | {"latent_grid": (2, *(1 for _ in shape[1:]))}
+    settings = make(model, train={"method": name})
+    method = METHODS[name]
+    field = method.check(settings, shape, 2)
     coords = np.asarray(mf.grid(shape), np.float32)
-    update = jax.jit(methods.make_update(field, settings, coords, shape))
-    state = methods.init_state(field, settings, jax.random.key(0), signals=4)
+    training = meta_step.Training(field, settings, shape, labels=np.array([0, 0, 1, 1]))
+    update = jax.jit(functools.partial(method.update, training))
+    state = method.init(field, settings, jax.random.key(0), signals=4)
     waves = np.sin(coords.sum(-1, keepdims=True) * np.array([1.0, 2.0]))
     signals = (0.5 + waves * np.linspace(0.1, 0.4, 4)[:, None, None]).astype(np.float32)
     losses = []
@@ -48,24 +62,29 @@ def test_every_method_learns_in_every_dimension(kind, shape):
 
 
 @pytest.mark.parametrize(
-    ("model", "train", "shape", "message"),
+    ("method", "groups", "message"),
     [
-        ({"latent_grid": (2, 2)}, {}, (9, 9, 9), r"model.latent_grid must have 3 entries, .* got \(2, 2\)"),
-        ({"latent_grid": (8,), "latent_interpolation": "patches"}, {}, (5,), r"model.latent_grid \(8,\) makes patches"),
+        ("meta", {"model": {"latent_grid": (2, 2)}}, r"model.latent_grid must have 1 entries, .* got \(2, 2\)"),
+        ("meta", {"train": {"modulation_shards": 6}}, "shards = 6 does not divide the latent's 8 entries .* 2"),
+        ("patches", {}, "model.latent_grid must say how many patches"),
+        ("patches", {"model": {"latent_grid": (2,)}}, "needs model.latent_interpolation=nearest"),
         (
-            {"latent_grid": (2,), "latent_interpolation": "patches"}, {"method": "autodecoder"}, (5,),
-            "train.method=autodecoder needs model.latent_interpolation=nearest",
+            "patches", {"model": {"latent_grid": (8,), "latent_interpolation": "nearest"}},
+            r"model.latent_grid \(8,\) makes patches",
         ),
-        ({"codebook": 4}, {}, (5,), "model.codebook needs inner.learned_step_size=none or scalar"),
-        ({}, {"contrastive_weight": 1.0}, (5,), "one label a signal, these have 'none'"),
-        ({}, {"contrastive_weight": 1.0, "micro_batch": 2}, (5,), "compares all signals of a batch"),
-        ({}, {"method": "autodecoder", "micro_batch": 2}, (5,), "needs train.micro_batch=0"),
-        ({}, {"modulation_shards": 6}, (5,), "modulation_shards = 6 does not divide the latent's 8 entries .* try 2"),
-        ({}, {"method": "autodecoder", "modulation_shards": 2}, (5,), "needs train.modulation_shards=1"),
-        ({}, {"method": "autodecoder", "selection_ratio": 0.5}, (5,), "needs train.selection_ratio=1.0"),
+        ("codebook", {"inner": {"learned_step_size": "per_latent"}}, "needs inner.learned_step_size=none or scalar"),
+        ("codebook", {"baselines": {"codebook_entries": 3}}, "must divide the latent's 8 entries, got 3"),
+        ("contrastive", {}, "one label a signal, these have 'none'"),
+        ("contrastive", {"task": "multi-class", "train": {"micro_batch": 2}}, "compares all signals of a batch"),
+        ("gradient_contexts", {"inner": {"selection_ratio": 1.0}}, "needs inner.selection_ratio below 1"),
+        ("pyramid", {}, "needs model.residual=False"),
+        ("autodecoder", {"train": {"micro_batch": 2}}, "needs train.micro_batch=0"),
+        ("autodecoder", {"train": {"modulation_shards": 2}}, "needs train.modulation_shards=1"),
+        ("autodecoder", {"train": {"selection_ratio": 0.5}}, "needs train.selection_ratio=1.0"),
     ],
 )  # fmt: skip
-def test_what_does_not_go_together_is_refused(model, train, shape, message):
-    settings = make(model, train=train, inner={"learned_step_size": "per_latent"} if "codebook" in model else {})
+def test_what_does_not_go_together_is_refused(method, groups, message):
+    task = groups.pop("task", "none")
+    settings = make(groups.pop("model", {}), train={"method": method, **groups.pop("train", {})}, **groups)
     with pytest.raises(mf.SettingsError, match=message):
-        methods.check(settings, shape, 1, task="multi-class" if "micro_batch" in train else "none")
+        METHODS[method].check(settings, (5,), 1, task=task)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import medfuncta_jax as mf
+from medfuncta_jax.baselines.pyramid import PyramidField
 from medfuncta_jax.passes import SirenField
 from medfuncta_jax.point_field import PointField, Targets
 
@@ -16,7 +17,7 @@ KINDS = {
     "first layer, no residual": {"modulate_first_layer": True, "residual": False},
     "a latent grid": {"latent_dim": 24, "latent_grid": (2, 2)},
     "cells": {"latent_dim": 24, "latent_grid": (2, 2), "latent_interpolation": "nearest", "residual": False},
-    "a pyramid": {"residual": False, "last_width": 4},
+    "a pyramid": {"residual": False},
     "one layer": {"layers": 3},
 }
 
@@ -26,7 +27,8 @@ KINDS = {
 def test_passes_are_the_general_rule_written_out(kind, shared):
     """Gradient, full gradient and second order, whatever was kept; points of one signal or of all, any weights."""
     options = {"layers": 4, "width": 7, "latent_dim": 6, "omega_first": 15.0, "omega_last": 30.0} | KINDS[kind]
-    field = mf.Field(mf.ModelSettings(**options), 2, 3)
+    model = mf.ModelSettings(**options)
+    field = PyramidField(model, 2, 3, last_width=4) if kind == "a pyramid" else mf.Field(model, 2, 3)
     rng = np.random.default_rng(0)
     params, readers = field.split(field.init(jax.random.key(0), jnp.float64))
     siren = SirenField(field.module)
@@ -40,7 +42,7 @@ def test_passes_are_the_general_rule_written_out(kind, shared):
         for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(general), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-10 * max(1e-3, float(jnp.abs(other).max())))
 
-    without_weights = jax.tree_util.Partial(lambda tree: (*tree[:2], tree[2]._replace(weights=None)))
+    without_weights = jax.tree_util.Partial(lambda tree: (*tree[:2], tree[2]._replace(interpolation=None)))
 
     @jax.jit
     def written_out(*arguments):
@@ -62,5 +64,5 @@ def test_features_do_not_depend_on_params_by_interpolation_weights():
     """Why their cotangents may be left out: they are functions of coordinates alone."""
     field = mf.Field(mf.ModelSettings(layers=4, width=7, latent_dim=24, latent_grid=(2, 2)), 2, 1)
     params = field.split(field.init(jax.random.key(0)))[0]
-    derivative = jax.jacobian(lambda params: field.points.features(params, jnp.zeros((1, 3, 2))).weights)(params)
+    derivative = jax.jacobian(lambda params: field.points.features(params, jnp.zeros((1, 3, 2))).interpolation)(params)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(derivative))

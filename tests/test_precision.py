@@ -11,8 +11,9 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 import medfuncta_jax as mf
+from medfuncta_jax.baselines.codebook import CodebookField
+from medfuncta_jax.baselines.contrastive import contrastive_loss
 from medfuncta_jax.classify import Mlp
-from medfuncta_jax.latent_loss import contrastive_loss
 from medfuncta_jax.product import has_tensorfloat32
 from medfuncta_jax.signal_metric import _sum_of_squares
 
@@ -22,14 +23,15 @@ MODELS = {
     "first layer modulated": {"layers": 4, "modulate_first_layer": True},
     "scale": {"layers": 4, "modulate_scale": True},
     "grid": {"layers": 4, "latent_grid": (2, 1)},
-    "codebook": {"layers": 4, "codebook": 5, "codebook_features": 2, "modulation_hidden": (7,)},
+    "codebook": {"layers": 4, "modulation_hidden": (7,)},
     "basis": {"layers": 3},
 }
 HIGHEST, HIGH, DEFAULT = jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGH, jax.lax.Precision.DEFAULT
 
 
 def field_of(kind, products="float32"):
-    return mf.Field(mf.ModelSettings(width=WIDTH, latent_dim=10, products=products, **MODELS[kind]), 2, 3)
+    model = mf.ModelSettings(width=WIDTH, latent_dim=10, products=products, **MODELS[kind])
+    return CodebookField(model, 2, 3, vectors=5, entries=2) if kind == "codebook" else mf.Field(model, 2, 3)
 
 
 def products_in(jaxpr):

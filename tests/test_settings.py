@@ -29,19 +29,13 @@ def test_round_trip_through_json_keeps_source_options():
     ("groups", "message"),
     [
         ({"model": {"latent_dim": 0}}, "model.latent_dim must be at least 1"),
-        ({"model": {"last_width": 64}}, "model.last_width must be 0 or width = 256 with residual connections, got 64"),
-        ({"model": {"last_width": -1}}, "model.last_width must not be negative"),
-        (
-            {"model": {"codebook": 4, "codebook_features": 3}},
-            "model.codebook_features must divide the latent's 2048 entries, got 3",
-        ),
-        ({"model": {"codebook": -4}}, "model.codebook must not be negative"),
+        ({"baselines": {"last_width": 0}}, "baselines.last_width must be at least 1"),
+        ({"baselines": {"contrastive_weight": -1.0}}, "baselines.contrastive_weight must be above 0"),
         ({"model": {"latent_grid": (2, 0)}}, "model.latent_grid must be at least 1"),
         (
             {"model": {"latent_grid": (3,)}},
             "model.latent_dim must be a multiple of the 3 places of latent_grid, got 2048",
         ),
-        ({"model": {"latent_interpolation": "patches"}}, "model.latent_grid must say how many patches"),
         ({"model": {"latent_interpolation": "cubic"}}, "model.latent_interpolation must be one of 'linear', 'nearest'"),
         ({"model": {"modulation_hidden": (-1,)}}, "model.modulation_hidden must be at least 1"),
         ({"inner": {"step_size_range": (1.0,)}}, r"inner.step_size_range must be \(lowest, highest\)"),

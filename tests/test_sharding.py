@@ -13,7 +13,7 @@ from medfuncta_jax.settings import SettingsError
 
 ROOT = Path(__file__).parents[1]
 EIGHT_AGAINST_ONE = """
-    import dataclasses, sys, jax, numpy as np, jax.numpy as jnp
+    import dataclasses, functools, sys, jax, numpy as np, jax.numpy as jnp
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_disable_most_optimizations", True)
     import medfuncta_jax as mf
@@ -33,14 +33,14 @@ EIGHT_AGAINST_ONE = """
     assert jax.local_device_count() == 8
 
     def start(mesh, key=0):
-        state = meta_step.init_state(field, settings, jax.random.key(key), jnp.float64)
+        state = meta_step.init(field, settings, jax.random.key(key), dtype=jnp.float64)
         return sharding.place(mesh, state, meta_step.layout(field, state, mesh))
 
     def run(devices, shards, settings=settings, updates=5):
         mesh = sharding.data_mesh(devices, modulation_shards=shards)
         sharding.check_batch_size(mesh, 16, "train.batch_size")
         state, key = start(mesh), sharding.replicate(mesh, jax.random.key(1))
-        update = meta_step.make_update(field, settings, sharding.replicate(mesh, coords), mesh)
+        update = functools.partial(meta_step.update, meta_step.Training(field, settings, (6, 6), mesh=mesh))
         batch = sharding.split_batch(mesh, signals[0])
         update = jax.jit(update, donate_argnums=0).lower(state, batch, key).compile()
         if len(devices) == 8 and not settings.train.latent_noise:

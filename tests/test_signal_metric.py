@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 import medfuncta_jax as mf
+from medfuncta_jax.baselines.patches import PatchField
 
 MODELS = {
     "one modulated layer": {"layers": 3},
     "deep": {"layers": 5, "modulate_first_layer": True},
     "a grid of latents": {"layers": 4, "latent_grid": (2, 2)},
-    "patches": {"layers": 4, "latent_grid": (2, 2), "latent_interpolation": "patches"},
+    "patches": {"layers": 4, "latent_grid": (2, 2), "latent_interpolation": "nearest"},
 }
 COORDS = mf.grid((5, 4))
 
@@ -19,7 +20,7 @@ COORDS = mf.grid((5, 4))
 @pytest.fixture(params=MODELS, scope="module")
 def case(request):
     model = mf.ModelSettings(width=12, latent_dim=8, omega_first=5.0, omega_last=9.0, **MODELS[request.param])
-    field = mf.Field(model, coord_dims=2, channels=2)
+    field = (PatchField if request.param == "patches" else mf.Field)(model, coord_dims=2, channels=2)
     params = field.init(jax.random.key(0), jnp.float64)
     return field, params, 0.1 * np.random.default_rng(0).normal(size=(6, 8))
 

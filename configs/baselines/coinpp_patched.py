@@ -16,8 +16,9 @@ def get_config(variant=""):
     config = base.compared(variant)
     config.model.update(
         layers=10, width=512, omega_first=50.0, omega_last=50.0, residual=False, modulate_first_layer=True,
-        latent_grid=(2, 2), latent_interpolation="patches",
+        latent_grid=(2, 2), latent_interpolation="nearest",
     )  # fmt: skip
+    config.train.method = "patches"
     config.inner.update(steps=3)
     config.fit.update(steps=10)
     return base.compared_size(config, variant)

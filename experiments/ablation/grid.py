@@ -29,11 +29,11 @@ COMPONENTS = ("baseline", *_OFF, "all")
 # What the paper reports as of no gain. A pyramid has no residual connections, so ours without them stands beside it.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "none": {},
-    "gradient_context": {"inner.context": "gradient"},
-    "contrastive": {"train.contrastive_weight": 1e-3},
-    "codebook": {"model.codebook": 256},
+    "gradient_context": {"train.method": "gradient_contexts"},
+    "contrastive": {"train.method": "contrastive"},
+    "codebook": {"train.method": "codebook"},
     "no_residual": {"model.residual": False},
-    "pyramid": {"model.residual": False, "model.last_width": {"paper": 64, "cpu": 16}},
+    "pyramid": {"train.method": "pyramid", "model.residual": False, "baselines.last_width": {"paper": 64, "cpu": 16}},
 }
 _ONE_LABEL = {"data.flag": {"paper": "pneumoniamnist"}}  # which the contrastive loss needs; the cpu presets have it
 

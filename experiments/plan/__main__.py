@@ -27,9 +27,9 @@ from experiments.plan.targets import TARGETS, Target
 from experiments.runtime.command import refuse
 from experiments.runtime.run_directory import RunError
 from experiments.settings import RunSettings
-from medfuncta_jax import methods
 from medfuncta_jax.datasets.medmnist_sets import SETS
 from medfuncta_jax.field import Field, parameter_count
+from medfuncta_jax.methods import METHODS
 from medfuncta_jax.settings import Settings, SettingsError
 
 REMATS = ("steps", "layers", "none")
@@ -113,7 +113,7 @@ def main(argv: Sequence[str]) -> None:
         else:
             shape, channels = shape_of(settings)
             channels = options.channels or channels
-        field = methods.check(settings, shape, channels)
+        field = METHODS[settings.train.method].check(settings, shape, channels)
         size = parameter_count(jax.eval_shape(field.init, jax.random.key(0)))
         print(f"{size / 1e6:.1f}e6 parameters; compiling for {options.target}, half a minute a line", flush=True)
         for line in plan(TARGETS[options.target], field, settings, shape):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +16,11 @@ from experiments.plan import roofline
 from experiments.plan.targets import Target
 from experiments.runtime.memory import program_bytes
 from experiments.runtime.run_directory import RunError
-from medfuncta_jax import fit_latent, grid, methods
+from medfuncta_jax import fit_latent, grid
 from medfuncta_jax.field import Field
 from medfuncta_jax.fit import default_chunk
+from medfuncta_jax.meta_step import Training
+from medfuncta_jax.methods import METHODS
 from medfuncta_jax.settings import Settings
 
 # The part of a GPU's memory that JAX takes for arrays by itself.
@@ -81,10 +85,10 @@ def predict(program: jax.stages.Compiled, target: Target) -> Predicted:
 
 def update(target: Target, field: Field, settings: Settings, shape: tuple[int, ...]) -> Predicted:
     """A meta-update on signals of a grid, as the launcher runs it on one device."""
-    batch, coords = settings.train.batch_size, jnp.asarray(grid(shape), jnp.float32)
-    state = jax.eval_shape(lambda key: methods.init_state(field, settings, key, signals=batch), jax.random.key(0))
-    step = jax.jit(methods.make_update(field, settings, coords, shape), donate_argnums=0)
-    signals = jax.ShapeDtypeStruct((batch, len(coords), field.channels), jnp.float32)
+    batch, method = settings.train.batch_size, METHODS[settings.train.method]
+    state = jax.eval_shape(lambda key: method.init(field, settings, key, signals=batch), jax.random.key(0))
+    step = jax.jit(functools.partial(method.update, Training(field, settings, shape)), donate_argnums=0)
+    signals = jax.ShapeDtypeStruct((batch, math.prod(shape), field.channels), jnp.float32)
     rows = jax.ShapeDtypeStruct((batch,), jnp.int32)
     return predict(compile_for(target, step, state, signals, jax.random.key(0), rows), target)
 

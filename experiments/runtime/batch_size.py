@@ -23,11 +23,12 @@ from experiments.runtime import processes
 from experiments.runtime.memory import free_bytes, program_bytes
 from experiments.runtime.progress import log
 from experiments.runtime.run_directory import RunDirectory, RunError
-from medfuncta_jax import methods, sharding
+from medfuncta_jax import sharding
 from medfuncta_jax.batched import FitRules, fit_batch
 from medfuncta_jax.datasets import Dataset
 from medfuncta_jax.datasets.dataset import NEW
 from medfuncta_jax.field import STEP_SIZE
+from medfuncta_jax.methods import METHODS
 
 if TYPE_CHECKING:  # the settings of stages are in their modules, which import this one
     from experiments.settings import RunSettings
@@ -115,7 +116,7 @@ def climb(first: int, *, unit: int, signals: int, rate_of: Callable[[int], float
 
 def _tried(settings: RunSettings, dataset: Dataset) -> dict[int, float]:
     """`climb` with fits of the first signals, by a network that need not be trained for that."""
-    field = methods.check(settings, dataset.grid, dataset.channels, task=dataset.task)
+    field = METHODS[settings.train.method].check(settings, dataset.grid, dataset.channels, task=dataset.task)
     mesh = sharding.data_mesh(jax.local_devices())
     params = sharding.replicate(mesh, field.init(jax.random.key(settings.seed)))
     splits = [split for name, split in dataset.splits.items() if name in (*settings.extract.splits, NEW)]

@@ -122,7 +122,7 @@ def agreed(flag: bool) -> bool:
 
 
 def leave_after_error(code: int) -> NoReturn:
-    """End this process now: an orderly end would wait for threads, and for processes that wait for this one."""
+    """Exits hard in a run of several processes; a clean shutdown would deadlock on the barrier."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

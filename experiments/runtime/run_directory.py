@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # the settings of stages are in their modules, which import t
 
 _S = TypeVar("_S", bound=Settings)
 # What makes two runs the same run; the rest belongs to stages after training, whose results have names of their own.
-_OF_THE_RUN = ("data", "seed", "model", "inner", "train")
+_OF_THE_RUN = ("data", "seed", "model", "inner", "train", "baselines")
 # What the latents of a run depend on beside its field.
 _OF_LATENTS = ("fit.", "extract.dtype")
 _VARIANTS, _LONGEST_NAME = "variants", 120

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from typing import Any
@@ -17,12 +18,12 @@ from experiments.runtime.memory import check_memory, return_freed
 from experiments.runtime.progress import Progress, log
 from experiments.runtime.run import Run
 from experiments.runtime.run_directory import RunDirectory, RunError
-from medfuncta_jax import meta_step, methods, sharding
+from medfuncta_jax import meta_step, sharding
 from medfuncta_jax.batched import fit_options, fit_signals
 from medfuncta_jax.checkpoint import FIELD_FILE, Checkpoints, save_field
-from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets import batches
 from medfuncta_jax.datasets.pipeline import batch_rows
+from medfuncta_jax.methods import METHODS
 from medfuncta_jax.product import has_tensorfloat32
 
 _REMEDY = "try a lower train.learning_rate, inner.step_size or model.omega_last, or train.warmup_steps"
@@ -37,13 +38,14 @@ def train(run: Run) -> None:
     """
     settings, dataset, directory = run.directory.training_settings, run.dataset, run.directory
     config = settings.train
-    field = methods.check(settings, dataset.grid, dataset.channels, task=dataset.task)
+    method = METHODS[config.method]
+    field = method.check(settings, dataset.grid, dataset.channels, task=dataset.task)
     mesh = sharding.data_mesh(modulation_shards=config.modulation_shards)
     sharding.check_batch_size(mesh, config.batch_size, "train.batch_size")
     if config.micro_batch:
         sharding.check_batch_size(mesh, config.micro_batch, "train.micro_batch")
     init_key, update_key = jax.random.split(jax.random.key(settings.seed))
-    first = methods.init_state(field, settings, init_key, signals=len(dataset.splits["train"]))
+    first = method.init(field, settings, init_key, signals=len(dataset.splits["train"]))
     state = sharding.place(mesh, first, meta_step.layout(field, first, mesh))
     progress_so_far: dict[str, Any] = {"seconds": 0.0, "best_psnr": None}
 
@@ -80,17 +82,17 @@ class _Loop:
 
     def run_from(self, start: int, state: meta_step.MetaState, key: jax.Array, stop: StopRequest) -> None:
         settings, config = self.settings, self.settings.train
-        coords = sharding.replicate(self.mesh, jnp.asarray(grid(self.dataset.grid), jnp.float32))
         key = sharding.replicate(self.mesh, key)
         labels = None
-        if config.contrastive_weight:
+        if config.method == "contrastive":
             labels = sharding.replicate(self.mesh, self.dataset.splits["train"].annotations().labels)
         shape = (config.batch_size, math.prod(self.dataset.grid), self.dataset.channels)
         like, rows = (
             jax.ShapeDtypeStruct(of, kind, sharding=sharding.split_over(self.mesh))
             for of, kind in ((shape, jnp.float32), (shape[:1], jnp.int32))
         )
-        one = methods.make_update(self.field, settings, coords, self.dataset.grid, labels=labels, mesh=self.mesh)
+        training = meta_step.Training(self.field, settings, self.dataset.grid, labels, self.mesh)
+        one = functools.partial(METHODS[config.method].update, training)
         update = jax.jit(one, donate_argnums=0).lower(state, like, key, rows).compile()
         log.info("train: %s", check_memory(update, "a meta-update"))
         if settings.model.products == "tensorfloat32" and not has_tensorfloat32(jax.devices()[0]):
@@ -164,8 +166,8 @@ class _Loop:
         return f"PSNR {record['psnr']:.2f} dB{best}"
 
     def _validate_and_save(self, step: int, state: meta_step.MetaState) -> None:
-        trainable = state.trainable
-        params = meta_step.exported_params(self.field, trainable, self.settings.inner)
+        method = METHODS[self.settings.train.method]
+        params = method.exported_params(self.field, state.trainable, self.settings.inner)
         params = sharding.replicate(self.mesh, params)  # for the time of a validation, also where they are split
         fitted = fit_signals(
             self.field, params, self.dataset.splits["val"], rows=self.validation_rows, mesh=self.mesh,

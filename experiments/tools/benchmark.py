@@ -18,6 +18,7 @@ already: the difference is what the device waits for.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import logging
@@ -43,11 +44,12 @@ from experiments.runtime.run_directory import RunError
 from experiments.tools import timed_program
 from experiments.tools.cases import CASES, SHORT, Case, settings_of, work
 from experiments.tools.timed_program import prepare
-from medfuncta_jax import grid, meta_step, methods, sharding
+from medfuncta_jax import meta_step, sharding
 from medfuncta_jax.basis import has_basis
 from medfuncta_jax.context import context_size
 from medfuncta_jax.datasets import DataError, batches, open_dataset
 from medfuncta_jax.field import parameter_count
+from medfuncta_jax.methods import METHODS
 from medfuncta_jax.product import Products, product
 from medfuncta_jax.settings import Settings, SettingsError
 from medfuncta_jax.sine import cosine, sine
@@ -123,7 +125,7 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
       JSON-able; seconds, and those of processors, which others on a shared machine change less; bytes of temporaries in
       the compiled program, GB of resident memory, and of the accelerator's where it has its own; `floor_s` is the
       least time that the machine's own rates of products and sines allow, and `floor_part` that divided by `best_s`;
-      both are absent for an auto-decoder, one modulated layer, a latent grid, hidden modulation layers, a pyramid.
+      both are absent for other methods than "meta", one modulated layer, a latent grid, hidden modulation layers.
     Raises:
       RunError: the compiled update needs more memory than is free, and is not run; or the floor is above the time.
     """
@@ -145,7 +147,7 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
     floor: dict[str, float] = {}
     model = settings.model
     if settings.train.method == "meta" and not (
-        has_basis(model) or model.latent_grid or model.modulation_hidden or model.last_width
+        has_basis(model) or model.latent_grid or model.modulation_hidden
     ):  # else not counted
         needed = work(case, settings, mode=mode, batch=batch)
         rates = machine_rates(rows_of(case, settings, mode=mode), model.width, model.products)
@@ -198,15 +200,17 @@ def measure_input(case: Case, settings: Settings, *, data_dir: str | None, repea
     """
     dataset = open_dataset(settings.data, data_dir=data_dir)
     size, split = settings.train.batch_size, dataset.splits["train"]
-    field = methods.check(settings, dataset.grid, dataset.channels, task=dataset.task)
-    coords, mesh = jnp.asarray(grid(dataset.grid), jnp.float32), sharding.data_mesh()
-    state = methods.init_state(field, settings, jax.random.key(0), signals=len(split))
+    method = METHODS[settings.train.method]
+    field = method.check(settings, dataset.grid, dataset.channels, task=dataset.task)
+    mesh = sharding.data_mesh()
+    state = method.init(field, settings, jax.random.key(0), signals=len(split))
     state = sharding.place(mesh, state, meta_step.layout(field, state, mesh))
-    update = jax.jit(methods.make_update(field, settings, coords, dataset.grid, mesh=mesh), donate_argnums=0)
+    training = meta_step.Training(field, settings, dataset.grid, mesh=mesh)
+    update = jax.jit(functools.partial(method.update, training), donate_argnums=0)
     key, rows = sharding.replicate(mesh, jax.random.key(1)), np.arange(size, dtype=np.int32)
 
     def put(signals: np.ndarray):
-        return sharding.split_batch(mesh, (signals.reshape(size, len(coords), dataset.channels), rows))
+        return sharding.split_batch(mesh, (signals.reshape(size, math.prod(dataset.grid), dataset.channels), rows))
 
     def round_of(batches: Iterator) -> float:
         """As the loop of training does it, which leaves one update under way."""
@@ -261,7 +265,7 @@ def compare(case: str, other: Path, *, mode: str, batch: int, overrides: str, re
       RunError: a checkout's process ended.
     """
     here = Path(__file__).resolve().parents[2]
-    script = Path(timed_program.__file__)
+    script = Path(timed_program.__file__).resolve().relative_to(here)  # each checkout's own
     sides = [
         subprocess.Popen(
             [sys.executable, script, root, case, mode, str(batch), overrides], cwd=root,

@@ -20,6 +20,7 @@ takes however short it is, sines, and devices that wait for the slowest are left
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -33,7 +34,8 @@ from absl import app, flags
 from jax.sharding import NamedSharding
 
 from experiments.tools.cases import CASES, SHORT, Case, settings_of, work
-from medfuncta_jax import grid, meta_step, methods, sharding
+from medfuncta_jax import meta_step, sharding
+from medfuncta_jax.methods import METHODS
 from medfuncta_jax.settings import Settings, SettingsError
 
 _BYTES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "s32": 4, "u32": 4, "u8": 1, "s8": 1, "pred": 1}
@@ -173,11 +175,10 @@ def predicted(case: Case, settings: Settings, *, devices: int, batch: int, rates
     """
     train = dataclasses.replace(settings.train, batch_size=batch * devices, micro_batch=0)
     settings = dataclasses.replace(settings, train=train)
-    field = methods.check(settings, case.grid, case.channels)
+    method = METHODS[train.method]
+    field = method.check(settings, case.grid, case.channels)
     mesh = sharding.data_mesh(jax.devices()[:devices], modulation_shards=train.modulation_shards)
-    state = jax.eval_shape(
-        lambda key: methods.init_state(field, settings, key, signals=batch * devices), jax.random.key(0)
-    )
+    state = jax.eval_shape(lambda key: method.init(field, settings, key, signals=batch * devices), jax.random.key(0))
 
     def placed(tree, specs):
         return jax.tree.map(
@@ -196,8 +197,7 @@ def predicted(case: Case, settings: Settings, *, devices: int, batch: int, rates
             ((), jax.random.key(0).dtype, sharding.WHOLE),
         )
     )
-    coords = sharding.replicate(mesh, jnp.asarray(grid(case.grid), jnp.float32))
-    update = methods.make_update(field, settings, coords, case.grid, mesh=mesh)
+    update = functools.partial(method.update, meta_step.Training(field, settings, case.grid, mesh=mesh))
     program = jax.jit(update, donate_argnums=0).lower(state, signals, key, rows).compile()
     operations = collectives(program.as_text() or "", devices)
     flops = work(case, settings, mode="train", batch=batch)["flops"]

@@ -6,6 +6,7 @@ the program with the code of a checkout, and runs it once for every line that it
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import math
@@ -22,7 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medfuncta_jax import fit_latent, grid, meta_step, methods, sharding
+from medfuncta_jax import fit_latent, grid, meta_step, sharding
+from medfuncta_jax.methods import METHODS
 
 
 class TimedProgram(NamedTuple):
@@ -45,15 +47,17 @@ class TimedProgram(NamedTuple):
 
 def prepare(case: Any, settings: Any, *, mode: str) -> TimedProgram:
     """The program of a case's config in mode "train" or "fit", on random signals of the case's shape."""
-    field = methods.check(settings, case.grid, case.channels)
+    method = METHODS[settings.train.method]
+    field = method.check(settings, case.grid, case.channels)
     coords = jnp.asarray(grid(case.grid), jnp.float32)
     batch = settings.train.batch_size if mode == "train" else settings.fit.batch_size
     signals = np.random.default_rng(0).uniform(size=(batch, len(coords), case.channels)).astype(np.float32)
     mesh = sharding.data_mesh(jax.devices()[: math.gcd(batch, jax.device_count())])
     if mode == "train":
-        state = methods.init_state(field, settings, jax.random.key(0), signals=batch)
+        state = method.init(field, settings, jax.random.key(0), signals=batch)
         state = sharding.place(mesh, state, meta_step.layout(field, state, mesh))
-        update = jax.jit(methods.make_update(field, settings, coords, case.grid, mesh=mesh), donate_argnums=0)
+        training = meta_step.Training(field, settings, case.grid, mesh=mesh)
+        update = jax.jit(functools.partial(method.update, training), donate_argnums=0)
         key = sharding.replicate(mesh, jax.random.key(1))
         signals, rows = sharding.split_batch(mesh, (signals, np.arange(batch, dtype=np.int32)))
         began = time.perf_counter()
@@ -79,10 +83,7 @@ def prepare(case: Any, settings: Any, *, mode: str) -> TimedProgram:
 
 def _serve(case: str, mode: str, batch: str, overrides: str) -> None:
     """Runs the program once for every line of the input; prints seconds, and peak GB of the host and the device."""
-    try:
-        benchmark = importlib.import_module("experiments.tools.benchmark")
-    except ModuleNotFoundError:  # where it was before
-        benchmark = importlib.import_module("experiments.benchmark")
+    benchmark = importlib.import_module("experiments.tools.benchmark")
     settings = benchmark.settings_of(benchmark.CASES[case], [word for word in overrides.split(",") if word], int(batch))
     run = prepare(benchmark.CASES[case], settings, mode=mode).run
     print(json.dumps("ready"), flush=True)

@@ -1,45 +1,66 @@
 """Joint training of the network and a latent for each training signal, without an inner loop (DeepSDF, Park 2019).
 
-Latents of signals that training has not seen are fitted like all others, with `fit_latent`.
+Latents of signals that training has not seen are fitted like all others, with `fit_latent`. The optimizer goes on
+moving a latent by its momentum in updates that do not show its signal, as it does in DeepSDF.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from medfuncta_jax import meta_step
+from medfuncta_jax.coordinates import grid
 from medfuncta_jax.field import Field
 from medfuncta_jax.latent_loss import latent_loss, latent_noise
-from medfuncta_jax.meta_step import MetaState, Trainable, descend
+from medfuncta_jax.meta_step import MetaState, Trainable, Training, exported_params
 from medfuncta_jax.point_field import Targets, shares
-from medfuncta_jax.settings import Settings
+from medfuncta_jax.settings import Settings, SettingsError
+
+__all__ = ["check", "exported_params", "init", "update"]
 
 
-def make_update(
-    field: Field, settings: Settings, coords: jax.Array
-) -> Callable[[MetaState, jax.Array, jax.Array, jax.Array], tuple[MetaState, dict[str, jax.Array]]]:
-    """The pure function `update(state, signals, key, rows) -> (state, metrics)`; see `meta_step.make_update`.
-
-    `rows` [B] are the signals' numbers in the training split. The optimizer goes on moving a latent by its momentum in
-    updates that do not show its signal, as it does in DeepSDF.
-    """
+def check(settings: Settings, shape: Sequence[int], channels: int, *, task: str | None = None) -> Field:
+    """See `methods.Method`."""
     train = settings.train
+    needed = {
+        "train.modulation_shards=1": train.modulation_shards == 1,
+        "inner.learned_step_size=none": settings.inner.learned_step_size == "none",
+        "train.micro_batch=0": train.micro_batch == 0,
+        "train.points_per_chunk=0": train.points_per_chunk == 0,
+        "train.selection_ratio=1.0": train.selection_ratio == 1,
+    }
+    for remedy, met in needed.items():
+        if not met:
+            raise SettingsError(f"train.method=autodecoder needs {remedy}")
+    return meta_step.check(settings, shape, channels, task=task)
 
-    def update(
-        state: MetaState, signals: jax.Array, key: jax.Array, rows: jax.Array
-    ) -> tuple[MetaState, dict[str, jax.Array]]:
-        def loss_of(trainable: Trainable) -> jax.Array:
-            assert trainable.latents is not None
-            shown = trainable.latents[rows]
-            noise = latent_noise(train, jax.random.fold_in(key, state.step), shown.shape, shown.dtype)
-            latents, cost = latent_loss(train, noise, None, shown)
-            point_params, readers = field.split(trainable.field)
-            features = field.points.features(point_params, coords[None])
-            targets = Targets(signals, shares(None, len(coords), signals, train.channel_loss))
-            losses = field.points.losses(point_params, field.modulations(readers, latents), features, targets)
-            return losses.mean() + cost
 
-        return descend(state, *jax.value_and_grad(loss_of)(state.trainable), train)
+def init(field: Field, settings: Settings, key: jax.Array, *, signals: int, dtype: Any = jnp.float32) -> MetaState:
+    """See `methods.Method`; latents begin at zero."""
+    latents = jnp.zeros((signals, field.model.latent_dim), dtype)
+    return meta_step.start(Trainable(field.init(key, dtype), None, latents), settings.train)
 
-    return update
+
+def update(
+    training: Training, state: MetaState, signals: jax.Array, key: jax.Array, rows: jax.Array
+) -> tuple[MetaState, dict[str, jax.Array]]:
+    """See `methods.Method`."""
+    field, train = training.field, training.settings.train
+
+    def loss_of(trainable: Trainable) -> jax.Array:
+        assert trainable.latents is not None
+        shown = trainable.latents[rows]
+        noise = latent_noise(train, jax.random.fold_in(key, state.step), shown.shape, shown.dtype)
+        latents, cost = latent_loss(train, noise, shown)
+        point_params, readers = field.split(trainable.field)
+        coords = jnp.asarray(grid(training.shape), signals.dtype)
+        features = field.points.features(point_params, coords[None])
+        targets = Targets(signals, shares(None, len(coords), signals, train.channel_loss))
+        losses = field.points.losses(point_params, field.modulations(readers, latents), features, targets)
+        return losses.mean() + cost
+
+    return meta_step.optimizer_step(training, state, *jax.value_and_grad(loss_of)(state.trainable))

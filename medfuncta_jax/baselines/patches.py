@@ -1,22 +1,24 @@
 """Training a field of patches: random windows of the size of a cell, each a signal by itself (COIN++).
 
-Afterwards nothing is particular: the whole field (`model.latent_interpolation` "patches") has the same parameters and
-reads each patch's own part of the latent.
+The whole field has the parameters of that of one patch, and reads each patch's own part of the latent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from medfuncta_jax.field import Field
-from medfuncta_jax.meta_step import MetaState, Update
-from medfuncta_jax.meta_step import make_update as make_update_of_signals
-from medfuncta_jax.settings import Settings, SettingsError
+from medfuncta_jax import meta_step
+from medfuncta_jax.field import Field, Params, rescale_latent
+from medfuncta_jax.latent_grid import cell_of, interpolation_weights
+from medfuncta_jax.meta_step import MetaState, Trainable, Training
+from medfuncta_jax.settings import InnerSettings, Settings, SettingsError
+from medfuncta_jax.siren import ModulatedSiren, PointFeatures
 
 
 def window(shape: Sequence[int], latent_grid: Sequence[int]) -> tuple[int, ...]:
@@ -28,6 +30,12 @@ def window(shape: Sequence[int], latent_grid: Sequence[int]) -> tuple[int, ...]:
     if len(shape) != len(latent_grid) or any(cells > n for n, cells in zip(shape, latent_grid, strict=True)):
         raise SettingsError(f"model.latent_grid {tuple(latent_grid)} makes patches without points of a grid {shape}")
     return tuple((n - 1) // cells + 1 for n, cells in zip(shape, latent_grid, strict=True))
+
+
+def within_cells(coords: jax.Array, latent_grid: Sequence[int]) -> jax.Array:
+    """Coordinates within each point's cell, from -1 to 1 across it: [..., N, C] -> [..., N, C]."""
+    counts = np.asarray(latent_grid)
+    return coords * counts + (counts - 1 - 2 * cell_of(coords, counts))
 
 
 def random_patches(key: jax.Array, signals: jax.Array, *, latent_grid: Sequence[int]) -> tuple[jax.Array, jax.Array]:
@@ -65,22 +73,73 @@ def random_patches(key: jax.Array, signals: jax.Array, *, latent_grid: Sequence[
     return patches, coords.astype(signals.dtype)
 
 
-def make_update(field: Field, settings: Settings, shape: Sequence[int], mesh: Mesh | None = None) -> Update:
-    """`meta_step.make_update` on random patches of signals [B, N, D] of a grid of `shape`.
+class PatchSiren(ModulatedSiren):
+    """A `ModulatedSiren` whose coordinates run from -1 to 1 within each cell of its latent grid."""
 
-    Raises:
-      SettingsError: cells that can be without a point.
+    def features(self, coords: jax.Array) -> PointFeatures:
+        """The part of the field that needs no latent: coords [1 or B, n, C] of the whole signal."""
+        cells = self.model.latent_grid
+        within = super().features(within_cells(coords, cells))
+        return within._replace(interpolation=interpolation_weights(coords, cells, linear=False))
+
+
+@dataclass(frozen=True)
+class PatchField(Field):
+    """A signal as a mosaic of cells that have only the network in common, each with its own part of the latent."""
+
+    def __post_init__(self):
+        if not self.model.latent_grid:
+            raise SettingsError("model.latent_grid must say how many patches there are along each axis, e.g. (2, 2)")
+        if self.model.latent_interpolation != "nearest":
+            raise SettingsError("train.method=patches needs model.latent_interpolation=nearest: a point reads its cell")
+        super().__post_init__()
+
+    @property
+    def module(self) -> PatchSiren:
+        return PatchSiren(self.model, self.coord_dims, self.channels)
+
+    @property
+    def patch(self) -> Field:
+        """The field of one patch alone, with the same parameters."""
+        alone = replace(self.model, latent_dim=self.model.latent_features, latent_grid=())
+        return Field(alone, self.coord_dims, self.channels)
+
+
+def check(settings: Settings, shape: Sequence[int], channels: int, *, task: str | None = None) -> Field:
+    """See `methods.Method`."""
+    del task
+    field = PatchField(settings.model, len(shape), channels)
+    window(shape, settings.model.latent_grid)
+    return meta_step.checked(field, settings)
+
+
+def init(
+    field: Field, settings: Settings, key: jax.Array, *, signals: int | None = None, dtype: Any = jnp.float32
+) -> MetaState:
+    """See `methods.Method`."""
+    assert isinstance(field, PatchField)
+    return meta_step.init(field.patch, settings, key, signals=signals, dtype=dtype)
+
+
+def update(
+    training: Training, state: MetaState, signals: jax.Array, key: jax.Array, rows: jax.Array | None = None
+) -> tuple[MetaState, dict[str, jax.Array]]:
+    """See `methods.Method`."""
+    del rows
+    field = training.field
+    assert isinstance(field, PatchField)
+    whole = signals.reshape(len(signals), *training.shape, signals.shape[-1])
+    windows = jax.random.fold_in(jax.random.fold_in(key, state.step), 3)
+    patches, coords = random_patches(windows, whole, latent_grid=field.model.latent_grid)
+    alone = replace(training, field=field.patch)
+    sample = meta_step.draw(alone, state, patches, key, coords)
+    return meta_step.optimizer_step(alone, state, *meta_step.loss_and_gradient(alone, state.trainable, sample))
+
+
+def exported_params(field: Field, trainable: Trainable, inner: InnerSettings) -> Params:
+    """See `methods.Method`.
+
+    Training gives each patch a loss of its own. The loss of a whole signal is the mean over patches, whose gradient is
+    that many times smaller, and the step size so many times larger.
     """
-    cells = field.model.latent_grid
-    window(shape, cells)
-
-    def update(
-        state: MetaState, signals: jax.Array, key: jax.Array, labels: jax.Array | None = None
-    ) -> tuple[MetaState, dict[str, jax.Array]]:
-        whole = signals.reshape(signals.shape[0], *shape, signals.shape[-1])
-        patches, coords = random_patches(
-            jax.random.fold_in(jax.random.fold_in(key, state.step), 3), whole, latent_grid=cells
-        )
-        return make_update_of_signals(field.patch, settings, coords, mesh)(state, patches, key, labels)
-
-    return update
+    return rescale_latent(field, trainable.field, meta_step.step_size(trainable, inner) * field.model.places)

@@ -11,6 +11,7 @@ from scipy.interpolate import RegularGridInterpolator
 
 import medfuncta_jax as mf
 from experiments.settings import RunSettings
+from medfuncta_jax.baselines.patches import PatchField
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "baselines"
 
@@ -71,9 +72,9 @@ def test_published_settings(name, expected):
     assert (model.omega_last, inner.selection_ratio, train.weight_decay) == (model.omega_first, 1.0, 0.0)
 
 
-def small(coord_dims, **changes):
+def small(coord_dims, kind=mf.Field, **changes):
     sizes = {"layers": 5, "width": 12, "latent_dim": 8, "omega_first": 30.0, "omega_last": 30.0, "residual": False}
-    field = mf.Field(mf.ModelSettings(**{**sizes, **changes}), coord_dims, channels=2)
+    field = kind(mf.ModelSettings(**{**sizes, **changes}), coord_dims, channels=2)
     params = jax.tree.map(np.asarray, field.init(jax.random.key(0), np.float64))
     rng = np.random.default_rng(coord_dims)
     return field, params, rng.normal(size=(3, 8)), rng.uniform(-1, 1, (9, coord_dims))
@@ -155,7 +156,7 @@ def test_spatial_functa_interpolates_the_latent_at_each_point(latent_grid, how):
 def test_patches_are_fields_by_themselves(latent_grid):
     """COIN++ on patches: cell by cell the field of one latent, in coordinates of the cell."""
     field, params, latents, coords = small(
-        len(latent_grid), latent_grid=latent_grid, latent_interpolation="patches", modulate_first_layer=True
+        len(latent_grid), PatchField, latent_grid=latent_grid, latent_interpolation="nearest", modulate_first_layer=True
     )
     assert field.patch.model.latent_dim == 8 // math.prod(latent_grid)
     values = field.apply(params, latents, coords)
@@ -168,9 +169,14 @@ def test_patches_are_fields_by_themselves(latent_grid):
         np.testing.assert_allclose(values[:, j], alone[:, 0], atol=1e-11)
 
 
-@pytest.mark.parametrize("how", ["linear", "nearest", "patches"])
-def test_a_field_with_a_latent_grid_is_saved_and_read_back(how, tmp_path):
-    field, params, latents, coords = small(2, latent_grid=(2, 2), latent_interpolation=how, modulation_hidden=(5,))
+HOW = [(mf.Field, "linear"), (mf.Field, "nearest"), (PatchField, "nearest")]
+
+
+@pytest.mark.parametrize(("kind", "how"), HOW)
+def test_a_field_with_a_latent_grid_is_saved_and_read_back(kind, how, tmp_path):
+    field, params, latents, coords = small(
+        2, kind, latent_grid=(2, 2), latent_interpolation=how, modulation_hidden=(5,)
+    )
     mf.save_field(tmp_path / "field.safetensors", field, params, {})
     again, same = mf.load_field(tmp_path)
     assert again == field
@@ -179,7 +185,7 @@ def test_a_field_with_a_latent_grid_is_saved_and_read_back(how, tmp_path):
 
 def test_edges_belong_to_the_outermost_cells():
     """Both ends of [-1, 1], and what rounding puts just beyond them."""
-    for how in ("nearest", "patches", "linear"):
-        field, params, latents, _ = small(1, latent_grid=(4,), latent_interpolation=how)
+    for kind, how in HOW:
+        field, params, latents, _ = small(1, kind, latent_grid=(4,), latent_interpolation=how)
         inside, beyond = (field.apply(params, latents, np.array([[-x], [x]])) for x in (1.0, 1 + 1e-12))
         np.testing.assert_allclose(beyond, inside, atol=1e-8)

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,21 +57,21 @@ def test_patches_without_points_are_refused():
 def patched(learned="none", places=(2, 2)):
     model = mf.ModelSettings(
         layers=4, width=16, latent_dim=6 * int(np.prod(places)), omega_first=15.0, omega_last=15.0,
-        latent_grid=places, latent_interpolation="patches",
+        latent_grid=places, latent_interpolation="nearest",
     )  # fmt: skip
     inner = {"steps": 3, "step_size": 0.5, "selection_ratio": 1.0, "learned_step_size": learned}
     train = {"steps": 50, "batch_size": 4, "learning_rate": 1e-3}
     values = {"data": {"source": "any"}, "model": vars(model), "inner": inner, "train": train}
-    return mf.Field(model, len(places), 1), mf.Settings.from_dict(values)
+    return patches.PatchField(model, len(places), 1), mf.Settings.from_dict(values)
 
 
 @pytest.mark.parametrize("learned", ["none", "per_latent"])
 def test_a_whole_signal_is_fitted_as_its_patches_are(learned):
     """With the exported field and the default step size, each cell takes the steps that training took with it alone."""
     field, settings = patched(learned)
-    state = meta_step.init_state(field.patch, settings, jax.random.key(0), jnp.float64)
+    state = patches.init(field, settings, jax.random.key(0), dtype=jnp.float64)
     alpha = meta_step.step_size(state.trainable, settings.inner)
-    exported = meta_step.exported_params(field, state.trainable, settings.inner)
+    exported = patches.exported_params(field, state.trainable, settings.inner)
     signals = np.random.default_rng(0).uniform(size=(3, 8, 6, 1))  # an even number of points: 16 or 9 would not be
     whole = mf.fit_latent(field, exported, signals, steps=4)
     x = mf.grid((8, 6)).reshape(8, 6, 2)
@@ -86,10 +88,10 @@ def test_a_whole_signal_is_fitted_as_its_patches_are(learned):
 def test_updates_learn_and_repeat():
     field, settings = patched()
     signals = np.sin(5 * mf.grid((9, 9)).sum(-1, keepdims=True))[None] * np.linspace(0.1, 0.5, 4)[:, None, None] + 0.5
-    update = jax.jit(patches.make_update(field, settings, (9, 9)))
+    update = jax.jit(functools.partial(patches.update, meta_step.Training(field, settings, (9, 9))))
     runs = []
     for _ in range(2):
-        state = meta_step.init_state(field.patch, settings, jax.random.key(0))
+        state = patches.init(field, settings, jax.random.key(0))
         losses = []
         for _ in range(40):
             state, metrics = update(state, jnp.asarray(signals, jnp.float32), jax.random.key(1))

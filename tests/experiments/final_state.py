@@ -14,7 +14,7 @@ from medfuncta_jax.settings import Settings
 
 def _final_state(workdir: Path):
     settings = Settings.from_saved(json.loads((workdir / "config.json").read_text()))
-    like = meta_step.init_state(Field(settings.model, coord_dims=2, channels=1), settings, jax.random.key(0))
+    like = meta_step.init(Field(settings.model, coord_dims=2, channels=1), settings, jax.random.key(0))
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         step = checkpoints.latest_step()
         if step != settings.train.steps:

@@ -39,7 +39,7 @@ def test_every_cell_of_every_table_has_settings(name, preset, data_dir):
     assert len({cell.settings for cell in cells}) == len(cells)
     assert {cell.case.grid for cell in cells} == {(64, 64) if preset == "paper" else (28, 28)}
     for cell in cells:
-        benchmark.methods.check(cell.settings, cell.case.grid, cell.case.channels)
+        benchmark.METHODS[cell.settings.train.method].check(cell.settings, cell.case.grid, cell.case.channels)
 
 
 def test_components_are_those_of_table_5(data_dir):

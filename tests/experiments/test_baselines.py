@@ -12,7 +12,9 @@ FEW = {"train__steps": 20, "train__eval_every": 10, "fit__steps": 5}
 
 
 def test_a_field_of_patches_is_trained_extracted_and_evaluated_like_any_other(tmp_path):
-    done = run(tmp_path, **FEW, model__latent_grid="(2,2)", model__latent_interpolation="patches")
+    done = run(
+        tmp_path, **FEW, model__latent_grid="(2,2)", model__latent_interpolation="nearest", train__method="patches"
+    )
     assert done.returncode == 0, done.stderr
     field, params = mf.load_field(tmp_path)
     test = mf.load_latents(tmp_path, field=tmp_path)["test"]

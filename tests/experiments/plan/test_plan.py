@@ -14,7 +14,7 @@ from experiments.plan.__main__ import shape_of
 from experiments.plan.targets import TARGETS
 from experiments.runtime.run_directory import RunError
 from experiments.tools.cases import CASES, settings_of
-from medfuncta_jax import methods
+from medfuncta_jax.methods import METHODS
 from medfuncta_jax.product import Products
 from medfuncta_jax.settings import Settings
 
@@ -90,7 +90,7 @@ def test_the_compiled_program_multiplies_as_asked_for_and_only_in_hidden_layers(
     small = ["model.layers=5", "model.width=64", "model.latent_dim=32", "inner.steps=2", f"model.products={products}"]
     case = CASES["chest_xray"]
     settings = settings_of(case, small, 2)
-    field = methods.check(settings, (32, 32), 1)
+    field = METHODS[settings.train.method].check(settings, (32, 32), 1)
     with jax.enable_x64(False):
         update = programs.update(TARGETS[target], field, settings, (32, 32))
         fit = programs.fit(TARGETS[target], field, settings, (32, 32))

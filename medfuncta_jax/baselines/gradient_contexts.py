@@ -1,0 +1,91 @@
+"""Contexts of the points whose squared errors have the largest gradients in the last layer (Tack et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from medfuncta_jax import meta_step, sharding
+from medfuncta_jax.context import context_size
+from medfuncta_jax.field import Field, Params
+from medfuncta_jax.inner_steps import InnerLoop
+from medfuncta_jax.meta_step import MetaState, Training, exported_params, init
+from medfuncta_jax.point_field import shares, take
+from medfuncta_jax.settings import Settings, SettingsError
+
+__all__ = ["check", "exported_params", "gradient_contexts", "gradient_norms", "init", "update"]
+
+
+def gradient_norms(
+    field: Field, params: Params, latents: jax.Array, coords: jax.Array, signals: jax.Array
+) -> jax.Array:
+    """Norms [B, N] of the gradient of each point's squared error (all channels) in the last layer's parameters.
+
+    Args:
+      latents: [B, P].
+      coords: [N, C].
+      signals: [B, N, D].
+    """
+    module = field.module.bind({"params": params})
+    hidden = module.last_hidden(module.modulations(latents), module.features(coords[None]))
+    errors = module.head(hidden) - signals
+    # The gradient in the kernel is 2 h e', in the bias 2 e.
+    return 2 * jnp.sqrt(jnp.square(errors).sum(-1) * (1 + jnp.square(hidden).sum(-1)))
+
+
+def gradient_contexts(
+    field: Field, params: Params, coords: jax.Array, signals: jax.Array, *, inner: InnerLoop,
+    step_size: float | jax.Array,
+) -> jax.Array:  # fmt: skip
+    """The points of each inner step, int32 [B, G, n], by walking the inner loop once; not differentiable.
+
+    Args:
+      field, params: the shared network.
+      coords: [N, C].
+      signals: [B, N, D].
+      inner: of which the steps, the selection ratio and the loss count.
+      step_size: alpha, a scalar or [P].
+    """
+    size = context_size(len(coords), inner.selection_ratio)
+    share = shares(None, size, signals, inner.channel_loss)
+
+    def loss(latents: jax.Array, rows: jax.Array) -> jax.Array:
+        errors = jnp.square(field.apply(params, latents, coords[rows]) - take(signals, rows)).sum(-1)
+        return (share * errors).sum()
+
+    def step(latents: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        rows = jax.lax.top_k(gradient_norms(field, params, latents, coords, signals), size)[1]
+        return latents - step_size * jax.grad(loss)(latents, rows), rows
+
+    zeros = jnp.zeros((len(signals), field.model.latent_dim), signals.dtype)
+    return jnp.moveaxis(jax.lax.scan(step, zeros, length=inner.steps)[1], 0, 1)
+
+
+def check(settings: Settings, shape: Sequence[int], channels: int, *, task: str | None = None) -> Field:
+    """See `methods.Method`."""
+    if settings.inner.selection_ratio == 1:
+        raise SettingsError("train.method=gradient_contexts needs inner.selection_ratio below 1, the part to choose")
+    return meta_step.check(settings, shape, channels, task=task)
+
+
+def update(
+    training: Training, state: MetaState, signals: jax.Array, key: jax.Array, rows: jax.Array | None = None
+) -> tuple[MetaState, dict[str, jax.Array]]:
+    """See `methods.Method`."""
+    del rows
+    field, inner = training.field, meta_step.inner_loop_of(training.settings)
+    sample = meta_step.draw(training, state, signals, key)
+    trainable = sharding.gathered(training.mesh, state.trainable)
+    step_size = meta_step.step_sizes(field, trainable, training.settings.inner)
+
+    def contexts(signal: jax.Array) -> jax.Array:
+        return gradient_contexts(
+            field, trainable.field, sample.coords, signal[None], inner=inner, step_size=step_size
+        )[0]  # fmt: skip
+
+    at_once = len(signals) // inner.micro_batches
+    sample = sample._replace(context=jax.lax.map(contexts, sample.signals, batch_size=at_once))
+    found = meta_step.loss_and_gradient(training, state.trainable, sample)
+    return meta_step.optimizer_step(training, state, *found)
