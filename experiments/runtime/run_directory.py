@@ -240,11 +240,15 @@ class RunDirectory:
         """The lines of metrics.jsonl."""
         return read_metrics(self.metrics_file)
 
-    def rewind_metrics(self, step: int) -> None:
-        """Drop lines after `step`: a resumed run writes them again."""
+    def rewind_metrics(self, step: int, *, validated: bool = True) -> None:
+        """Drop lines after `step`, and with `validated` False its validation: a resumed run writes them again."""
         if not self.writes:
             return
-        kept = [record for record in self.read_metrics() if record["step"] <= step]
+        kept = [
+            record
+            for record in self.read_metrics()
+            if record["step"] <= step and (validated or record["step"] < step or "val_psnr" not in record)
+        ]
         with atomic_path(self.metrics_file) as partial:
             partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
 
