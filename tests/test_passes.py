@@ -1,4 +1,4 @@
-"""The passes against the general rule, which they write out."""
+"""The four passes against automatic differentiation of the loss, which they replace."""
 
 import jax
 import jax.numpy as jnp

@@ -104,7 +104,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Within, the process is not left: what it has is in memory alone, and the block looks for itself."""
+        """Context in which the process is not left: its state is in memory alone, and it looks for a stop itself."""
         with self._held:
             yield
 
