@@ -73,6 +73,7 @@ def test_a_step_that_was_not_validated_is_saved_again_once_it_is(tmp_path, state
     fill(tmp_path / "c", state, {3: 20.0, 4: None})
     with Checkpoints(tmp_path / "c") as checkpoints:
         checkpoints.save(4, shifted(state, 4), val_psnr=25.0, about={"validated": True})
+        checkpoints.wait()
         assert checkpoints.best_step() == 4
     fill(tmp_path / "c", state, {4: None})  # which tells less
     with Checkpoints(tmp_path / "c") as checkpoints:
