@@ -20,8 +20,8 @@ import medfuncta_jax as mf
 from tests.reference import golden
 
 ROOT = Path(__file__).parents[1]
-# A tenth of the steps of the config.
-STEPS, LOWEST_PSNR = 150, 20.0
+# A tenth of the config's steps, after which test PSNR was 28.95 dB.
+STEPS, LOWEST_PSNR = 150, 27.5
 
 
 @pytest.fixture(scope="module")
