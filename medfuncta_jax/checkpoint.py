@@ -155,7 +155,7 @@ class Checkpoints:
         """Save in the background.
 
         Args:
-          step: updates made; a step that is there already is left as it is.
+          step: updates made; a step that is there already is left as it is, unless it was not validated and now is.
           state: a pytree of arrays.
           val_psnr: validation PSNR in dB of this very state, None where it was not measured.
           about: JSON values restored with the state.
@@ -163,7 +163,9 @@ class Checkpoints:
           OSError: this or the save before it could not be written.
         """
         if step in self._manager.all_steps():
-            return
+            if val_psnr is None or math.isfinite(self._manager.metrics(step)["val_psnr"]):
+                return
+            self._manager.delete(step)
         # Asked beforehand, because Orbax's writers meet a full disk in many threads at once, and noisily.
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         if shutil.disk_usage(self._directory).free < needed + _ROOM:

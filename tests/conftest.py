@@ -29,6 +29,7 @@ LONG = (
     "test_processes.py", "test_ablation.py", "test_main.py", "test_configs.py", "test_baselines.py", "test_sharding.py",
     "test_scaling.py", "test_classify.py", "test_golden.py", "test_meta_step.py", "test_outer_loss.py",
     "test_methods.py", "test_siren.py", "test_slurm.py", "test_modality_table.py", "test_documents.py",
+    "test_as_shipped.py", "test_reference.py",
 )  # fmt: skip
 
 

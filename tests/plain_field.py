@@ -1,4 +1,4 @@
-"""The method once more, as it is written down: one signal, one point, a Python loop, and no line of the package."""
+"""A plain statement of the method: one signal, one point, a Python loop, and no line of the package."""
 
 import itertools
 

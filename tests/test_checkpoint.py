@@ -69,6 +69,20 @@ def test_saving_a_step_again_is_harmless(tmp_path, state):
     fill(tmp_path / "c", state, {3: 20.0})
 
 
+def test_a_step_that_was_not_validated_is_saved_again_once_it_is(tmp_path, state):
+    fill(tmp_path / "c", state, {3: 20.0, 4: None})
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(4, shifted(state, 4), val_psnr=25.0, about={"validated": True})
+        checkpoints.wait()
+        assert checkpoints.best_step() == 4
+    fill(tmp_path / "c", state, {4: None})  # which tells less
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        assert (checkpoints.latest_step(), checkpoints.best_step()) == (4, 4)
+        restored, about = checkpoints.restore(4, state)
+    jax.tree.map(np.testing.assert_array_equal, restored, shifted(state, 4))
+    assert about == {"validated": True}
+
+
 def test_a_full_disk_is_an_os_error_before_anything_is_written(tmp_path, state, monkeypatch):
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
     with pytest.raises(OSError, match="No space left on device"):

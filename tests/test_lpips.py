@@ -1,4 +1,4 @@
-"""LPIPS with made-up weights: its laws, and agreement with two implementations of others where these are installed."""
+"""LPIPS with made-up weights: invariants, and agreement with two other implementations where these are installed."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""`meta_loss` against the method as it is written down, and what it lets through."""
+"""`meta_loss` against a plain statement of the method, and the inputs that it accepts."""
 
 import dataclasses
 import functools

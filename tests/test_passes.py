@@ -1,4 +1,4 @@
-"""The passes against the general rule, which they write out."""
+"""The four passes against the general rule, which they write out."""
 
 import jax
 import jax.numpy as jnp

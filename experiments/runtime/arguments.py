@@ -1,4 +1,4 @@
-"""The words of the launcher's command, brought into the order and form that absl and ml_collections need.
+"""The launcher's command-line words, in the order and form that absl and ml_collections need.
 
 Flags may stand in any order and be written `--name=value` or `--name value`; of a setting that is given twice the last
 counts; and a directory that holds a run brings its config with it.
@@ -15,7 +15,7 @@ _HELP = ("-h", "--help", "-help", "-?")
 
 
 def wants_help(argv: Sequence[str]) -> bool:
-    """Whether the command asks what its flags are."""
+    """Whether the command asks for help."""
     return any(word in _HELP for word in argv[1:])
 
 

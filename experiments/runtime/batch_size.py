@@ -1,4 +1,4 @@
-"""How many signals to fit at once, where the config leaves that to the machine (`fit.batch_size` = 0).
+"""The fastest number of signals to fit at once, where the config leaves it to the machine (`fit.batch_size` = 0).
 
 Numbers are tried on the run's own network and signals, the best one is kept in `WORKDIR/batch_size.json`, and whatever
 starts in that directory later, here or elsewhere, takes it from there: other numbers would give latents that differ by
@@ -65,7 +65,7 @@ def settled(settings: RunSettings, dataset: Dataset, run: RunDirectory) -> RunSe
 
 
 def _keep(file: Path, rates: dict[int, float]) -> None:
-    """Write the choice, whole; of several jobs of one array, the first one's stays."""
+    """Write the choice atomically; among the jobs of an array the first choice stays."""
     values = {
         "batch_size": best(rates),
         "signals_per_s": {str(size): rate for size, rate in rates.items()},
@@ -82,7 +82,7 @@ def _keep(file: Path, rates: dict[int, float]) -> None:
 
 
 def best(rates: dict[int, float]) -> int:
-    """The number to take of those tried: the smallest one that another does not beat by enough."""
+    """The smallest number tried that no other beats by more than the margin."""
     return min(size for size, rate in rates.items() if _GAIN * rate >= max(rates.values()))
 
 
@@ -115,7 +115,7 @@ def climb(first: int, *, unit: int, signals: int, rate_of: Callable[[int], float
 
 
 def _tried(settings: RunSettings, dataset: Dataset) -> dict[int, float]:
-    """`climb` with fits of the first signals, by a network that need not be trained for that."""
+    """`climb` over timed fits of the first signals; the network need not be trained."""
     field = METHODS[settings.train.method].check(settings, dataset.grid, dataset.channels, task=dataset.task)
     mesh = sharding.data_mesh(jax.local_devices())
     params = sharding.replicate(mesh, field.init(jax.random.key(settings.seed)))

@@ -1,4 +1,4 @@
-"""How the commands beside the launcher answer: its exit codes, and one line for every fault."""
+"""Exit codes and one-line errors of the commands beside the launcher, which are the launcher's own."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def parse(argv: Sequence[str], *, required: Sequence[str] = (), example: str = "
 def carry_out(
     work: Callable[[], None], *, refusals: tuple[type[Exception], ...], place: Path, when_stopped: str
 ) -> int:
-    """Do the work of a command, and end in one line whatever becomes of it.
+    """Run the work of a command; every error of a user ends in one line.
 
     Args:
       work: what to do; raises Interrupted where a stop was asked for.
@@ -64,6 +64,6 @@ def carry_out(
 
 
 def refuse(error: object, *, code: int) -> int:
-    """Say why in one line; returns `code`."""
+    """Print the reason in one line; returns `code`."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return code

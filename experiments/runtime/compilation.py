@@ -22,7 +22,7 @@ _FOLDERS = 64
 
 
 def keep_compiled(cache: Path) -> None:
-    """Keep all that is compiled below `cache`, unless JAX has been told another place.
+    """Keep compiled programs below `cache`, unless JAX is configured with another place.
 
     The many small programs of a start take as long together as the large one.
 
@@ -48,7 +48,7 @@ def keep_compiled(cache: Path) -> None:
 
 
 def _own_folder(kind: Path) -> Path | None:
-    """A folder that no other process has until this one ends, without what an earlier one left half written."""
+    """A folder of this process alone until it ends, cleared of what an earlier process left half written."""
     for number in range(_FOLDERS):
         own = kind / str(number)
         own.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Which config a command means: a file, a shipped config by its name, or either with the data of another source.
+"""The config that a command names: a file, a shipped config by its name, or either with the data of another source.
 
     --config=quickstart                                         configs/quickstart.py, from any directory
     --config=methods/mine.py:cpu                                a file of the user's own
@@ -23,7 +23,7 @@ SHIPPED = Path(__file__).parents[2] / "configs"
 
 
 def resolved(argv: Sequence[str]) -> list[str]:
-    """The words of a command, with the file of its config where that is named in another way.
+    """The words of a command, its config replaced by a file.
 
     Raises:
       ValueError: no file and no shipped config of that name.

@@ -3,7 +3,7 @@
 A stage looks at its `StopRequest` where it can stop well. Between two looks the process may be in a compiled program, a
 compressed file or a download, which know nothing of it; and as every file is written whole or not at all, and finished
 ones are kept, the process may be left there. Only where a state is in memory alone (training) it is held until that
-is saved.
+is saved; training then leaves it in the middle of a validation, which the next start does first.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Within, the process is not left: what it has is in memory alone, and the block looks for itself."""
+        """Context in which the process is not left: its state is in memory alone, and it looks for a stop itself."""
         with self._held:
             yield
 
@@ -118,3 +118,9 @@ class StopRequest:
         self._heard.set()
         name = "another process was asked to stop" if self.signal is None else self.signal.name
         raise Interrupted(f"{name}: {saved}; run the same command again to go on")
+
+
+def leave(interrupted: Interrupted) -> NoReturn:
+    """End the process now, as one that was interrupted: an orderly end would wait for programs under way."""
+    print(interrupted, file=sys.stderr, flush=True)
+    os._exit(EXIT_INTERRUPTED)

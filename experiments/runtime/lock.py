@@ -33,7 +33,7 @@ _AGAIN_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds, or asks for, a lock.
+    """A process that holds or asks for a lock.
 
     Attributes:
       host, pid: the process.
@@ -116,7 +116,7 @@ def _system_lock(lock: int, shared: bool) -> bool | None:
 
 
 def _others(place: Path, file: Path, own: Holder, by_system: bool | None) -> list[Holder]:
-    """The living holders that stand in the way; files of dead ones are removed."""
+    """Living holders that conflict with this one; the files of dead ones are removed."""
     others, now = [], None
     for path in sorted(place.glob("*.json")):
         if path == file or path.name.startswith("."):
@@ -144,7 +144,7 @@ def _others(place: Path, file: Path, own: Holder, by_system: bool | None) -> lis
 
 
 def _now(place: Path) -> float:
-    """The time by the clock that dates the files there, which may be a server's."""
+    """The time on the clock that dates the files there, which may be a server's."""
     probe = place / f".now-{socket.gethostname()}-{os.getpid()}"
     probe.touch()
     try:

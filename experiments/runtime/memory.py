@@ -1,4 +1,4 @@
-"""Memory that a compiled program needs, and memory that there is, before the first step and not after an hour."""
+"""Memory that a compiled program needs and memory that is free, compared before the first step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REMEDY = (
 
 
 def program_bytes(program: jax.stages.Compiled) -> int | None:
-    """Arguments, results and temporaries on one device; None where the compiler does not say."""
+    """Bytes of arguments, results and temporaries on one device; None where the compiler does not say."""
     analysis = program.memory_analysis()
     if analysis is None:
         return None
@@ -30,7 +30,7 @@ def program_bytes(program: jax.stages.Compiled) -> int | None:
 
 
 def free_bytes() -> int | None:
-    """What this process can still have of its first device: a GPU's share, or the host's memory; None if unknown."""
+    """Bytes free to this process on its first device: a GPU's share, or the host's memory; None if unknown."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
@@ -38,7 +38,7 @@ def free_bytes() -> int | None:
 
 
 def host_free_bytes() -> int | None:
-    """What this process can still have of the host's memory; None if unknown."""
+    """Bytes of the host's memory free to this process; None if unknown."""
     amounts = []
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
@@ -69,6 +69,6 @@ def check_memory(program: jax.stages.Compiled, what: str) -> str:
 
 
 def return_freed() -> None:
-    """Gives the system what the compiler has used and freed, about 0.3 GB that glibc keeps otherwise."""
+    """Return memory freed by the compiler to the system: about 0.3 GB, which glibc would keep."""
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)

@@ -59,7 +59,7 @@ def join(slurm: bool, coordinator: str | None, processes: int | None, process: i
 
 
 def own_devices(environment: Mapping[str, str]) -> list[int]:
-    """The GPUs of this process among those that it sees, as JAX numbers them; none named means all.
+    """The GPUs of this process among those that it sees, as JAX numbers them; an empty list means all.
 
     Under Slurm, JAX would take the one GPU whose number is that of the task on its node. This is right only where each
     task has one GPU and sees those of the others.
@@ -97,7 +97,7 @@ def _tasks_on_node(environment: Mapping[str, str]) -> int:
 
 
 def devices() -> str:
-    """How many devices of how many processes and nodes work together; all must ask."""
+    """Numbers of devices, processes and nodes of this run, in words; a collective call."""
     text = f"{jax.device_count()} {jax.default_backend()} device(s)"
     if jax.process_count() == 1:
         return text
@@ -108,12 +108,12 @@ def devices() -> str:
 
 
 def first() -> bool:
-    """Whether this process writes what is written once."""
+    """Whether this process is the one that writes the files of all."""
     return jax.process_index() == 0
 
 
 def agreed(flag: bool) -> bool:
-    """Whether any process says so; all must ask."""
+    """Whether `flag` holds in any process; a collective call."""
     if jax.process_count() == 1:
         return flag
     from jax.experimental import multihost_utils
@@ -129,7 +129,7 @@ def leave_after_error(code: int) -> NoReturn:
 
 
 def wait_for_all(name: str) -> None:
-    """Go on once every process is here."""
+    """Barrier of all processes; `name` is that of the place."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 

@@ -28,7 +28,7 @@ class Progress:
             )
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
-        """`count` more are done, 0 for a sign of life; `note` replaces the text behind the figures (current PSNR)."""
+        """Count `count` more as done, 0 to show life; `note` replaces the text behind the figures (current PSNR)."""
         self._done += count
         if note is not None:
             self._note = note
@@ -40,7 +40,7 @@ class Progress:
             self.line()
 
     def line(self) -> None:
-        """Write where the work stands, with rate and time left, as one log line."""
+        """Log progress, rate and time left in one line."""
         self._last_line = time.monotonic()
         rate = (self._done - self._start_done) / max(1e-9, self._last_line - self._start)
         left = (self._total - self._done) / rate if rate else float("inf")
@@ -51,7 +51,7 @@ class Progress:
         )  # fmt: skip
 
     def message(self, text: str) -> None:
-        """A log line that does not tear the bar."""
+        """Log a line without breaking the bar."""
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         else:

@@ -1,4 +1,4 @@
-"""The directory that holds all of a run, and nothing that is not of this run."""
+"""The directory of one run: its files, its settings, and which of them identify the run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write JSON, whole or not at all."""
+    """Write JSON atomically."""
     with atomic_path(path) as partial:
         partial.write_text(json.dumps(values, indent=2) + "\n")
 
@@ -83,7 +83,7 @@ def stored_settings(workdir: Path | str, kind: type[_S]) -> _S | None:
 
 
 def free_labels(settings: Settings) -> tuple[str, ...]:
-    """The settings that say labels and nothing of the signals, as columns of a table whose rows are signals would."""
+    """Settings that choose labels without changing signals; none where labels are columns of the signals' own table."""
     options = dict(settings.data.options)
     return () if options.get("layout") == "row" and not options.get("labels") else LABELS
 
@@ -113,7 +113,7 @@ def _variant_name(values: Mapping[str, Any]) -> str:
 
 
 def remembered_data_dir(workdir: Path | str) -> str | None:
-    """The data directory that a run was last given, None where it was given none or there is no run."""
+    """The last data directory of a run; None without one, or without a run."""
     try:
         return json.loads((Path(workdir).expanduser() / _PLACES_FILE).read_text())["data_dir"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -169,12 +169,12 @@ class RunDirectory:
 
     @property
     def training_settings(self) -> RunSettings:
-        """Those asked for, but the test-time fit as the run was begun with, which validation in training goes by."""
+        """The settings asked for, with the test-time fit that the run began with, which validation uses."""
         own = dataclasses.replace(self.own.fit, batch_size=self.settings.fit.batch_size)
         return dataclasses.replace(self.settings, data=self.own.data, fit=own)
 
     def results(self, stage: str) -> Path:
-        """Where a stage writes what it makes of the settings asked for, and later stages read it.
+        """The folder of a stage's results at the settings asked for, where later stages read them.
 
         The run directory, or one of `variants/`, which holds all settings in `settings.json`.
         """
@@ -208,14 +208,14 @@ class RunDirectory:
         self._differing = {name: asked.get(name) for name in differing}
 
     def settings_of_the_run(self) -> dict[str, Any]:
-        """What latents come of: the settings that make the run, without places and labels, and the test-time fit."""
+        """Settings that latents depend on: those of the run but places and labels, and the test-time fit."""
         values = self.settings.to_dict()
         for name in ("data.cache_dir", *free_labels(self.own)):
             values["data"].pop(name.partition(".")[2], None)
         return {group: values[group] for group in (*_OF_THE_RUN, "fit")}
 
     def remember_data_dir(self, data_dir: str | None) -> None:
-        """Note where the data is, for commands that name the run alone."""
+        """Store the data directory, for commands that name the run alone."""
         if self.writes and data_dir is not None:
             place = str(Path(data_dir).expanduser().absolute())
             if place != remembered_data_dir(self.path):
@@ -232,11 +232,15 @@ class RunDirectory:
         """The lines of metrics.jsonl."""
         return read_metrics(self.metrics_file)
 
-    def rewind_metrics(self, step: int) -> None:
-        """Drop lines after `step`: a resumed run writes them again."""
+    def rewind_metrics(self, step: int, *, validated: bool = True) -> None:
+        """Drop lines after `step`, and with `validated` False its validation: a resumed run writes them again."""
         if not self.writes:
             return
-        kept = [record for record in self.read_metrics() if record["step"] <= step]
+        kept = [
+            record
+            for record in self.read_metrics()
+            if record["step"] <= step and (validated or record["step"] < step or "val_psnr" not in record)
+        ]
         with atomic_path(self.metrics_file) as partial:
             partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
 
@@ -248,7 +252,7 @@ class RunDirectory:
             return {}
 
     def set_seconds(self, stage: str, seconds: float) -> None:
-        """Note the time that a stage took."""
+        """Store the seconds of a stage."""
         if not self.writes:
             return
         write_json(self.path / "seconds.json", {**self.seconds(), stage: round(seconds, 2)})

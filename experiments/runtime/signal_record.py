@@ -1,4 +1,4 @@
-"""Which signals a run began with, and in which split: kept in `WORKDIR/signals.json`, and held to ever after.
+"""The signals of a run and their splits, as the run first met them: kept in `WORKDIR/signals.json` for good.
 
 The files of a data directory change: tomorrow's patients come in, a file goes, another directory is named. What a run
 has trained on must not be tested on then, and what it tested on stays comparable. So every start compares the signals
@@ -120,7 +120,7 @@ def _known_before(dataset: Dataset, run: RunDirectory) -> list[_Entry]:
 
 
 class _Found:
-    """What a comparison found; `known_as` holds for each signal the entry that it is, or None."""
+    """Result of a comparison; `known_as` has the entry of each signal, or None."""
 
     def __init__(self, entries: list[_Entry], known: list[_Entry], places: list[tuple[str, int]]):
         self.entries, self.places = entries, places
@@ -137,7 +137,7 @@ class _Found:
 
 
 def _compared(dataset: Dataset, entries: list[_Entry], known: list[_Entry]) -> _Found:
-    """Put each entry into its split; see the head of this file."""
+    """Assign each entry to its split by the rules at the head of this file."""
     places = [(split, row) for split in SPLITS for row in range(len(dataset.splits[split]))]
     found = _Found(entries, known, places)
     twins = _same_content(dataset, found, known)

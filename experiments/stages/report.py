@@ -70,7 +70,7 @@ figcaption { font-size: .9rem; margin-top: 6px; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; min-width: 100%; }
 th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid var(--rule); white-space: nowrap; }
 th { white-space: normal; vertical-align: bottom; color: var(--soft); font-weight: 600; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th:first-child, td:first-child { text-align: left; white-space: normal; padding-left: 0; }
 .settings td { text-align: left; white-space: normal; overflow-wrap: anywhere; } .settings td:first-child {
   white-space: nowrap; color: var(--soft); }
 details { background: var(--card); border-radius: 8px; padding: 8px 14px; margin-bottom: 8px; }

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 import time
+from concurrent.futures import Future, wait
 from typing import Any
 
 import jax
@@ -13,7 +15,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from experiments.runtime import processes
-from experiments.runtime.interruption import StopRequest
+from experiments.runtime.interruption import Interrupted, StopRequest, leave
 from experiments.runtime.memory import check_memory, return_freed
 from experiments.runtime.progress import Progress, log
 from experiments.runtime.run import Run
@@ -23,9 +25,12 @@ from medfuncta_jax.batched import fit_options, fit_signals
 from medfuncta_jax.checkpoint import FIELD_FILE, Checkpoints, save_field
 from medfuncta_jax.datasets import batches
 from medfuncta_jax.datasets.pipeline import batch_rows
+from medfuncta_jax.field import Params
 from medfuncta_jax.methods import METHODS
 from medfuncta_jax.product import has_tensorfloat32
 
+# How long a stop may go unheard during a validation.
+_LOOK_SECONDS = 0.1
 _REMEDY = "try a lower train.learning_rate, inner.step_size or model.omega_last, or train.warmup_steps"
 
 
@@ -47,21 +52,26 @@ def train(run: Run) -> None:
     init_key, update_key = jax.random.split(jax.random.key(settings.seed))
     first = method.init(field, settings, init_key, signals=len(dataset.splits["train"]))
     state = sharding.place(mesh, first, meta_step.layout(field, first, mesh))
-    progress_so_far: dict[str, Any] = {"seconds": 0.0, "best_psnr": None}
+    progress_so_far: dict[str, Any] = {"seconds": 0.0, "best_psnr": None, "owes_validation": False}
 
     with Checkpoints(directory.checkpoints) as checkpoints:
         start = 0
         if (saved := checkpoints.restore_newest(state)) is not None:
             start, state, progress_so_far = saved
-        directory.rewind_metrics(start)
-        if start >= config.steps:
-            return
         loop = _Loop(settings, dataset, directory, field, mesh, checkpoints, progress_so_far)
-        loop.run_from(start, state, update_key, run.stop)
+        directory.rewind_metrics(start, validated=not loop.owes_validation)
+        if start >= config.steps and not loop.owes_validation:
+            return
+        try:
+            loop.run_from(start, state, update_key, run.stop)
+        except Interrupted as interrupted:
+            if loop.fit_under_way:
+                leave(interrupted)
+            raise
 
 
 def _board(run: RunDirectory, start: int) -> SummaryWriter:
-    return SummaryWriter(str(run.tensorboard), purge_step=start or None, write_to_disk=run.writes)
+    return SummaryWriter(str(run.tensorboard), purge_step=start + 1 if start else None, write_to_disk=run.writes)
 
 
 class _Loop:
@@ -72,6 +82,8 @@ class _Loop:
         self.checkpoints = checkpoints
         self.best_psnr: float | None = progress_so_far["best_psnr"]
         self.seconds_before: float = progress_so_far["seconds"]
+        self.owes_validation: bool = progress_so_far.get("owes_validation", False)
+        self.fit_under_way = False  # one that a stop did not wait for
         self.began = time.monotonic()
         self.pending: list[tuple[int, dict[str, jax.Array]]] = []  # metrics of updates, still on the device
         count = min(settings.train.eval_signals, len(dataset.splits["val"]))
@@ -106,6 +118,8 @@ class _Loop:
             Progress("train", total=config.steps, done=start, unit="steps") as self.progress,
             stop.held(),  # the state is in memory alone
         ):
+            if self.owes_validation:
+                self._validate_and_save(start, state, stop)
             for step in range(start + 1, config.steps + 1):
                 batch = sharding.split_batch(self.mesh, (next(stream).reshape(shape), self._rows(step)))
                 state, metrics = update(state, batch[0], key, batch[1])
@@ -117,16 +131,25 @@ class _Loop:
                 self.progress.advance(note=note)
                 if step % config.eval_every == 0 or last:
                     self._log()
-                    self._validate_and_save(step, state)
+                    self.owes_validation = True
+                    if stopping:
+                        self._save(step, state, val_psnr=None)
+                    else:
+                        self._validate_and_save(step, state, stop)
                 elif stopping or (config.checkpoint_every and step % config.checkpoint_every == 0):
                     self._log()
                     self._save(step, state, val_psnr=None)
                 if stopping:
-                    self.checkpoints.wait()
-                    self.run.set_seconds("train", self.seconds())
-                    stop.tell(f"step {step} of {config.steps} is saved in {self.run.path}")
+                    stop.tell(self._saved(step))
         self.checkpoints.wait()
         self.run.set_seconds("train", self.seconds())
+
+    def _saved(self, step: int) -> str:
+        """What is safe once the checkpoint of `step` is written, which is waited for."""
+        self.checkpoints.wait()
+        self.run.set_seconds("train", self.seconds())
+        next_is = ", and is validated first" if self.owes_validation else ""
+        return f"step {step} of {self.settings.train.steps} is saved in {self.run.path}{next_is}"
 
     def _rows(self, step: int) -> np.ndarray:
         """The numbers in the training split of the signals of update `step`."""
@@ -165,15 +188,15 @@ class _Loop:
         best = "" if self.best_psnr is None else f", best validation {self.best_psnr:.2f}"
         return f"PSNR {record['psnr']:.2f} dB{best}"
 
-    def _validate_and_save(self, step: int, state: meta_step.MetaState) -> None:
+    def _validate_and_save(self, step: int, state: meta_step.MetaState, stop: StopRequest) -> None:
         method = METHODS[self.settings.train.method]
         params = method.exported_params(self.field, state.trainable, self.settings.inner)
         params = sharding.replicate(self.mesh, params)  # for the time of a validation, also where they are split
-        fitted = fit_signals(
-            self.field, params, self.dataset.splits["val"], rows=self.validation_rows, mesh=self.mesh,
-            **fit_options(self.settings),
-        )  # fmt: skip
-        psnr = float(fitted.psnr.mean())
+        psnr = self._validation_psnr(params, stop)
+        if psnr is None:
+            self.fit_under_way = True
+            self._save(step, state, val_psnr=None)
+            stop.tell(self._saved(step))
         self.run.append_metrics([{"step": step, "val_psnr": psnr, "seconds": round(self.seconds(), 3)}])
         self.board.add_scalar("validation/psnr", psnr, step)
         self.progress.message(f"step {step}: validation PSNR {psnr:.2f} dB after {self.seconds():.0f} s")
@@ -194,8 +217,38 @@ class _Loop:
                 "val_psnr": psnr,
             }
             save_field(self.run.path / FIELD_FILE, self.field, params, about)
+        self.owes_validation = False
         self._save(step, state, val_psnr=psnr)
 
+    def _validation_psnr(self, params: Params, stop: StopRequest) -> float | None:
+        """Mean PSNR of the validation signals in dB; None if a stop came first, and their fit is still under way.
+
+        The fit is in a thread of its own, since nothing ends a program that compiles or runs. Several processes fit
+        together, and hear of a stop once the validation is done.
+        """
+        done: Future[float] = Future()
+
+        def fit() -> None:
+            try:
+                fitted = fit_signals(
+                    self.field, params, self.dataset.splits["val"], rows=self.validation_rows, mesh=self.mesh,
+                    **fit_options(self.settings),
+                )  # fmt: skip
+                done.set_result(float(fitted.psnr.mean()))
+            except BaseException as error:
+                done.set_exception(error)
+
+        if jax.process_count() > 1:
+            fit()
+        else:
+            threading.Thread(target=fit, name="validation", daemon=True).start()
+        while not wait([done], timeout=_LOOK_SECONDS).done:
+            if stop:
+                return None
+        return done.result()
+
     def _save(self, step: int, state: meta_step.MetaState, val_psnr: float | None) -> None:
-        about = {"seconds": self.seconds(), "best_psnr": self.best_psnr}
+        about = {
+            "seconds": self.seconds(), "best_psnr": self.best_psnr, "owes_validation": self.owes_validation
+        }  # fmt: skip
         self.checkpoints.save(step, state, val_psnr=val_psnr, about=about)

@@ -4,6 +4,7 @@
     python -m experiments.tools.benchmark --case=1d,2d,3d --mode=fit --batch=1,2,4,8
     python -m experiments.tools.benchmark --case=1d --mode=input --data_dir=DIR
     python -m experiments.tools.benchmark --case=2d --batch=1 --vs=CHECKOUT
+    python -m experiments.tools.benchmark --case=2d --batch=8 --vs=torch
 
 Prints one JSON line for each. Signals are split over all devices; on a processor JAX_NUM_CPU_DEVICES=2 makes two.
 Several cases (`--case=ecg,chest_xray,brain_mri`, or `--case=all`) or batches run in a process each, one after the
@@ -11,6 +12,7 @@ other, as the peak of resident memory is a process's, and end in a table.
 
 `--vs=CHECKOUT` runs the same program of another checkout in turns with this one's, each in a process of its own, and
 prints the ratios of time and memory, this over the other: what else a shared machine does then meets both alike.
+`--vs=torch` does so beside the same update in PyTorch (torch_program.py; extra `peer`), on processors.
 
 `--mode=input` times updates on the signals of the config as training reads them, and on one batch that is there
 already: the difference is what the device waits for.
@@ -31,6 +33,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -53,6 +56,16 @@ from medfuncta_jax.methods import METHODS
 from medfuncta_jax.product import Products, product
 from medfuncta_jax.settings import Settings, SettingsError
 from medfuncta_jax.sine import cosine, sine
+
+_TORCH = "torch"
+# Settings of the method that torch_program.py does not read.
+_NOT_IN_TORCH = {
+    "model": (
+        "last_width", "latent_grid", "codebook", "modulation_hidden", "modulate_first_layer", "modulate_scale"
+    ),
+    "inner": ("learned_step_size", "context", "first_order"),
+    "train": ("method", "selection_ratio", "latent_penalty", "latent_noise", "contrastive_weight", "channel_loss"),
+}  # fmt: skip
 
 # `--mode=input`: seconds of a round of updates, about; and batches that are read alone, more than are read ahead.
 _ROUND_SECONDS, _BATCHES = 5.0, 64
@@ -251,64 +264,95 @@ def measure_input(case: Case, settings: Settings, *, data_dir: str | None, repea
     }
 
 
-def compare(case: str, other: Path, *, mode: str, batch: int, overrides: str, repeats: int) -> dict:
-    """Times the program of this checkout and that of another one in turns.
+def compare(case: str, other: str, *, mode: str, batch: int, overrides: list[str], repeats: int) -> dict:
+    """Times the program of this checkout and another one in turns.
 
     Args:
-      case: a name in `CASES`, which both checkouts know, as they do `overrides`.
-      other: the root of the other checkout.
+      case: a name in `CASES`.
+      other: the root of another checkout, which knows the case and the overrides too; or "torch".
       repeats: turns that count, at least 1, after one that does not.
     Returns:
       JSON-able, this checkout over the other: `ratio`, the median over turns of the ratio of their seconds;
-      `best_ratio`, that of the least seconds; `host_ratio` and `device_ratio`, of peak memory; and the seconds.
+      `best_ratio`, that of the least seconds; `host_ratio` and `device_ratio`, of peak memory; and seconds and GB.
     Raises:
-      RunError: a checkout's process ended.
+      RunError: a process ended.
     """
     here = Path(__file__).resolve().parents[2]
     script = Path(timed_program.__file__).resolve().relative_to(here)  # each checkout's own
-    sides = [
-        subprocess.Popen(
-            [sys.executable, script, root, case, mode, str(batch), overrides], cwd=root,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )
-        for root in (here, other.resolve())
-    ]  # fmt: skip
-
-    def answer(side: subprocess.Popen[str], ask: str = "") -> list[float]:
-        assert side.stdin is not None
-        assert side.stdout is not None
-        side.stdin.write(ask)
-        side.stdin.flush()
-        line = side.stdout.readline()
-        if not line:
-            raise RunError(f"the program of a checkout ended with code {side.wait()}; its own message is above")
-        return json.loads(line)
-
-    turns = []
-    try:
-        for side in sides:
-            answer(side)
-        for _ in range(repeats + 1):
-            turns.append([answer(side, "run\n") for side in sides])
-    finally:
-        for side in sides:
-            side.kill()
-            side.communicate()
+    program = [str(here / script), str(here), case, mode, str(batch), ",".join(overrides)]
+    if other == _TORCH:
+        about, settings = CASES[case], settings_of(CASES[case], overrides, batch).to_dict()
+        described = {"grid": about.grid, "channels": about.channels, "settings": settings, "mode": mode, "batch": batch}
+        others, place = [str(Path(__file__).with_name("torch_program.py")), json.dumps(described)], here
+    else:
+        place = Path(other).resolve()
+        others = [str(place / script), str(place), *program[2:]]
+    turns = _in_turns([(program, here), (others, place)], repeats)
     seconds = np.array([[side[0] for side in turn] for turn in turns[1:]])
     (_, host, device), (_, other_host, other_device) = turns[-1]
     return {
         "case": case,
         "mode": mode,
         "batch": batch,
-        "set": overrides,
-        "vs": str(other),
+        "set": ",".join(overrides),
+        "vs": other,
         "ratio": float(np.median(seconds[:, 0] / seconds[:, 1])),
         "best_ratio": float(seconds[:, 0].min() / seconds[:, 1].min()),
         "host_ratio": host / other_host,
         "device_ratio": device / other_device if other_device else None,
         "seconds": seconds[:, 0].tolist(),
         "other_seconds": seconds[:, 1].tolist(),
+        "host_gb": host,
+        "other_host_gb": other_host,
     }
+
+
+def _in_turns(sides: list[tuple[list[str], Path]], repeats: int) -> list[list[list[float]]]:
+    """Each side's answers (seconds, GB of the host and of the device) of `repeats` turns, after one that warms up.
+
+    A side is the arguments of Python and the directory to run in; its program runs for every line that it reads.
+    """
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *words], cwd=place, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for words, place in sides
+    ]  # fmt: skip
+
+    def answer(process: subprocess.Popen[str], ask: str = "") -> list[float]:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(ask)
+        process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            raise RunError(f"one of the programs ended with code {process.wait()}; its own message is above")
+        return json.loads(line)
+
+    try:
+        for process in processes:
+            answer(process)
+        return [[answer(process, "run\n") for process in processes] for _ in range(repeats + 1)]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def written_in_torch(settings: Settings) -> None:
+    """Refuses settings that torch_program.py would silently do without; those that trade time for memory are ours.
+
+    Raises:
+      SettingsError: the first of them.
+    """
+    own, plain = settings.to_dict(), Settings(data=settings.data).to_dict()
+    for group, names in _NOT_IN_TORCH.items():
+        for name in names:
+            if own[group][name] != plain[group][name]:
+                raise SettingsError(
+                    f"{group}.{name} = {own[group][name]!r} is not in the PyTorch program; --vs=torch needs "
+                    f"{group}.{name}={plain[group][name]!r}"
+                )
 
 
 def as_markdown(rows: list[dict]) -> str:
@@ -340,7 +384,7 @@ def define_flags() -> None:
     flags.DEFINE_list("grid", [], "Other sizes of the signals than the case's, as many as it has axes.")
     flags.DEFINE_string("data_dir", None, "Where the signals are. (input)")
     flags.DEFINE_integer("repeats", 5, "Runs that count; 0: the first, which also warms up.", lower_bound=0)
-    flags.DEFINE_string("vs", None, "Root of another checkout, whose program runs in turns with this one's.")
+    flags.DEFINE_string("vs", None, "Root of another checkout, or torch; its program runs in turns with this one.")
     flags.DEFINE_list("set", [], "Overrides of the config, GROUP.FIELD=VALUE.")
 
 
@@ -361,15 +405,20 @@ def main(argv: list[str]) -> None:
     if options.vs is not None:
         if options.mode == "input" or options.grid or not options.repeats:
             raise app.UsageError("--vs needs --mode=train or fit, the cases' own grids and --repeats of at least 1")
-        if not (Path(options.vs) / "medfuncta_jax").is_dir():
-            raise app.UsageError(f"--vs={options.vs} holds no medfuncta_jax; it must be the root of a checkout")
+        if options.vs == _TORCH and find_spec("torch") is None:
+            raise app.UsageError("--vs=torch needs torch, which is not installed: pip install 'medfuncta_jax[peer]'")
+        if options.vs != _TORCH and not (Path(options.vs) / "medfuncta_jax").is_dir():
+            raise app.UsageError(
+                f"--vs={options.vs} holds no medfuncta_jax; it must be the root of a checkout, or torch"
+            )
         for name, size in itertools.product(names, sizes):
             try:
                 settings = settings_of(CASES[name], options.set, size and int(size))
+                if options.vs == _TORCH:
+                    written_in_torch(settings)
                 batch = settings.train.batch_size if options.mode == "train" else settings.fit.batch_size
                 row = compare(
-                    name, Path(options.vs), mode=options.mode, batch=batch, overrides=",".join(options.set),
-                    repeats=options.repeats,
+                    name, options.vs, mode=options.mode, batch=batch, overrides=options.set, repeats=options.repeats
                 )  # fmt: skip
             except ValueError as error:
                 raise app.UsageError(f"--set: {error}") from error

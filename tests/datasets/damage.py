@@ -1,4 +1,4 @@
-"""Random damage to the bytes of a file, for tests that any file is read or refused in one line."""
+"""Random damage to a file's bytes, for tests that every file is either read or refused in one line."""
 
 from hypothesis import strategies as st
 

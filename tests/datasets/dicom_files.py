@@ -1,4 +1,4 @@
-"""Small CT series in DICOM, written from scratch: everything that could mislead about the order of slices misleads."""
+"""Small CT series in DICOM, written from scratch; every hint at the order of slices but positions is wrong."""
 
 import numpy as np
 import pydicom

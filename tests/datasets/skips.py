@@ -1,4 +1,4 @@
-"""What it means that one bad file among many is skipped: listed with its reason, and nothing else changes."""
+"""The contract of a skipped file: it is listed with its reason, and nothing else changes."""
 
 import re
 from itertools import chain

@@ -1,4 +1,4 @@
-"""What files are by their first bytes, refusals by the type of what was raised, and fields that are ignored."""
+"""Kinds of files by their first bytes, refusals by the type of the exception, and ignored fields."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""The door: `open_dataset`, its registry, and what importing it costs."""
+"""`open_dataset`: its registry, and the cost of importing it."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Every source says what its values were: signals in their own units are those of an independent reader."""
+"""Units of every source: signals in their own units equal those of an independent reader."""
 
 import nibabel
 import numpy as np

@@ -1,4 +1,4 @@
-"""What a run was trained on is never tested on: folders that change between two starts of the launcher."""
+"""No training signal becomes a test signal when a folder changes between two starts of the launcher."""
 
 import json
 import shutil

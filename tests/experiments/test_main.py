@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import medfuncta_jax as mf
+from experiments.runtime.run_directory import read_metrics
 from tests.experiments import final_state
 from tests.experiments.command_line import run_module
 from tests.experiments.conftest import ROOT, command, run
@@ -101,6 +102,37 @@ def test_an_interrupted_run_saves_and_ends_as_if_left_alone(finished, tmp_path, 
     assert final_state.compare(finished, workdir) == []
     for name in ("train", "val", "test"):
         np.testing.assert_array_equal(mf.load_latents(workdir)[name].latents, mf.load_latents(finished)[name].latents)
+
+
+def test_a_stop_leaves_a_validation_which_comes_first_in_the_next_start(tmp_path):
+    """Twice in one run, the second time in its last step."""
+    settings = {"mode": "train", "train__steps": 10, "train__eval_every": 5, "model__layers": 6, "fit__steps": 20}
+    whole, workdir = tmp_path / "whole", tmp_path / "run"
+    done = run(whole, **settings)
+    assert done.returncode == 0, done.stderr
+    for step in (5, 10):
+        process = subprocess.Popen(command(workdir, **settings), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        while not any(record["step"] == step for record in _records(workdir)):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=120)
+        assert process.returncode == 75, stderr
+        assert f"step {step} of 10 is saved in {workdir}, and is validated first" in stderr
+        assert [record for record in _records(workdir) if record["step"] == step and "val_psnr" in record] == []
+    done = run(workdir, **settings)
+    assert done.returncode == 0, done.stderr
+    assert final_state.compare(whole, workdir) == []
+    assert _records(workdir) == _records(whole)
+    assert len([record for record in _records(whole) if "val_psnr" in record]) == 2
+    scores = [sorted((one / "checkpoints").glob("*/metrics/metrics")) for one in (whole, workdir)]
+    assert [file.read_text() for file in scores[0]] == [file.read_text() for file in scores[1]]
+
+
+def _records(workdir):
+    """The lines of metrics.jsonl, but for the times."""
+    return [{name: value for name, value in record.items() if name != "seconds"}
+            for record in read_metrics(workdir / "metrics.jsonl")]  # fmt: skip
 
 
 def test_killed_at_random_moments_it_ends_as_if_left_alone(finished, tmp_path):

@@ -1,4 +1,4 @@
-"""What is no part of a run's identity: other fits, types of latents, labels and stages, each beside the first."""
+"""Settings outside a run's identity: other fits, types of latents, labels and stages, each beside the first."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The batch size that a machine is fitted by itself: what is tried, what is taken, and that it stays."""
+"""The automatic batch size: numbers tried, the number taken, and that it stays."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Which config a command means: by name, from any directory, and with the data of another source."""
+"""The config that a command names: by name, from any directory, and with the data of another source."""
 
 import json
 import os

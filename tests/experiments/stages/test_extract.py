@@ -1,4 +1,4 @@
-"""Extraction in files: what a killed run leaves, what a job array shares, and what is kept."""
+"""Extraction in files: after a kill, by the jobs of an array, and with files that are there already."""
 
 import errno
 import os

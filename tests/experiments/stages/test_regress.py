@@ -1,4 +1,4 @@
-"""Numbers of signals through the launcher, on a run whose latents tell them."""
+"""Regression through the launcher, on a run whose latents determine the numbers."""
 
 import json
 
