@@ -190,6 +190,8 @@ class InnerSettings:
         again; "layers" keeps two arrays a layer, its pre-activation and its gradient; "none" keeps everything, and
         unrolls the steps, so that nothing is copied. The gradient is the same; `experiments/PERFORMANCE.md` has time
         and memory of each.
+      gauss_newton_damping: 0 for steps along the gradient (the paper). Above 0 a step of size 1 is a Gauss-Newton step,
+        with this damping of phases (see `conditioning`): about the squared error that fits are to reach, and more.
     """
 
     steps: int = 10
@@ -200,8 +202,13 @@ class InnerSettings:
     shared_context: bool = False
     first_order: bool = False
     remat: Literal["none", "layers", "steps"] = "steps"
+    gauss_newton_damping: float = 0.0
 
     def __post_init__(self):
+        _require(
+            self.gauss_newton_damping >= 0,
+            f"gauss_newton_damping must not be negative, got {self.gauss_newton_damping}",
+        )
         _require(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
         _require(self.step_size > 0, f"step_size must be above 0, got {self.step_size}")
         _require(
@@ -232,10 +239,13 @@ class TrainSettings:
         layer, fill a device. The update is the same to rounding.
       selection_ratio: in (0, 1], part of the points that a meta-update sees, drawn afresh for each; the context is a
         part of those. 1 (the paper): the outer loss is on every point.
+      optimizer: "adamw" (the paper), or "muon" for the weights of hidden layers and modulations, beside AdamW for the
+        rest.
       learning_rate: beta, the peak rate of AdamW.
+      muon_learning_rate: peak rate of Muon.
       schedule: "cosine" anneals to 0 over `steps`, "constant" does not.
       warmup_steps: linear warm-up from 0, counted in `steps`; a shorter run is warm-up to its end.
-      weight_decay: AdamW's, on the field's parameters.
+      weight_decay: the optimizer's, on the field's parameters.
       clip_norm: bound on the global norm of the meta-gradient; 0 is off.
       step_size_learning_rate: peak rate of Adam on the logarithm of a learned inner step size.
       latent_learning_rate: peak rate of Adam on the latents of an auto-decoder.
@@ -256,7 +266,9 @@ class TrainSettings:
     points_per_chunk: int = 0
     modulation_shards: int = 1
     selection_ratio: float = 1.0
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 3e-6
+    muon_learning_rate: float = 1e-3
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = 0
     weight_decay: float = 1e-2
@@ -280,7 +292,7 @@ class TrainSettings:
         micro = self.micro_batch or self.batch_size
         _require(self.batch_size % micro == 0, f"micro_batch = {micro} does not divide batch_size = {self.batch_size}")
         _require(0 < self.selection_ratio <= 1, f"selection_ratio must be in (0, 1], got {self.selection_ratio}")
-        for name in ("learning_rate", "step_size_learning_rate", "latent_learning_rate"):
+        for name in ("learning_rate", "muon_learning_rate", "step_size_learning_rate", "latent_learning_rate"):
             _require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
         unsigned = ("warmup_steps", "weight_decay", "clip_norm", "checkpoint_every", "collapse_db")
         for name in (*unsigned, "latent_penalty", "latent_noise"):
