@@ -75,6 +75,10 @@ class Field:
         """The part of the field that needs no point, for latents [B, P] and the second half of `split`."""
         return cast(Modulations, self.module.apply({"params": readers}, latents, method="modulations"))
 
+    def end_layers(self) -> tuple[str, str]:
+        """Names of the layer that reads coordinates and of the one that gives channels."""
+        return "layer_1", f"layer_{self.model.layers}"
+
     def latent_layers(self) -> tuple[str, ...]:
         """Names of the layers that read the latent: shift modulations, and scale modulations where there are any."""
         return self.module.latent_layers()

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from medfuncta_jax import sharding
 from medfuncta_jax.arrays import Array
+from medfuncta_jax.conditioning import check_conditioning, conditioned, gauss_newton_factor
 from medfuncta_jax.context import random_context
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.field import Field, Params, rescale_latent
@@ -65,19 +66,42 @@ def learning_rate_schedule(train: TrainSettings, peak: float) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, train.warmup_steps), main], [train.warmup_steps])
 
 
-def make_optimizer(train: TrainSettings) -> optax.GradientTransformation:
-    """Clipping by the global norm, then AdamW on the field and Adam on the logarithm of the step size."""
+def make_optimizer(train: TrainSettings, field: Field) -> optax.GradientTransformation:
+    """Clipping by the global norm, then AdamW or Muon on the field and Adam on the logarithm of the step size."""
 
     def labels(trainable: Trainable) -> Trainable:
         return Trainable(
             *(jax.tree.map(lambda _, part=part: part, getattr(trainable, part)) for part in trainable._fields)
         )
 
-    adamw = optax.adamw(learning_rate_schedule(train, train.learning_rate), weight_decay=train.weight_decay)
+    of_field = optax.adamw(learning_rate_schedule(train, train.learning_rate), weight_decay=train.weight_decay)
+    if train.optimizer == "muon":
+        of_field = _muon(train, field, of_field)
     adam = optax.adam(learning_rate_schedule(train, train.step_size_learning_rate))
     of_latents = optax.adam(learning_rate_schedule(train, train.latent_learning_rate))
-    each = optax.partition({"field": adamw, "log_step_size": adam, "latents": of_latents}, labels)
+    each = optax.partition({"field": of_field, "log_step_size": adam, "latents": of_latents}, labels)
     return optax.chain(optax.clip_by_global_norm(train.clip_norm), each) if train.clip_norm else each
+
+
+def _muon(train: TrainSettings, field: Field, adamw: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) on the weights of hidden layers and of modulations, AdamW on all else.
+
+    A step of Muon is the momentum of the gradient with all its singular values set to about 1, which has a meaning
+    where a matrix maps units to units. The first layer reads coordinates, and the last gives channels.
+    """
+    rate = learning_rate_schedule(train, train.muon_learning_rate)
+    muon = optax.contrib.muon(rate, weight_decay=train.weight_decay)
+
+    def labels(params: Params) -> Any:
+        return {
+            name: jax.tree.map(
+                lambda leaf, name=name: "muon" if leaf.ndim == 2 and name not in ends else "adamw", layer
+            )
+            for name, layer in params.items()
+        }
+
+    ends = field.end_layers()
+    return optax.partition({"muon": muon, "adamw": adamw}, labels)
 
 
 def layout(field: Field, tree: Any, mesh: Mesh) -> Any:
@@ -160,8 +184,11 @@ def checked(field: Field, settings: Settings) -> Field:
     """The field itself.
 
     Raises:
-      SettingsError: the latent cannot be split over as many devices as asked for.
+      SettingsError: the latent cannot be split over as many devices as asked for, or is not one vector that modulations
+        are linear in and inner steps are Gauss-Newton steps.
     """
+    if settings.inner.gauss_newton_damping:
+        check_conditioning(field)
     shards, entries = settings.train.modulation_shards, field.model.latent_features
     if entries % shards:
         raise SettingsError(
@@ -179,12 +206,12 @@ def init(
     inner = settings.inner
     shape = {"none": None, "scalar": (), "per_latent": (field.model.latent_features,)}[inner.learned_step_size]
     log_step_size = None if shape is None else jnp.full(shape, np.log(inner.step_size), dtype)
-    return start(Trainable(field.init(key, dtype), log_step_size), settings.train)
+    return start(field, Trainable(field.init(key, dtype), log_step_size), settings.train)
 
 
-def start(trainable: Trainable, train: TrainSettings) -> MetaState:
+def start(field: Field, trainable: Trainable, train: TrainSettings) -> MetaState:
     """The state before the first update of these parameters."""
-    return MetaState(jnp.zeros((), jnp.int32), trainable, make_optimizer(train).init(trainable))
+    return MetaState(jnp.zeros((), jnp.int32), trainable, make_optimizer(train, field).init(trainable))
 
 
 def update(
@@ -228,8 +255,9 @@ def loss_and_gradient(training: Training, trainable: Trainable, sample: Sample) 
 
     def of_signals(trainable: Trainable, sample: Sample) -> tuple[jax.Array, Trainable]:
         def loss_of(trainable: Trainable) -> jax.Array:
+            params = inner_params(field, trainable, settings.inner, sample.coords)
             return meta_loss(
-                field, trainable.field, sample.signals, sample.context, inner=inner_loop_of(settings),
+                field, params, sample.signals, sample.context, inner=inner_loop_of(settings),
                 coords=sample.coords, step_size=step_sizes(field, trainable, settings.inner),
                 latent_loss=sample.latent_loss,
             )  # fmt: skip
@@ -251,12 +279,21 @@ def loss_and_gradient(training: Training, trainable: Trainable, sample: Sample) 
     )(trainable, sample)
 
 
+def inner_params(field: Field, trainable: Trainable, inner: InnerSettings, coords: jax.Array | None) -> Params:
+    """The field that the inner loop runs on: conditioned at `coords` [N, C] where its steps are Gauss-Newton steps."""
+    if not inner.gauss_newton_damping:
+        return trainable.field
+    assert coords is not None
+    factor = gauss_newton_factor(field, trainable.field, coords, damping=inner.gauss_newton_damping)
+    return conditioned(field, trainable.field, factor)
+
+
 def optimizer_step(
     training: Training, state: MetaState, loss: jax.Array, gradient: Trainable
 ) -> tuple[MetaState, dict[str, jax.Array]]:
     """The state after a step of the optimizer along the gradient, and the metrics of the update."""
     train, mesh = training.settings.train, training.mesh
-    changes, optimizer_state = make_optimizer(train).update(gradient, state.optimizer, state.trainable)
+    changes, optimizer_state = make_optimizer(train, training.field).update(gradient, state.optimizer, state.trainable)
     metrics = {
         "loss": loss,
         "gradient_norm": optax.tree.norm(gradient),
@@ -266,9 +303,14 @@ def optimizer_step(
     return state if mesh is None else sharding.constrain(mesh, state, layout(training.field, state, mesh)), metrics
 
 
-def exported_params(field: Field, trainable: Trainable, inner: InnerSettings) -> Params:
-    """The field with its latent rescaled so that the default step size of `fit_latent` is the trained one."""
-    return rescale_latent(field, trainable.field, step_size(trainable, inner))
+def exported_params(
+    field: Field, trainable: Trainable, inner: InnerSettings, coords: jax.Array | None = None
+) -> Params:
+    """The field with a latent for which the plain step of `fit_latent` at its default size is the trained one.
+
+    See `methods.Method`.
+    """
+    return rescale_latent(field, inner_params(field, trainable, inner, coords), step_size(trainable, inner))
 
 
 def make_train_step(

@@ -41,8 +41,13 @@ class Method(Protocol):
         (before clipping), `learning_rate`.
         """
 
-    def exported_params(self, field: Field, trainable: Trainable, inner: InnerSettings) -> Params:
-        """The field with its latent rescaled so that the default step size of `fit_latent` is the trained one."""
+    def exported_params(
+        self, field: Field, trainable: Trainable, inner: InnerSettings, coords: jax.Array | None = None
+    ) -> Params:
+        """The field with a latent for which the plain step of `fit_latent` at its default size is the trained one.
+
+        `coords` [N, C] are the grid of the training signals; Gauss-Newton steps need them.
+        """
 
 
 METHODS: dict[settings.Method, Method] = {

@@ -209,18 +209,25 @@ class InnerSteps:
 
 @dataclass(frozen=True)
 class InnerSettings(InnerSteps):
-    """The inner loop of meta-training: `InnerSteps`, and how their size is learned.
+    """The inner loop of meta-training: `InnerSteps`, how their size is learned, and their metric.
 
     Attributes:
       learned_step_size: "none", "scalar" or "per_latent" (Meta-SGD, Li et al. 2017), from `step_size` on.
       step_size_range: (lowest, highest) of a learned step size, beyond which it is clipped; () is none.
+      gauss_newton_damping: 0 for steps along the gradient (the paper). Above 0 a step of size 1 is a Gauss-Newton step,
+        with this damping of phases (see `conditioning`).
     """
 
     learned_step_size: Literal["none", "scalar", "per_latent"] = "none"
     step_size_range: tuple[float, ...] = ()
+    gauss_newton_damping: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
+        _require(
+            self.gauss_newton_damping >= 0,
+            f"gauss_newton_damping must not be negative, got {self.gauss_newton_damping}",
+        )
         _require(
             self.step_size_range == ()
             or (len(self.step_size_range) == 2 and 0 < self.step_size_range[0] <= self.step_size_range[1]),
@@ -248,10 +255,13 @@ class TrainSettings:
         layer, fill a device. The update is the same to rounding.
       selection_ratio: in (0, 1], part of the points that a meta-update sees, drawn afresh for each; the context is a
         part of those. 1 (the paper): the outer loss is on every point.
+      optimizer: "adamw" (the paper), or "muon" for the weights of hidden layers and modulations, beside AdamW for the
+        rest.
       learning_rate: beta, the peak rate of AdamW.
+      muon_learning_rate: peak rate of Muon.
       schedule: "cosine" anneals to 0 over `steps`, "constant" does not.
       warmup_steps: linear warm-up from 0, counted in `steps`; a shorter run is warm-up to its end.
-      weight_decay: AdamW's, on the field's parameters.
+      weight_decay: the optimizer's, on the field's parameters.
       clip_norm: bound on the global norm of the meta-gradient; 0 is off.
       step_size_learning_rate: peak rate of Adam on the logarithm of a learned inner step size.
       latent_learning_rate: peak rate of Adam on the latents of an auto-decoder.
@@ -272,7 +282,9 @@ class TrainSettings:
     points_per_chunk: int = 0
     modulation_shards: int = 1
     selection_ratio: float = 1.0
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 3e-6
+    muon_learning_rate: float = 1e-3
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = 0
     weight_decay: float = 1e-2
@@ -296,7 +308,7 @@ class TrainSettings:
         micro = self.micro_batch or self.batch_size
         _require(self.batch_size % micro == 0, f"micro_batch = {micro} does not divide batch_size = {self.batch_size}")
         _require(0 < self.selection_ratio <= 1, f"selection_ratio must be in (0, 1], got {self.selection_ratio}")
-        for name in ("learning_rate", "step_size_learning_rate", "latent_learning_rate"):
+        for name in ("learning_rate", "muon_learning_rate", "step_size_learning_rate", "latent_learning_rate"):
             _require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
         unsigned = ("warmup_steps", "weight_decay", "clip_norm", "checkpoint_every", "collapse_db")
         for name in (*unsigned, "latent_penalty", "latent_noise"):

@@ -120,7 +120,7 @@ def test_an_update_can_see_a_part_of_the_points(problem):
 
 
 def test_clipping_bounds_the_gradient_that_the_optimizer_sees():
-    optimizer = meta_step.make_optimizer(make_settings(train={"clip_norm": 1.0}).train)
+    optimizer = meta_step.make_optimizer(make_settings(train={"clip_norm": 1.0}).train, FIELD)
     plain = optax.clip_by_global_norm(1.0)
     gradient = meta_step.Trainable({"w": jnp.full(4, 100.0)}, jnp.full(3, -50.0))
     clipped, _ = plain.update(gradient, plain.init(gradient))
@@ -132,7 +132,9 @@ def test_clipping_bounds_the_gradient_that_the_optimizer_sees():
 
 
 def test_weight_decay_leaves_the_step_size_alone():
-    optimizer = meta_step.make_optimizer(make_settings(train={"weight_decay": 0.5, "schedule": "constant"}).train)
+    optimizer = meta_step.make_optimizer(
+        make_settings(train={"weight_decay": 0.5, "schedule": "constant"}).train, FIELD
+    )
     trainable = meta_step.Trainable({"w": jnp.ones(2)}, jnp.ones(2))
     zero = jax.tree.map(jnp.zeros_like, trainable)
     changes, _ = optimizer.update(zero, optimizer.init(trainable), trainable)

@@ -23,6 +23,7 @@ from experiments.runtime.run_directory import RunDirectory, RunError
 from medfuncta_jax import meta_step, sharding
 from medfuncta_jax.batched import fit_options, fit_signals
 from medfuncta_jax.checkpoint import FIELD_FILE, Checkpoints, save_field
+from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets import batches
 from medfuncta_jax.datasets.pipeline import batch_rows
 from medfuncta_jax.field import Params
@@ -190,7 +191,8 @@ class _Loop:
 
     def _validate_and_save(self, step: int, state: meta_step.MetaState, stop: StopRequest) -> None:
         method = METHODS[self.settings.train.method]
-        params = method.exported_params(self.field, state.trainable, self.settings.inner)
+        coords = jnp.asarray(grid(self.dataset.grid), jnp.float32)
+        params = method.exported_params(self.field, state.trainable, self.settings.inner, coords)
         params = sharding.replicate(self.mesh, params)  # for the time of a validation, also where they are split
         psnr = self._validation_psnr(params, stop)
         if psnr is None:

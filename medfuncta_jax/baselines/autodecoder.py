@@ -42,7 +42,7 @@ def check(settings: Settings, shape: Sequence[int], channels: int, *, task: str 
 def init(field: Field, settings: Settings, key: jax.Array, *, signals: int, dtype: Any = jnp.float32) -> MetaState:
     """See `methods.Method`; latents begin at zero."""
     latents = jnp.zeros((signals, field.model.latent_dim), dtype)
-    return meta_step.start(Trainable(field.init(key, dtype), None, latents), settings.train)
+    return meta_step.start(field, Trainable(field.init(key, dtype), None, latents), settings.train)
 
 
 def update(

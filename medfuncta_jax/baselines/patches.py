@@ -136,10 +136,13 @@ def update(
     return meta_step.optimizer_step(alone, state, *meta_step.loss_and_gradient(alone, state.trainable, sample))
 
 
-def exported_params(field: Field, trainable: Trainable, inner: InnerSettings) -> Params:
+def exported_params(
+    field: Field, trainable: Trainable, inner: InnerSettings, coords: jax.Array | None = None
+) -> Params:
     """See `methods.Method`.
 
     Training gives each patch a loss of its own. The loss of a whole signal is the mean over patches, whose gradient is
     that many times smaller, and the step size so many times larger.
     """
+    del coords
     return rescale_latent(field, trainable.field, meta_step.step_size(trainable, inner) * field.model.places)
