@@ -225,7 +225,7 @@ def reconstruct(
       latents: [B, P].
       coords: in [-1, 1]: [N, C] or [*grid, C], the same for all latents, or [B, N, C].
       per_signal: whether the first axis of coords belongs to the latents; None: yes if coords are [B, N, C], with the
-        B of the latents.
+        B of the latents. Needed where a grid of two axes has as many rows as there are latents.
       chunk: points of a signal evaluated at once; None as for `fit_latent`.
     Returns:
       [B, N, D], or [B, *grid, D].
@@ -234,6 +234,11 @@ def reconstruct(
     """
     latents = _latents(field, latents)
     coords, batch = checked_coords(coords, coord_dims=field.coord_dims), len(latents)
+    if per_signal is None and coords.ndim == 3 and len(coords) == batch and field.coord_dims == 2:
+        raise ValueError(
+            f"coords {coords.shape} may be a grid, or {coords.shape[1]} points for each of {batch} latents; say "
+            "per_signal=False or True"
+        )
     own = coords.ndim == 3 and len(coords) == batch if per_signal is None else per_signal
     if own and (coords.ndim < 3 or len(coords) != batch):
         raise ValueError(f"coords {coords.shape} must be [{batch}, N, {field.coord_dims}], points for each latent")

@@ -184,7 +184,8 @@ def test_reconstruct_in_chunks(field, params, chunk, per_signal):
     coords = mf.grid((6, 5))
     expected = field.apply(params, latents, coords)
     given = np.broadcast_to(coords, (3, 30, 2)) if per_signal else coords
-    np.testing.assert_allclose(mf.reconstruct(field, params, latents, given, chunk=chunk), expected, atol=1e-13)
+    values = mf.reconstruct(field, params, latents, given, per_signal=per_signal, chunk=chunk)
+    np.testing.assert_allclose(values, expected, atol=1e-13)
 
 
 def test_reconstruct_at_another_resolution_agrees_on_shared_points(field, params):
@@ -233,6 +234,9 @@ def test_reconstruct_faults_are_named(field, params):
         mf.reconstruct(field, params, np.zeros((2, 7)), mf.grid((3, 3)))
     with pytest.raises(ValueError, match=r"coords .9, 3. must be"):
         mf.reconstruct(field, params, np.zeros((2, 8)), np.zeros((9, 3)))
+    # Six latents on a grid of six rows: as points for each latent, the values would be those of other places.
+    with pytest.raises(ValueError, match=r"coords .6, 5, 2. may be a grid, or 5 points for each of 6 latents"):
+        mf.reconstruct(field, params, np.zeros((6, 8)), mf.grid((6, 5)).reshape(6, 5, 2))
 
 
 def test_fits_go_on_from_given_latents(field, params, signals):
