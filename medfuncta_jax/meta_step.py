@@ -67,41 +67,38 @@ def learning_rate_schedule(train: TrainSettings, peak: float) -> optax.Schedule:
 
 
 def make_optimizer(train: TrainSettings, field: Field) -> optax.GradientTransformation:
-    """Clipping by the global norm, then AdamW or Muon on the field and Adam on the logarithm of the step size."""
+    """Clipping by the global norm, then AdamW on the field and Adam on the logarithm of the step size.
+
+    With `optimizer` "muon" the weights between layers of units, and those of modulations, are Muon's (Jordan et al.
+    2024): a step is the momentum of the gradient with all its singular values set to about 1. The first layer reads
+    coordinates, and the last gives channels, so both stay AdamW's.
+    """
+    ends = field.end_layers()
 
     def labels(trainable: Trainable) -> Trainable:
-        return Trainable(
+        every = Trainable(
             *(jax.tree.map(lambda _, part=part: part, getattr(trainable, part)) for part in trainable._fields)
         )
-
-    of_field = optax.adamw(learning_rate_schedule(train, train.learning_rate), weight_decay=train.weight_decay)
-    if train.optimizer == "muon":
-        of_field = _muon(train, field, of_field)
-    adam = optax.adam(learning_rate_schedule(train, train.step_size_learning_rate))
-    of_latents = optax.adam(learning_rate_schedule(train, train.latent_learning_rate))
-    each = optax.partition({"field": of_field, "log_step_size": adam, "latents": of_latents}, labels)
-    return optax.chain(optax.clip_by_global_norm(train.clip_norm), each) if train.clip_norm else each
-
-
-def _muon(train: TrainSettings, field: Field, adamw: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) on the weights of hidden layers and of modulations, AdamW on all else.
-
-    A step of Muon is the momentum of the gradient with all its singular values set to about 1, which has a meaning
-    where a matrix maps units to units. The first layer reads coordinates, and the last gives channels.
-    """
-    rate = learning_rate_schedule(train, train.muon_learning_rate)
-    muon = optax.contrib.muon(rate, weight_decay=train.weight_decay)
-
-    def labels(params: Params) -> Any:
-        return {
-            name: jax.tree.map(
-                lambda leaf, name=name: "muon" if leaf.ndim == 2 and name not in ends else "adamw", layer
-            )
-            for name, layer in params.items()
+        if train.optimizer == "adamw":
+            return every
+        kinds = {
+            name: jax.tree.map(lambda leaf, end=name in ends: "field" if end or leaf.ndim < 2 else "hidden", layer)
+            for name, layer in trainable.field.items()
         }
+        return every._replace(field=kinds)
 
-    ends = field.end_layers()
-    return optax.partition({"muon": muon, "adamw": adamw}, labels)
+    def rate(peak: float) -> optax.Schedule:
+        return learning_rate_schedule(train, peak)
+
+    parts = {
+        "field": optax.adamw(rate(train.learning_rate), weight_decay=train.weight_decay),
+        "log_step_size": optax.adam(rate(train.step_size_learning_rate)),
+        "latents": optax.adam(rate(train.latent_learning_rate)),
+    }
+    if train.optimizer == "muon":
+        parts["hidden"] = optax.contrib.muon(rate(train.muon_learning_rate), weight_decay=train.weight_decay)
+    each = optax.partition(parts, labels)
+    return optax.chain(optax.clip_by_global_norm(train.clip_norm), each) if train.clip_norm else each
 
 
 def layout(field: Field, tree: Any, mesh: Mesh) -> Any:

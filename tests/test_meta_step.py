@@ -142,6 +142,32 @@ def test_weight_decay_leaves_the_step_size_alone():
     np.testing.assert_allclose(changes.field["w"], -0.5 * 1e-3)
 
 
+def test_muon_steps_along_all_directions_of_hidden_weights_alike():
+    """Hidden and modulation weights change by matrices of singular values about the rate; all else as with AdamW."""
+    chosen, plain = (
+        make_settings(train={"optimizer": name, "weight_decay": 0.0, "schedule": "constant"}).train
+        for name in ("muon", "adamw")
+    )
+    params = FIELD.init(jax.random.key(0), jnp.float64)
+    gradient = jax.tree.map(lambda leaf: jnp.asarray(np.random.default_rng(1).normal(size=leaf.shape)), params)
+    trainable, gradient = meta_step.Trainable(params, jnp.ones(())), meta_step.Trainable(gradient, jnp.ones(()))
+
+    def changes(train):
+        optimizer = meta_step.make_optimizer(train, FIELD)
+        return optimizer.update(gradient, optimizer.init(trainable), trainable)[0]
+
+    muon, adamw = changes(chosen), changes(plain)
+    np.testing.assert_array_equal(muon.log_step_size, adamw.log_step_size)
+    for name, layer in muon.field.items():
+        np.testing.assert_array_equal(layer["bias"], adamw.field[name]["bias"])
+        if name in FIELD.end_layers():
+            np.testing.assert_array_equal(layer["kernel"], adamw.field[name]["kernel"])
+            continue
+        wide = max(1.0, layer["kernel"].shape[1] / layer["kernel"].shape[0]) ** 0.5
+        values = np.linalg.svd(layer["kernel"], compute_uv=False) / (chosen.muon_learning_rate * wide)
+        assert 0.3 < values.min() <= values.max() < 1.5, name  # five iterations come this near to 1
+
+
 @pytest.mark.parametrize(
     ("train", "expected"),
     [
