@@ -38,7 +38,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def slices(run):
     """The run's test signals [n, 32, 32, 1]."""
-    settings = mf.Settings.from_dict(json.loads((run / "config.json").read_text()))
+    settings = mf.Settings.from_saved(json.loads((run / "config.json").read_text()))
     return mf.open_dataset(settings.data).splits["test"].signals(slice(None))
 
 
