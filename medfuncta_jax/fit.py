@@ -13,6 +13,7 @@ from medfuncta_jax.arrays import Array, as_array, check_signals, checked_coords,
 from medfuncta_jax.context import random_context
 from medfuncta_jax.field import STEP_SIZE, Field, Params, params_dtype
 from medfuncta_jax.inner_steps import FitResult
+from medfuncta_jax.observe import ObservedRules, Operator, checked_measurements, fit_observed
 from medfuncta_jax.point_field import ChannelLoss, Observed, Targets, over_chunks, shares, take
 
 # Default chunk size in activation elements (signals x points x width), in float32 4 MB and 64 MB: few enough for the
@@ -27,6 +28,7 @@ def fit_latent(
     signals: Array,
     *,
     coords: Array | None = None,
+    observe: Operator | None = None,
     weights: Array | None = None,
     steps: int = 20,
     step_size: float | Array = STEP_SIZE,
@@ -46,6 +48,9 @@ def fit_latent(
       signals: floating, the scale the field was trained on ([0, 1] for all that this package trains): [B, *grid, D] on
         a grid with the field's number of axes, or [B, N, D] at explicit `coords`.
       coords: None for the grid over [-1, 1] (ends included), or [N, C] or [B, N, C], or with the axes of a grid for N.
+      observe: None, or what was measured of the signals (see `medfuncta_jax.observe`): `signals` are then measurements
+        [B, *observe.shape, D], weights and losses are theirs, and steps are scaled so that `step_size` keeps its
+        meaning. Not with `coords` or `rescale_ratio`.
       weights: None, or one weight >= 0 a point, [B, N] or [B, *grid]; 0 masks a point, whatever its value (NaN too).
         Only their ratio within a signal matters.
       steps: H >= 1.
@@ -73,7 +78,21 @@ def fit_latent(
         raise ValueError(f"rescale_ratio must be in (0, 1], got {rescale_ratio}")
     if channel_loss not in ("mean", "sum"):
         raise ValueError(f"channel_loss must be 'mean' or 'sum', got {channel_loss!r}")
-    dtype, size = params_dtype(params), field.model.latent_dim
+    dtype = params_dtype(params)
+    if observe is not None:
+        if coords is not None or rescale_ratio is not None:
+            raise ValueError("observe brings points of its own and needs all: leave out coords and rescale_ratio")
+        measured, weights = checked_measurements(observe, signals, weights, field=field)
+        chunk = _chunk(field, points_per_chunk, len(measured))
+        first = _first(field, init, step_size, batch=len(measured), dtype=dtype)
+        measured = jnp.asarray(measured, dtype)
+        if weights is not None:
+            weights = jnp.asarray(weights, dtype)
+            measured = jnp.where(weights[:, :, None] > 0, measured, 0)
+        latents, losses = fit_observed(
+            field, ObservedRules(steps, channel_loss, safeguard, chunk), params, observe, measured, weights, first
+        )
+        return FitResult(latents=latents, losses=losses)
     signals = as_array("signals", signals)
     points = points_of(signals, coords, coord_dims=field.coord_dims, channels=field.channels)
     batch, count = len(signals), points.shape[-2]
@@ -85,16 +104,24 @@ def fit_latent(
     if weights is not None:
         weights = jnp.asarray(weights, dtype)
         signals = jnp.where(weights[:, :, None] > 0, signals, 0)
-    step_size = as_array("step_size", step_size)
+    start, step_size = _first(field, init, step_size, batch=batch, dtype=dtype)
+    points = jnp.asarray(points if points.ndim == 3 else points[None], dtype)
+    key = jax.random.key(0) if key is None else key
+    rules = _Rules(steps, channel_loss, safeguard, rescale_ratio, _chunk(field, points_per_chunk, batch))
+    return _fit(field, rules, params, _Given(points, signals, weights, step_size, start, key))
+
+
+def _first(
+    field: Field, init: Array | None, step_size: float | Array, *, batch: int, dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array]:
+    """Latents [B, P] to begin with, and the step size, checked."""
+    size, step_size = field.model.latent_dim, as_array("step_size", step_size)
     if step_size.shape not in ((), (size,)):
         raise ValueError(f"step_size {step_size.shape} must be a scalar or [{size}]")
     start = jnp.zeros((batch, size), dtype) if init is None else jnp.asarray(_latents(field, init), dtype)
     if len(start) != batch:
         raise ValueError(f"init {start.shape} must be [{batch}, {size}]")
-    points = jnp.asarray(points if points.ndim == 3 else points[None], dtype)
-    key = jax.random.key(0) if key is None else key
-    rules = _Rules(steps, channel_loss, safeguard, rescale_ratio, _chunk(field, points_per_chunk, batch))
-    return _fit(field, rules, params, _Given(points, signals, weights, jnp.asarray(step_size, dtype), start, key))
+    return start, jnp.asarray(step_size, dtype)
 
 
 class _Given(NamedTuple):
