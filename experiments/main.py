@@ -34,7 +34,8 @@ from experiments.runtime.command import FULL_DISK
 from experiments.runtime.interruption import EXIT_AT_ONCE, EXIT_INTERRUPTED, Interrupted, StopRequest
 
 STAGES = ("train", "extract", "evaluate")  # of --mode=all, in this order
-MODES = (*STAGES, "apply", "curves", "compress", "classify", "regress", "report", "decode", "all")
+MODES = (*STAGES, "apply", "curves", "compress", "classify", "regress", "inverse", "generate", "report",
+         "decode", "all")  # fmt: skip
 _TOGETHER = ("train", "extract")  # by all processes; the rest by the first alone
 _LABELLED = ("classify", "regress", "report")  # these go by the labels asked for
 _WITHOUT_DATA = ("apply", "decode")  # all that these need of the run is in its directory

@@ -38,8 +38,6 @@ _T = TypeVar("_T")
 
 # Points of the grid, and steps of the power iteration, that steepness is measured with.
 _REFERENCE_POINTS, _POWER_STEPS = 1024, 24
-# Gradients that a loss is made for, which decides whether its normal equations pay.
-_MANY_STEPS = 20
 
 
 class Operator(abc.ABC):
@@ -460,6 +458,7 @@ def measured_loss(
     weights: jax.Array | None = None,
     channel_loss: ChannelLoss = "mean",
     points_per_chunk: int = 0,
+    gradients: int = 20,
 ) -> Callable[[jax.Array], jax.Array]:
     """The loss of measurements as a function from latents [B, P] to one number a signal, [B]; differentiable.
 
@@ -472,6 +471,7 @@ def measured_loss(
       weights: None, or [B, M] >= 0, of which only the ratio within a signal matters: the inverse variance of the noise.
       channel_loss: "mean" or "sum" over channels.
       points_per_chunk: points of a signal in memory at once; 0 for all.
+      gradients: about how many will be taken, which decides whether normal equations pay.
     """
     points, (point_params, readers) = field.points, field.split(params)
     count = measurements.shape[1]
@@ -495,7 +495,7 @@ def measured_loss(
     basis = Basis(measured[..., :channels], measured[..., channels:])
     shared: Any = basis
     known: Targets | None = targets
-    if weights is None and points.summarises(len(measurements), count, channels, _MANY_STEPS):
+    if weights is None and points.summarises(len(measurements), count, channels, gradients):
         shared, known = points.summary(basis, targets), None
     return lambda latents: points.losses(point_params, field.modulations(readers, latents), shared, known)
 
@@ -507,30 +507,35 @@ def step_ratio(field: Field, params: Params, operator: Operator, *, points_per_c
     the latent around zero, where both are taken without weights. So a step size that suits the field suits every
     operator, whatever the unit of its measurements; power iteration finds both. Below 1 where measurements add up.
     """
-    latent = jnp.zeros(field.model.latent_dim, params_dtype(params))
     side = max(2, round(_REFERENCE_POINTS ** (1 / field.coord_dims)))
     reference = Points(regular_grid((side,) * field.coord_dims))
+    below = steepness(field, params, operator, points_per_chunk=points_per_chunk)
+    above = steepness(field, params, reference, points_per_chunk=points_per_chunk)
+    return jnp.where(below > 0, above / jnp.where(below > 0, below, 1), 1)
 
-    def steepness(operator: Operator) -> jax.Array:
-        def seen(latent: jax.Array) -> jax.Array:
-            return observe(field, params, latent[None], operator, points_per_chunk=points_per_chunk)[0]
 
-        push = functools.partial(jax.jvp, seen, (latent,))
-        _, pull = jax.vjp(seen, latent)
+def steepness(field: Field, params: Params, operator: Operator, *, points_per_chunk: int = 0) -> jax.Array:
+    """The largest eigenvalue of J^T J / M, J the derivative of the M measurements in the latent, around zero.
 
-        def step(carry: Any, _: Any) -> Any:
-            vector, _ = carry
-            vector = pull(push((vector,))[1])[0]
-            size = jnp.linalg.norm(vector)
-            return (vector / jnp.where(size > 0, size, 1), size), None
+    Descent on `measured_loss` with a step size beyond the inverse of this oscillates.
+    """
+    latent = jnp.zeros(field.model.latent_dim, params_dtype(params))
 
-        start = jax.random.normal(jax.random.key(0), latent.shape, latent.dtype)
-        start = start / jnp.linalg.norm(start)
-        (_, size), _ = jax.lax.scan(step, (start, jnp.zeros((), latent.dtype)), length=_POWER_STEPS)
-        return size / math.prod(operator.shape)
+    def seen(latent: jax.Array) -> jax.Array:
+        return observe(field, params, latent[None], operator, points_per_chunk=points_per_chunk)[0]
 
-    below = steepness(operator)
-    return jnp.where(below > 0, steepness(reference) / jnp.where(below > 0, below, 1), 1)
+    push = functools.partial(jax.jvp, seen, (latent,))
+    _, pull = jax.vjp(seen, latent)
+
+    def step(carry: Any, _: Any) -> Any:
+        vector = pull(push((carry[0],))[1])[0]
+        size = jnp.linalg.norm(vector)
+        return (vector / jnp.where(size > 0, size, 1), size), None
+
+    start = jax.random.normal(jax.random.key(0), latent.shape, latent.dtype)
+    first = (start / jnp.linalg.norm(start), jnp.zeros((), latent.dtype))
+    (_, size), _ = jax.lax.scan(step, first, length=_POWER_STEPS)
+    return size / math.prod(operator.shape)
 
 
 @dataclass(frozen=True)
@@ -557,7 +562,7 @@ def fit_observed(
     """
     loss = measured_loss(
         field, params, operator, measurements, weights=weights, channel_loss=rules.channel_loss,
-        points_per_chunk=rules.points_per_chunk,
+        points_per_chunk=rules.points_per_chunk, gradients=rules.steps,
     )  # fmt: skip
     start, step_size = first
     step_size = step_size * step_ratio(field, params, operator, points_per_chunk=rules.points_per_chunk)

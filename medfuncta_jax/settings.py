@@ -557,6 +557,73 @@ class RegressSettings:
 
 
 @dataclass(frozen=True)
+class InverseSettings:
+    """Signals from measurements that are no points (--mode=inverse), beside classical methods.
+
+    Attributes:
+      problems: "slices_2", "slices_4" (thick slices), "kspace_4" (a quarter of k-space), "projections_30", "points_10"
+        (a tenth of the points).
+      signals: test signals used at most, evenly spaced over the split.
+      steps: numbers of steps of the fit, of which the one that is best on validation signals is taken.
+    """
+
+    problems: tuple[Literal["slices_2", "slices_4", "kspace_4", "projections_30", "points_10"], ...] = (
+        "slices_2", "slices_4", "kspace_4", "projections_30", "points_10",
+    )  # fmt: skip
+    signals: int = 24
+    steps: tuple[int, ...] = (20, 60, 200)
+
+    def __post_init__(self):
+        _require(len(self.problems) > 0, "problems must name at least one")
+        _require(len(set(self.problems)) == len(self.problems), f"problems must name each once, got {self.problems}")
+        _require(self.signals >= 1, f"signals must be at least 1, got {self.signals}")
+        _require(self.steps != () and min(self.steps) >= 1, f"steps must be numbers of at least 1, got {self.steps}")
+
+
+@dataclass(frozen=True)
+class GenerateSettings:
+    """New signals from a flow on latents (--mode=generate).
+
+    Attributes:
+      samples: signals written; of labelled sets as many of each class as of all others.
+      judged: samples that figures are of, at most as many as there are test signals.
+      resolution, scale: as in `DecodeSettings`.
+      flow_steps: steps of the integration from noise to latents.
+      steps, batch_size, learning_rate: of the flow's training.
+      width, blocks: of its residual MLP.
+      decay: of the exponential moving average of its weights.
+      components: of PCA, in which the Frechet distance and neighbours are taken.
+      neighbours: k of density and coverage.
+    """
+
+    samples: int = 64
+    judged: int = 1000
+    resolution: tuple[int, ...] = ()
+    scale: float = 1.0
+    flow_steps: int = 50
+    steps: int = 4000
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    width: int = 512
+    blocks: int = 3
+    decay: float = 0.999
+    components: int = 64
+    neighbours: int = 5
+
+    def __post_init__(self):
+        for name in ("samples", "judged", "flow_steps", "steps", "batch_size", "width", "blocks", "components",
+                     "neighbours"):  # fmt: skip
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        _require(
+            min(self.resolution, default=1) >= 1, f"resolution must be at least 1 everywhere, got {self.resolution}"
+        )
+        _require(self.scale > 0, f"scale must be above 0, got {self.scale}")
+        _require(not self.resolution or self.scale == 1.0, "resolution and scale exclude each other; give one of them")
+        _require(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}")
+        _require(0 <= self.decay < 1, f"decay must be in [0, 1), got {self.decay}")
+
+
+@dataclass(frozen=True)
 class DataSettings:
     """Which signals. `options` are the source's own settings, checked by the source (see `datasets`).
 
@@ -588,6 +655,8 @@ class Settings:
     compress: CompressSettings = field(default_factory=CompressSettings)
     classify: ClassifySettings = field(default_factory=ClassifySettings)
     regress: RegressSettings = field(default_factory=RegressSettings)
+    inverse: InverseSettings = field(default_factory=InverseSettings)
+    generate: GenerateSettings = field(default_factory=GenerateSettings)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

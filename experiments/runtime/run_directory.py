@@ -29,7 +29,9 @@ _OF_STAGES: dict[str, tuple[str, ...]] = {
     "curves": ("curves.", "evaluate.resamples"),
     "classify": ("classify.", *_LABELS),
     "regress": ("regress.", "data.labels"),
-    "report": ("evaluate.", "curves.", "classify.", "compress.", *_LABELS),
+    "inverse": ("inverse.", "evaluate.resamples"),
+    "generate": ("generate.",),
+    "report": ("evaluate.", "curves.", "classify.", "compress.", "inverse.", "generate.", *_LABELS),
 }
 _VARIANTS, _LONGEST_NAME = "variants", 120
 # Where things lie on one machine or another, which changes no result.

@@ -12,10 +12,10 @@ from medfuncta_jax.settings import Settings
 # What stages leave in the directory of a run, and folders of which each entry is a result.
 _RESULTS = (
     FIELD_FILE, "latents", "evaluation.json", "evaluation.csv", "curves.json", "compression.json",
-    "classification.json", "classification.md", "regression.json", "report.html", "figures", "metrics.jsonl",
-    "tensorboard", "checkpoints",
+    "classification.json", "classification.md", "regression.json", "inverse.json", "generation.json",
+    "report.html", "figures", "metrics.jsonl", "tensorboard", "checkpoints",
 )  # fmt: skip
-_FOLDERS = ("decoded", "applied", "variants")
+_FOLDERS = ("decoded", "generated", "applied", "variants")
 
 
 def summary(settings: Settings, dataset: Dataset, run: RunDirectory) -> str:

@@ -108,6 +108,8 @@ def report(settings: Settings, dataset: Dataset, run: RunDirectory, stop: StopRe
         _section("Compression", _compression(run)),
         _section("Classification", _classification(run)),
         _section("Numbers", _regression(run)),
+        _section("Inverse problems", _inverse(run)),
+        _section("New signals", _generation(run)),
         _section("Settings", _settings(settings)),
         _section("Where it comes from", _provenance(settings, dataset, latents["test"], run)),
     ]
@@ -280,6 +282,44 @@ def _regression(run: RunDirectory) -> str:
         body += f"<p>{escape(result['column'])} of {escape(result['table'])}, test split.</p>"
         body += _table(["model", "features", "R2", "mean absolute error"], rows)
     return body or _not_run("regress")
+
+
+def _inverse(run: RunDirectory) -> str:
+    path = run.results("inverse") / "inverse.json"
+    if not path.exists():
+        return _not_run("inverse")
+    result, rows, pictures = json.loads(path.read_text()), [], ""
+    for name, problem in result["problems"].items():
+        for method, of in problem["methods"].items():
+            intervals = [f"{form.format(of[what])} ({' to '.join(form.format(end) for end in of['interval'][what])})"
+                         for what, form in (("psnr", "{:.2f}"), ("ssim", "{:.3f}"))]  # fmt: skip
+            rows.append([problem["title"], method, *intervals])
+        caption = f"{problem['title']}; less {problem['beside']}:"
+        for method, gain in problem["difference"].items():
+            low, high = gain["interval"]["psnr"]
+            caption += f" {method} {gain['psnr']:+.2f} dB ({low:+.2f} to {high:+.2f});"
+        pictures += _figure(path.parent / "figures" / f"inverse_{name}.png", caption.removesuffix(";") + ".")
+    note = f"{result['signals']} test signals; means with their 95 % intervals. "
+    note += "; ".join(f"{name}: {text}" for name, text in result["conventions"].items())
+    table = _table(["problem", "method", "PSNR, dB", "SSIM"], rows)
+    return f'{table}<p class="soft">{escape(note)}.</p>{pictures}'
+
+
+def _generation(run: RunDirectory) -> str:
+    path = run.results("generate") / "generation.json"
+    if not path.exists():
+        return _not_run("generate")
+    result = json.loads(path.read_text())
+    names = ("density", "coverage", "frechet", "nearest")
+    rows = [[kind, *(f"{of[name]:.3f}" for name in names)] for kind, of in result["scores"].items()]
+    note = f"{result['judged']} samples of each kind, {result['test_signals']} test signals. "
+    note += "; ".join(f"{name}: {text}" for name, text in result["conventions"].items())
+    table = _table(["samples", "density", "coverage", "Frechet distance", "nearest training signal"], rows)
+    return (
+        f'{table}<p class="soft">{escape(note)}.</p>'
+        + _figure(path.parent / "figures" / "generated.png", "Samples, and below each its nearest training signal.")
+        + _figure(path.parent / "figures" / "interpolations.png", "From one sample to another.")
+    )
 
 
 def _mean_and_spread(value: Mapping[str, float | None] | None) -> str:
