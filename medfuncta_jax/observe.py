@@ -483,21 +483,25 @@ def measured_loss(
             return (targets.weights * jnp.square(seen.reshape(targets.signals.shape) - targets.signals).sum(-1)).sum(-1)
 
         return losses
-    channels = field.channels
-
-    def functions(coords: jax.Array) -> jax.Array:
-        basis = points.features(point_params, coords[None])
-        return jnp.concatenate([basis.constant, basis.functions], -1)
-
-    coords = jnp.asarray(operator.coords, params_dtype(params))
     # Of the functions there is one set for all signals, so that as many more points fit into memory.
-    measured = _in_chunks(operator, functions, coords, points_per_chunk * len(measurements))
-    basis = Basis(measured[..., :channels], measured[..., channels:])
+    basis = _measured_basis(field, params, operator, points_per_chunk * len(measurements))
     shared: Any = basis
     known: Targets | None = targets
-    if weights is None and points.summarises(len(measurements), count, channels, gradients):
+    if weights is None and points.summarises(len(measurements), count, field.channels, gradients):
         shared, known = points.summary(basis, targets), None
     return lambda latents: points.losses(point_params, field.modulations(readers, latents), shared, known)
+
+
+def _measured_basis(field: Field, params: Params, operator: Operator, size: int) -> Basis:
+    """What a linear operator measures of the functions that a field with one modulated layer is a sum of."""
+    points, point_params = field.points, field.split(params)[0]
+
+    def functions(coords: jax.Array) -> jax.Array:
+        basis: Any = points.features(point_params, coords[None])
+        return jnp.concatenate([basis.constant, basis.functions], -1)
+
+    measured = _in_chunks(operator, functions, jnp.asarray(operator.coords, params_dtype(params)), size)
+    return Basis(measured[..., : field.channels], measured[..., field.channels :])
 
 
 def step_ratio(field: Field, params: Params, operator: Operator, *, points_per_chunk: int = 0) -> jax.Array:
@@ -521,7 +525,13 @@ def steepness(field: Field, params: Params, operator: Operator, *, points_per_ch
     """
     latent = jnp.zeros(field.model.latent_dim, params_dtype(params))
 
+    points, (point_params, readers) = field.points, field.split(params)
+    shared = isinstance(points, BasisField) and operator.linear
+    basis = _measured_basis(field, params, operator, points_per_chunk) if shared else None
+
     def seen(latent: jax.Array) -> jax.Array:
+        if shared:
+            return points.values(point_params, field.modulations(readers, latent[None]), basis)[0]
         return observe(field, params, latent[None], operator, points_per_chunk=points_per_chunk)[0]
 
     push = functools.partial(jax.jvp, seen, (latent,))
