@@ -1,6 +1,7 @@
 """Scores of samples against what they must be, and the stage through the launcher."""
 
 import csv
+import dataclasses
 import json
 import shutil
 
@@ -8,7 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import medfuncta_jax as mf
+from experiments.runtime.interruption import StopRequest
+from experiments.runtime.run import Run
+from experiments.runtime.run_directory import RunDirectory, RunError, stored_settings, write_json
+from experiments.settings import RunSettings
 from experiments.stages import generation_scores as scores
+from experiments.stages.generate import GenerateSettings, _trained, generate
+from medfuncta_jax.flow import FlowTraining
+from medfuncta_jax.settings import SettingsError
 from tests.experiments.conftest import run
 
 
@@ -62,15 +71,45 @@ def test_the_stage(finished, tmp_path):
         assert row["nearest_training_id"]
     for name in ("generated.png", "interpolations.png"):
         assert (written.parent / "figures" / name).stat().st_size > 5_000
-    # The flow is kept: a second start trains no further, and makes the same.
+    # The flow is kept: a second start trains no further, makes the same, and adds the files that are missing.
+    (kept,), folder = (workdir / "flows").iterdir(), written.parent / "generated"
+    before = {path: path.stat().st_mtime_ns for path in (kept, *folder.glob("*.png"))}
+    pixels = (folder / rows[3]["file"]).read_bytes()
+    (folder / rows[3]["file"]).unlink()
     done = run(workdir, mode="generate", extra=few)
     assert done.returncode == 0, done.stderr
     assert json.loads(written.read_text()) == result
+    assert (folder / rows[3]["file"]).read_bytes() == pixels
+    changed = [path.name for path, time in before.items() if path.stat().st_mtime_ns != time]
+    assert changed == [rows[3]["file"]]
 
 
-def test_a_finer_grid_that_does_not_exist_is_refused(finished, tmp_path):
+def test_a_grid_that_the_field_does_not_have_is_refused(finished):
+    settings = stored_settings(finished, RunSettings)
+    settings = dataclasses.replace(settings, generate=GenerateSettings(resolution=(64,)))
+    dataset = mf.open_dataset("nibabel_slices", size=32)
+    with StopRequest() as stop, pytest.raises(SettingsError, match=r"generate\.resolution must have 2 entries"):
+        generate(Run(RunDirectory(finished, settings), stop, dataset))
+
+
+def test_samples_of_another_flow_are_not_touched(finished, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
-    done = run(workdir, mode="generate", extra=["--config.generate.resolution=(64,)"])
-    assert done.returncode == 1
-    assert "resolution must have 2 entries" in done.stderr.splitlines()[-1]
+    settings = dataclasses.replace(stored_settings(workdir, RunSettings), generate=GenerateSettings(steps=5, samples=2))
+    directory = RunDirectory(workdir, settings)
+    write_json(directory.results("generate") / "generated" / "about.json", {"flow": "another"})
+    with StopRequest() as stop, pytest.raises(RunError, match="holds samples of another flow; move or remove"):
+        generate(Run(directory, stop, mf.open_dataset("nibabel_slices", size=32)))
+
+
+def test_a_damaged_flow_is_trained_anew(tmp_path):
+    latents, labels = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32), np.zeros(20, int)
+    training = FlowTraining(width=4, blocks=1, steps=3)
+    with StopRequest() as stop:
+        first, made_of = _trained(latents, labels, 1, training, seed=0, folder=tmp_path, stop=stop)
+        (file,) = tmp_path.iterdir()
+        file.write_bytes(file.read_bytes()[:-9])
+        second, again = _trained(latents, labels, 1, training, seed=0, folder=tmp_path, stop=stop)
+        other = _trained(latents, labels, 1, training, seed=1, folder=tmp_path, stop=stop)[1]
+    assert made_of == again != other
+    np.testing.assert_array_equal(first.latents(latents), second.latents(latents))
