@@ -58,7 +58,8 @@ _CONVENTIONS = {
     "values": "clipped to [0, 1]; interval: percentile bootstrap of the mean over signals, 95 %",
     "difference": "PSNR of the field less that of the best classical method by mean PSNR, paired, with its interval",
     "measurements": (
-        "made of the test signals themselves, interpolated linearly between grid points where rays pass; no noise"
+        "made of the test signals themselves, interpolated linearly between grid points where rays pass; noise is "
+        "Gaussian, in standard deviations of the measurements of the test signals"
     ),
     "field": "fitted to the measurements from a latent of zeros; its rays integrate the field itself",
     "total variation": (
@@ -83,11 +84,13 @@ class InverseSettings:
         (a tenth of the points); () is all that the signals have.
       signals: test signals used at most, evenly spaced over the split.
       steps: numbers of steps of the fit, of which the one that is best on validation signals is taken.
+      noise: standard deviation of Gaussian noise on the measurements, in those of the measurements of test signals.
     """
 
     problems: tuple[Name, ...] = ()
     signals: int = 24
-    steps: tuple[int, ...] = (20, 60, 200)
+    steps: tuple[int, ...] = (20, 60, 200, 600)
+    noise: float = 0.0
 
     def __post_init__(self):
         if len(set(self.problems)) < len(self.problems):
@@ -96,6 +99,8 @@ class InverseSettings:
             raise SettingsError(f"signals must be at least 1, got {self.signals}")
         if not self.steps or min(self.steps) < 1:
             raise SettingsError(f"steps must be numbers of at least 1, got {self.steps}")
+        if not 0 <= self.noise < float("inf"):
+            raise SettingsError(f"noise must be at least 0, got {self.noise}")
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,10 @@ def inverse(run: Run) -> None:
     kept = KeptRows(folder / "inverse.problems.json", {
         "field_sha256": field_checksum(directory.path),
         "signals": [hashlib.sha256(np.ascontiguousarray(some).tobytes()).hexdigest() for some in signals.values()],
-        "settings": {"steps": list(wanted.steps), "seed": settings.seed, "resamples": settings.evaluate.resamples},
+        "settings": {
+            "steps": list(wanted.steps), "noise": wanted.noise, "seed": settings.seed,
+            "resamples": settings.evaluate.resamples,
+        },
     })  # fmt: skip
     summary = functools.partial(metrics.summary, resamples=settings.evaluate.resamples, seed=settings.seed)
 
@@ -157,9 +165,13 @@ def inverse(run: Run) -> None:
         for name, problem in problems.items():
             if name in kept.rows:
                 continue
+            linear = _LinearMap(problem.operator, dataset.grid)
+            rng, exact = np.random.default_rng(settings.seed), {key: linear.forward(x) for key, x in signals.items()}
+            spread = wanted.noise * exact["test"].std()
+            measured = {key: y + (spread * rng.standard_normal(y.shape)).astype(y.dtype) for key, y in exact.items()}
             images, said = solved(
-                problem, field, params, signals, steps=wanted.steps, channel_loss=settings.train.channel_loss,
-                may_stop=may_stop,
+                problem, linear, (field, params), signals["val"], measured, steps=wanted.steps,
+                channel_loss=settings.train.channel_loss, may_stop=may_stop,
             )  # fmt: skip
             quality = {method: _quality(image, signals["test"]) for method, image in images.items()}
             best = max((method for method in quality if method != "field"), key=lambda m: quality[m]["psnr"].mean())
@@ -291,9 +303,10 @@ def backprojected(operator: observe.Projections, measured: np.ndarray) -> np.nda
 
 def solved(
     problem: Problem,
-    field: Field,
-    params: Params,
-    signals: Mapping[str, np.ndarray],
+    linear: _LinearMap,
+    network: tuple[Field, Params],
+    val: np.ndarray,
+    measured: Mapping[str, np.ndarray],
     *,
     steps: tuple[int, ...],
     channel_loss: ChannelLoss,
@@ -302,29 +315,28 @@ def solved(
     """Test signals [n, *grid, D] as each method finds them, and what was chosen on validation signals.
 
     Args:
-      signals: of "test" and "val", [n, *grid, D].
+      linear: the problem's operator on the grid of the signals.
+      val: validation signals, [n, *grid, D].
+      measured: of "test" and "val", [n, M, D].
       steps: numbers of steps to choose from.
       channel_loss: of the field's training.
     """
-    size = signals["test"].shape[1:-1]
-    linear = _LinearMap(problem.operator, size)
-    measured = {name: linear.forward(some) for name, some in signals.items()}
-    shape = (*problem.operator.shape, signals["test"].shape[-1])
+    shape = (*problem.operator.shape, val.shape[-1])
 
     def by_field(name: str, counts: tuple[int, ...]) -> list[np.ndarray]:
         found, latents, before = [], None, 0
         for count in counts:
             may_stop()
             fitted = fit_latent(
-                field, params, measured[name].reshape(-1, *shape), observe=problem.operator, steps=count - before,
+                *network, measured[name].reshape(-1, *shape), observe=problem.operator, steps=count - before,
                 channel_loss=channel_loss, safeguard=True, init=latents,
             )  # fmt: skip
             latents, before = fitted.latents, count
-            found.append(decode_latents(field, params, np.asarray(latents), size).clip(0, 1))
+            found.append(decode_latents(*network, np.asarray(latents), val.shape[1:-1]).clip(0, 1))
         return found
 
     def psnr(images: np.ndarray) -> float:
-        return float(_quality(images, signals["val"])["psnr"].mean())
+        return float(_quality(images, val)["psnr"].mean())
 
     def by_total_variation(name: str, weight: float) -> tuple[np.ndarray, int]:
         return total_variation(linear, measured[name], usual[name], weight=weight, may_stop=may_stop)

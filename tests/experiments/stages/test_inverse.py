@@ -118,6 +118,7 @@ def test_the_stage(finished, tmp_path):
     shutil.copytree(finished, workdir)
     few = [
         "--config.inverse.signals=3",
+        "--config.inverse.noise=0.1",
         "--config.inverse.steps=(5,20)",
         "--config.inverse.problems=('kspace_4','slices_2')",
     ]
