@@ -76,8 +76,9 @@ def test_the_stage(finished, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in (kept, *folder.glob("*.png"))}
     pixels = (folder / rows[3]["file"]).read_bytes()
     (folder / rows[3]["file"]).unlink()
-    done = run(workdir, mode="generate", extra=few)
-    assert done.returncode == 0, done.stderr
+    settings = RunSettings.from_dict(json.loads((written.parent / "settings.json").read_text()))
+    with StopRequest() as stop:
+        generate(Run(RunDirectory(workdir, settings), stop, mf.open_dataset("nibabel_slices", size=32)))
     assert json.loads(written.read_text()) == result
     assert (folder / rows[3]["file"]).read_bytes() == pixels
     changed = [path.name for path, time in before.items() if path.stat().st_mtime_ns != time]
