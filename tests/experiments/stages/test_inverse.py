@@ -116,7 +116,7 @@ def test_signals_have_the_problems_of_their_grid():
 def test_the_stage(finished, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
-    wanted = inverse.InverseSettings(problems=("kspace_4", "slices_2"), signals=3, steps=(5, 20), noise=0.1)
+    wanted = inverse.InverseSettings(problems=("kspace_4", "slices_2"), signals=6, steps=(5, 20), noise=0.1)
     settings = dataclasses.replace(stored_settings(workdir, RunSettings), inverse=wanted)
     dataset = mf.open_dataset("nibabel_slices", size=32)
 
@@ -127,7 +127,7 @@ def test_the_stage(finished, tmp_path):
     start()
     (written,) = workdir.glob("variants/inverse.*/inverse.json")
     result = json.loads(written.read_text())
-    assert result["signals"] == 3
+    assert result["signals"] == 6
     kspace, slices = result["problems"].values()
     assert list(kspace["methods"]) == ["zero filling", "total variation", "field"]
     assert list(slices["methods"]) == ["linear interpolation", "total variation", "field"]
