@@ -146,7 +146,9 @@ def generate(run: Run) -> None:
 
     # The samples that are written, and their nearest training signals.
     kinds = present[np.arange(wanted.samples) % len(present)]
-    noise = np.asarray(jax.random.normal(jax.random.key(settings.seed + 1), (wanted.samples, latents.shape[1])))
+    noise = np.asarray(
+        jax.random.normal(jax.random.key(settings.seed + 1), (wanted.samples, latents.shape[1]), np.float32)
+    )
     made = flow.latents(noise, kinds, steps=wanted.flow_steps)
     signals, known = decoded(made), features(train)
     distances, copies = nearest(known, features(signals))
