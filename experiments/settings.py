@@ -10,6 +10,8 @@ from experiments.stages.curves import CurvesSettings
 from experiments.stages.decode import DecodeSettings
 from experiments.stages.evaluate import EvaluateSettings
 from experiments.stages.extract import ExtractSettings
+from experiments.stages.generate import GenerateSettings
+from experiments.stages.inverse import InverseSettings
 from experiments.stages.regress import RegressSettings
 from medfuncta_jax.settings import Settings
 
@@ -25,3 +27,5 @@ class RunSettings(Settings):
     compress: CompressSettings = field(default_factory=CompressSettings)
     classify: ClassifySettings = field(default_factory=ClassifySettings)
     regress: RegressSettings = field(default_factory=RegressSettings)
+    inverse: InverseSettings = field(default_factory=InverseSettings)
+    generate: GenerateSettings = field(default_factory=GenerateSettings)

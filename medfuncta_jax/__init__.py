@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from medfuncta_jax import metrics
+from medfuncta_jax import flow, metrics, observe
 from medfuncta_jax.batched import FittedSignals, decode_batches, decode_latents, fit_batches, fit_options, fit_signals
 from medfuncta_jax.checkpoint import load_field, save_field
 from medfuncta_jax.classify import MlpFit, fit_mlp
@@ -29,7 +29,7 @@ __all__ = [
     "Field", "FitResult", "FitSettings", "FittedSignals", "InnerLoop", "LatentSplit", "MlpFit", "ModelSettings",
     "NumberFit", "PreparedSignals", "Settings", "SettingsError", "Units", "decode_batches", "decode_latents",
     "field_from_layers", "fit_batches", "fit_latent", "fit_mlp", "fit_number_mlp", "fit_options", "fit_ridge",
-    "fit_signals", "grid", "inner_loop", "load_field", "load_latents", "make_train_step", "meta_loss", "metrics",
-    "named_layers", "open_dataset", "parameter_count", "prepare", "reconstruct", "rescale_latent", "save_field",
-    "signal_metric",
+    "fit_signals", "flow", "grid", "inner_loop", "load_field", "load_latents", "make_train_step", "meta_loss",
+    "metrics", "named_layers", "observe", "open_dataset", "parameter_count", "prepare", "reconstruct",
+    "rescale_latent", "save_field", "signal_metric",
 ]  # fmt: skip

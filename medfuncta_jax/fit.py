@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from medfuncta_jax.arrays import Array, as_array, check_signals, checked_coords,
 from medfuncta_jax.context import random_context
 from medfuncta_jax.field import STEP_SIZE, Field, Params, params_dtype
 from medfuncta_jax.inner_steps import Observed, Source
+from medfuncta_jax.observe import Operator, checked_measurements, measured_loss, step_ratio
 from medfuncta_jax.point_field import ChannelLoss, Targets, shares, take
 
 # Default chunk size in activation elements (signals x points x width), in float32 4 MB and 64 MB: few enough for the
@@ -41,6 +43,7 @@ def fit_latent(
     signals: Array,
     *,
     coords: Array | None = None,
+    observe: Operator | None = None,
     weights: Array | None = None,
     steps: int = 20,
     step_size: float | Array = STEP_SIZE,
@@ -60,6 +63,9 @@ def fit_latent(
       signals: floating, the scale the field was trained on ([0, 1] for all that this package trains): [B, *grid, D] on
         a grid with the field's number of axes, or [B, N, D] at explicit `coords`.
       coords: None for the grid over [-1, 1] (ends included), or [N, C] or [B, N, C], or with the axes of a grid for N.
+      observe: None, or what was measured of the signals (see `medfuncta_jax.observe`): `signals` are then measurements
+        [B, *observe.shape, D], weights and losses are theirs, and steps are scaled so that `step_size` keeps its
+        meaning. Not with `coords` or `rescale_ratio`.
       weights: None, or one weight >= 0 a point, [B, N] or [B, *grid]; 0 masks a point, whatever its value (NaN too).
         Only their ratio within a signal matters.
       steps: H >= 1.
@@ -87,14 +93,18 @@ def fit_latent(
         raise ValueError(f"rescale_ratio must be in (0, 1], got {rescale_ratio}")
     if channel_loss not in ("mean", "sum"):
         raise ValueError(f"channel_loss must be 'mean' or 'sum', got {channel_loss!r}")
-    dtype, size = params_dtype(params), field.model.latent_dim
-    signals = as_array("signals", signals)
-    points = points_of(signals, coords, coord_dims=field.coord_dims, channels=field.channels)
-    batch, count = len(signals), points.shape[-2]
-    signals = signals.reshape(batch, count, field.channels)
-    if weights is not None:
-        weights = relative_weights(weights, batch=batch, points=count)
-    check_signals(signals, weights)
+    if observe is None:
+        signals = as_array("signals", signals)
+        points = points_of(signals, coords, coord_dims=field.coord_dims, channels=field.channels)
+        signals = signals.reshape(len(signals), points.shape[-2], field.channels)
+        if weights is not None:
+            weights = relative_weights(weights, batch=len(signals), points=signals.shape[1])
+        check_signals(signals, weights)
+    else:
+        if coords is not None or rescale_ratio is not None:
+            raise ValueError("observe brings points of its own and needs all: leave out coords and rescale_ratio")
+        signals, weights = checked_measurements(observe, signals, weights, field=field)
+    dtype, size, batch = params_dtype(params), field.model.latent_dim, len(signals)
     signals = jnp.asarray(signals, dtype)
     if weights is not None:
         weights = jnp.asarray(weights, dtype)
@@ -105,16 +115,17 @@ def fit_latent(
     start = jnp.zeros((batch, size), dtype) if init is None else jnp.asarray(_latents(field, init), dtype)
     if len(start) != batch:
         raise ValueError(f"init {start.shape} must be [{batch}, {size}]")
-    points = jnp.asarray(points if points.ndim == 3 else points[None], dtype)
     key = jax.random.key(0) if key is None else key
+    given = _Given(signals, weights, jnp.asarray(step_size, dtype), start, key)
     rules = _Rules(steps, channel_loss, safeguard, rescale_ratio, _chunk(field, points_per_chunk, batch))
-    return _fit(field, rules, params, _Given(points, signals, weights, jnp.asarray(step_size, dtype), start, key))
+    if observe is not None:
+        return _fit_measured(field, rules, params, observe, given)
+    return _fit(field, rules, params, jnp.asarray(points if points.ndim == 3 else points[None], dtype), given)
 
 
 class _Given(NamedTuple):
-    """coords [1 or B, N, C], signals [B, N, D], weights [B, N] or None, step size, first latents [B, P], key."""
+    """Signals or measurements [B, N, D], weights [B, N] or None, step size, first latents [B, P], key."""
 
-    coords: jax.Array
     signals: jax.Array
     weights: jax.Array | None
     step_size: jax.Array
@@ -150,13 +161,14 @@ def _keep_better(new: _Best, best: _Best) -> _Best:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _fit(field: Field, rules: _Rules, params: Params, given: _Given) -> FitResult:
+def _fit(field: Field, rules: _Rules, params: Params, coords: jax.Array, given: _Given) -> FitResult:
+    """The fit of values at coords [1 or B, N, C]."""
     points, halves = field.points, field.split(params)
     batch, count, channels = given.signals.shape
-    every = Source(features=points.features(halves[0], given.coords))
+    every = Source(features=points.features(halves[0], coords))
     share = shares(given.weights, count, given.signals, rules.channel_loss)
-    source, observed = every, Observed(field, given.coords, given.signals, rules.points_per_chunk)
-    alike = given.weights is None and len(given.coords) == 1
+    source, observed = every, Observed(field, coords, given.signals, rules.points_per_chunk)
+    alike = given.weights is None and len(coords) == 1
     if alike and points.summarises(batch, count, channels, rules.steps):
         source = Source(summary=points.summary(every.features, Targets(given.signals, share)))
 
@@ -172,6 +184,42 @@ def _fit(field: Field, rules: _Rules, params: Params, given: _Given) -> FitResul
             gradient = gradient * subset_norm / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny)
         return gradient, losses
 
+    def losses_at(latents):
+        return observed.gradient(halves, source, latents, None, share)[2]
+
+    return _descend(direction_at, losses_at, rules, given)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _fit_measured(field: Field, rules: _Rules, params: Params, operator: Operator, given: _Given) -> FitResult:
+    """The fit of what an operator measures."""
+    chunk = rules.points_per_chunk
+    losses_at = measured_loss(
+        field, params, operator, given.signals, weights=given.weights, channel_loss=rules.channel_loss,
+        points_per_chunk=chunk, gradients=rules.steps,
+    )  # fmt: skip
+
+    def direction_at(latents, _):
+        losses, pull = jax.vjp(losses_at, latents)
+        return pull(jnp.ones_like(losses))[0], losses
+
+    step_size = given.step_size * step_ratio(field, params, operator, points_per_chunk=chunk)
+    return _descend(direction_at, losses_at, rules, given._replace(step_size=step_size))
+
+
+def _descend(
+    direction_at: Callable[[jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]],
+    losses_at: Callable[[jax.Array], jax.Array],
+    rules: _Rules,
+    given: _Given,
+) -> FitResult:
+    """The steps of a fit.
+
+    Args:
+      direction_at: of latents [B, P] and the key of a step, the direction of descent [B, P] and the losses [B].
+      losses_at: of latents, the losses alone.
+    """
+
     def plain_step(latents, key):
         gradient, losses = direction_at(latents, key)
         return latents - given.step_size * gradient, losses
@@ -186,11 +234,10 @@ def _fit(field: Field, rules: _Rules, params: Params, given: _Given) -> FitResul
     if not rules.safeguard:
         latents, losses = jax.lax.scan(plain_step, given.start, keys, length=rules.steps)
         return FitResult(latents=latents, losses=losses.T)
-    one = jnp.ones(batch, given.start.dtype)
+    one = jnp.ones(len(given.start), given.start.dtype)
     first = _Best(given.start, one * jnp.inf, jnp.zeros_like(given.start), one)
     (best, latents), losses = jax.lax.scan(guarded_step, (first, given.start), keys, rules.steps)
-    last_losses = observed.gradient(halves, source, latents, None, share)[2]
-    last = _keep_better(_Best(latents, last_losses, best.gradient, one), best)
+    last = _keep_better(_Best(latents, losses_at(latents), best.gradient, one), best)
     return FitResult(latents=last.latents, losses=losses.T)
 
 

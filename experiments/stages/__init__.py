@@ -52,8 +52,11 @@ STAGES = {
         by_labels=True, depends=("classify.", *LABELS), writes=("classification.json", "classification.md")
     ),
     "regress": Stage(by_labels=True, depends=("regress.", "data.labels"), writes=("regression.json", "regression.md")),
+    "inverse": Stage(depends=("inverse.", "evaluate.resamples"), writes=("inverse.json",)),
+    "generate": Stage(depends=("generate.",), writes=("flows", "generation.json", "generated/")),
     "report": Stage(
-        by_labels=True, beside=True, depends=("evaluate.", "curves.", "classify.", "compress.", *LABELS),
+        by_labels=True, beside=True,
+        depends=("evaluate.", "curves.", "classify.", "compress.", "inverse.", "generate.", *LABELS),
         writes=("report.html",),
     ),
     "decode": Stage(needs_data=False, beside=True, writes=("decoded/",)),

@@ -63,7 +63,7 @@ def apply(run: Run) -> Path:
         raise RunError(f"{folder} cannot be made ({error.strerror}); name another --out") from error
     write_store(replace(run, data=dataset), folder / "latents")
     split = load_latents(folder / "latents", field=directory.path)[NEW]
-    shape = decoded_shape(settings.decode, grid)
+    shape = decoded_shape(settings.decode.resolution, settings.decode.scale, grid)
     write_split(
         field, params, split, folder / "reconstructions", shape,
         count=len(split), own=settings.decode.values == "own", size=settings.fit.batch_size, stop=run.stop,

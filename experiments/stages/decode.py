@@ -49,12 +49,7 @@ class DecodeSettings:
     def __post_init__(self):
         if not self.splits:
             raise SettingsError("splits must name at least one split, e.g. ('test',)")
-        if min(self.resolution, default=1) < 1:
-            raise SettingsError(f"resolution must be at least 1 everywhere, got {self.resolution}")
-        if not self.scale > 0:
-            raise SettingsError(f"scale must be above 0, got {self.scale}")
-        if self.resolution and self.scale != 1.0:
-            raise SettingsError("resolution and scale exclude each other; give one of them")
+        check_grid(self.resolution, self.scale)
         if self.limit < 0:
             raise SettingsError(f"limit must not be negative, got {self.limit}")
 
@@ -78,12 +73,12 @@ def decode(run: Run) -> None:
     store = load_latents(directory.latents, splits=config.splits, field=directory.path)
     for name, split in store.items():
         trained = split.about["grid"]
-        shape = decoded_shape(config, trained)
+        shape = decoded_shape(config.resolution, config.scale, trained)
         said = ("" if list(shape) == list(trained) else f"-{'x'.join(map(str, shape))}") + (
             "-unit" if config.values == "unit" else ""
         )
         folder = directory.results("decode") / "decoded" / f"{name}{said}"
-        _claim(folder, {"grid": list(shape), "values": config.values, "latents": split.about})
+        claim(folder, {"grid": list(shape), "values": config.values, "latents": split.about})
         count = write_split(
             field, params, split, folder, shape,
             count=min(config.limit or len(split), len(split)), own=config.values == "own",
@@ -138,9 +133,11 @@ def write_split(
     return count
 
 
-def require_memory(shape: Sequence[int], channels: int) -> None:
+def require_memory(shape: Sequence[int], channels: int, *, group: str = "decode") -> None:
     """Refuse a grid of which one signal does not fit into the host's memory.
 
+    Args:
+      group: of the settings that ask for it, which the error names.
     Raises:
       SettingsError: says what it needs and what there is.
     """
@@ -148,34 +145,49 @@ def require_memory(shape: Sequence[int], channels: int) -> None:
     needed, free = math.prod(shape) * (12 * len(shape) + 32 * channels), host_free_bytes()
     if free is not None and needed > free:
         raise SettingsError(
-            f"decode.scale or decode.resolution: a signal of {'x'.join(map(str, shape))} takes about "
+            f"{group}.scale or {group}.resolution: a signal of {'x'.join(map(str, shape))} takes about "
             f"{needed / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are free; decode at a coarser grid"
         )
 
 
-def decoded_shape(config: DecodeSettings, trained: Sequence[int]) -> tuple[int, ...]:
+def decoded_shape(
+    resolution: tuple[int, ...], scale: float, trained: Sequence[int], *, group: str = "decode"
+) -> tuple[int, ...]:
     """The grid to decode at.
 
     Args:
-      config: `resolution`, or `scale`.
+      resolution, scale: as in `DecodeSettings`.
       trained: points along each axis of the training grid.
+      group: of the settings that ask for it, which the error names.
     Raises:
       SettingsError: another number of axes, or several points along an axis that was trained with one.
     """
-    if config.resolution and len(config.resolution) != len(trained):
-        raise SettingsError(f"decode.resolution must have {len(trained)} entries, got {config.resolution}")
-    shape = config.resolution or tuple(max(1, round(n * config.scale)) if n > 1 else 1 for n in trained)
+    if resolution and len(resolution) != len(trained):
+        raise SettingsError(f"{group}.resolution must have {len(trained)} entries, got {resolution}")
+    shape = resolution or tuple(max(1, round(n * scale)) if n > 1 else 1 for n in trained)
     for n, m in zip(trained, shape, strict=True):
         if n == 1 and m > 1:
-            raise SettingsError(f"decode.resolution must be 1 where the training grid {tuple(trained)} is, got {shape}")
+            raise SettingsError(
+                f"{group}.resolution must be 1 where the training grid {tuple(trained)} is, got {shape}"
+            )
     return shape
 
 
-def _claim(folder: Path, made_of: dict[str, Any]) -> None:
+def check_grid(resolution: tuple[int, ...], scale: float) -> None:
+    """Refuse settings of a grid that contradict themselves, whatever the grid of training."""
+    if min(resolution, default=1) < 1:
+        raise SettingsError(f"resolution must be at least 1 everywhere, got {resolution}")
+    if not scale > 0:
+        raise SettingsError(f"scale must be above 0, got {scale}")
+    if resolution and scale != 1.0:
+        raise SettingsError("resolution and scale exclude each other; give one of them")
+
+
+def claim(folder: Path, made_of: dict[str, Any], *, kind: str = "files decoded from other latents") -> None:
     """Note what the files of a folder are made of, or compare; stale parts of a killed run are removed.
 
     Raises:
-      RunError: it holds files decoded from other latents.
+      RunError: it holds files made of something else, which `kind` names.
     """
     about = folder / "about.json"
     if about.exists():
@@ -184,7 +196,7 @@ def _claim(folder: Path, made_of: dict[str, Any]) -> None:
         except ValueError:
             same = False
         if not same:
-            raise RunError(f"{folder} holds files decoded from other latents; move or remove that folder")
+            raise RunError(f"{folder} holds {kind}; move or remove that folder")
     else:
         write_json(about, made_of)
     for stale in folder.glob(".*.partial*"):

@@ -107,6 +107,8 @@ def report(run: Run) -> Path:
         _section("Compression", _compression(directory)),
         _section("Classification", _classification(directory)),
         _section("Numbers", _regression(directory)),
+        _section("Inverse problems", _inverse(directory)),
+        _section("New signals", _generation(directory)),
         _section("Settings", _settings(settings)),
         _section("Where it comes from", _provenance(settings, dataset, latents["test"], directory)),
     ]
@@ -278,6 +280,44 @@ def _regression(run: RunDirectory) -> str:
         body += f"<p>{escape(result['column'])} of {escape(result['table'])}, test split.</p>"
         body += _table(["model", "features", "R2", "mean absolute error"], rows)
     return body or _not_run("regress")
+
+
+def _inverse(run: RunDirectory) -> str:
+    path = run.results("inverse") / "inverse.json"
+    if not path.exists():
+        return _not_run("inverse")
+    result, rows, pictures = json.loads(path.read_text()), [], ""
+    for name, problem in result["problems"].items():
+        for method, of in problem["methods"].items():
+            intervals = [f"{form.format(of[what])} ({' to '.join(form.format(end) for end in of['interval'][what])})"
+                         for what, form in (("psnr", "{:.2f}"), ("ssim", "{:.3f}"))]  # fmt: skip
+            rows.append([problem["title"], method, *intervals])
+        gain, (low, high) = problem["difference"]["psnr"], problem["difference"]["interval"]["psnr"]
+        caption = f"{problem['title']}; field less {problem['beside']}: {gain:+.2f} dB ({low:+.2f} to {high:+.2f})."
+        pictures += _figure(path.parent / "figures" / f"inverse_{name}.png", caption)
+    note = f"{result['signals']} test signals; means with their 95 % intervals. {_said(result['conventions'])}"
+    table = _table(["problem", "method", "PSNR, dB", "SSIM"], rows)
+    return f'{table}<p class="soft">{escape(note)}</p>{pictures}'
+
+
+def _generation(run: RunDirectory) -> str:
+    path = run.results("generate") / "generation.json"
+    if not path.exists():
+        return _not_run("generate")
+    result = json.loads(path.read_text())
+    names = ("density", "coverage", "frechet", "nearest")
+    rows = [[kind, *(f"{of[name]:.3f}" for name in names)] for kind, of in result["scores"].items()]
+    note = f"{result['judged']} samples of each kind, {result['test_signals']} test signals. "
+    table = _table(["samples", "density", "coverage", "Frechet distance", "nearest training signal"], rows)
+    return (
+        f'{table}<p class="soft">{escape(note + _said(result["conventions"]))}</p>'
+        + _figure(path.parent / "figures" / "generated.png", "Samples, and below each its nearest training signal.")
+        + _figure(path.parent / "figures" / "interpolations.png", "From one sample to another.")
+    )
+
+
+def _said(conventions: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {text}" for name, text in conventions.items()) + "."
 
 
 def _mean_and_spread(value: Mapping[str, float | None] | None) -> str:

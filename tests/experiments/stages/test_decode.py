@@ -190,6 +190,11 @@ def test_latents_of_another_field_are_refused(tmp_path):
     assert not (tmp_path / "decoded").exists()
 
 
+def shape_of(trained, **options):
+    config = DecodeSettings(**options)
+    return decoded_shape(config.resolution, config.scale, trained)
+
+
 @pytest.mark.parametrize(
     ("options", "trained", "expected"),
     [
@@ -201,18 +206,18 @@ def test_latents_of_another_field_are_refused(tmp_path):
     ],
 )
 def test_the_grid(options, trained, expected):
-    assert decoded_shape(DecodeSettings(**options), trained) == expected
+    assert shape_of(trained, **options) == expected
 
 
 @pytest.mark.parametrize("resolution", [(5,), (5, 4, 3)])
 def test_a_grid_of_other_axes(resolution):
     with pytest.raises(SettingsError, match=r"decode\.resolution must have 2 entries"):
-        decoded_shape(DecodeSettings(resolution=resolution), (5, 4))
+        shape_of((5, 4), resolution=resolution)
 
 
 def test_an_axis_without_extent():
     with pytest.raises(SettingsError, match=r"decode\.resolution must be 1 where"):
-        decoded_shape(DecodeSettings(resolution=(2, 4)), (1, 4))
+        shape_of((1, 4), resolution=(2, 4))
 
 
 @pytest.mark.parametrize(

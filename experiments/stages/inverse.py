@@ -1,0 +1,483 @@
+"""Inverse problems: signals from measurements that are no points, by a finished field and by classical methods.
+
+Every problem has one operator for all signals (`medfuncta_jax.observe`), whose measurements of test signals are all
+that a method is given:
+
+  slices_2, slices_4  slices 2 or 4 points thick along one axis, through a Gaussian profile
+  kspace_4            a quarter of k-space: the centre, and samples that are rarer further out
+  projections_30      30 parallel-beam projections over 180 degrees (images with equal sides)
+  points_10           a tenth of the points, at random
+
+The field is fitted from a latent of zeros, as in training, and what is not measured is left to it: a descent that stops
+early stays near to what it knows. Its number of steps and the weight of total variation are those that are best on
+validation signals.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.ndimage import map_coordinates
+
+from experiments.runtime.progress import Progress, log
+from experiments.runtime.run import Run
+from experiments.runtime.run_directory import RunError, write_json
+from experiments.stages.kept_rows import KeptRows
+from medfuncta_jax import metrics, observe
+from medfuncta_jax.batched import decode_latents
+from medfuncta_jax.checkpoint import load_field
+from medfuncta_jax.coordinates import grid
+from medfuncta_jax.field import Field, Params
+from medfuncta_jax.fit import fit_latent
+from medfuncta_jax.latent_store import field_checksum
+from medfuncta_jax.point_field import ChannelLoss
+from medfuncta_jax.settings import SettingsError
+
+Name = Literal["slices_2", "slices_4", "kspace_4", "projections_30", "points_10"]
+PROBLEMS = get_args(Name)
+
+_FILE = "inverse.json"
+_PICTURED = 6
+_VALIDATION_SIGNALS = 6
+# Weights of total variation: the first one that is tried, the factor from one to the next, and how many to both sides.
+_TV_FIRST, _TV_RATIO, _TV_SIDE = 1e-3, math.sqrt(10), 5
+# Iterations end at the smaller change of images, relative to them, and are at most so many.
+_TV_CHANGE, _TV_STEPS, _TV_INNER_STEPS = 5e-4, 300, 10
+# Entries of what is computed of a matrix at once.
+_ENTRIES_AT_ONCE = 2**24
+_CONVENTIONS = {
+    "values": "clipped to [0, 1]; interval: percentile bootstrap of the mean over signals, 95 %",
+    "difference": "PSNR of the field less that of the best classical method by mean PSNR, paired, with its interval",
+    "measurements": (
+        "made of the test signals themselves, interpolated linearly between grid points where rays pass; noise is "
+        "Gaussian, in standard deviations of the measurements of the test signals"
+    ),
+    "field": "fitted to the measurements from a latent of zeros; its rays integrate the field itself",
+    "total variation": (
+        "least squares with a total-variation penalty (scikit-image's proximal step in FISTA), from the image of the "
+        "other classical method, through the very map that made the measurements, until an iteration changes images by "
+        "less than 5e-4 of their norm; with a small weight and few measurements it stays where it begins"
+    ),
+    "chosen": (
+        "number of steps and weight: best mean PSNR on validation signals; weights from 3e-6 to 0.3 are tried until "
+        "the neighbours of the best one, a factor of 3.2 away, are no better. iterations: of total variation on the "
+        "test signals, 300 at most"
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class InverseSettings:
+    """Signals from measurements that are no points (--mode=inverse), beside classical methods.
+
+    Attributes:
+      problems: "slices_2", "slices_4" (thick slices), "kspace_4" (a quarter of k-space), "projections_30", "points_10"
+        (a tenth of the points); () is all that the signals have.
+      signals: test signals used at most, evenly spaced over the split.
+      steps: numbers of steps of the fit, of which the one that is best on validation signals is taken.
+      noise: standard deviation of Gaussian noise on the measurements, in those of the measurements of test signals.
+    """
+
+    problems: tuple[Name, ...] = ()
+    signals: int = 24
+    steps: tuple[int, ...] = (20, 60, 200, 600)
+    noise: float = 0.0
+
+    def __post_init__(self):
+        if len(set(self.problems)) < len(self.problems):
+            raise SettingsError(f"problems must name each once, got {self.problems}")
+        if self.signals < 1:
+            raise SettingsError(f"signals must be at least 1, got {self.signals}")
+        if not self.steps or min(self.steps) < 1:
+            raise SettingsError(f"steps must be numbers of at least 1, got {self.steps}")
+        if not 0 <= self.noise < float("inf"):
+            raise SettingsError(f"noise must be at least 0, got {self.noise}")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One kind of measurement.
+
+    Attributes:
+      title: for people.
+      operator: of points in [-1, 1].
+      classical: name and method of what is usually done, from measurements [*shape, D] of one signal to [*grid, D].
+    """
+
+    title: str
+    operator: observe.Operator
+    classical: tuple[str, Callable[[np.ndarray], np.ndarray]]
+
+
+def inverse(run: Run) -> None:
+    """Write `inverse.json` and a picture for each problem, `figures/inverse_*.png`.
+
+    Raises:
+      CheckpointError: no trained field.
+      RunError: scikit-image is not installed, or a problem that these signals do not have was asked for.
+      Interrupted: a stop was asked for; finished problems are kept, in `inverse.problems.json`.
+    """
+    if importlib.util.find_spec("skimage") is None:
+        raise RunError("--mode=inverse needs the package scikit-image; pip install 'medfuncta_jax[inverse]'")
+    from experiments import figures  # not before, as the settings of this stage are read at every start
+
+    settings, dataset, directory = run.settings, run.dataset, run.directory
+    wanted = settings.inverse
+    possible = {name: problem_of(name, dataset.grid, seed=settings.seed) for name in wanted.problems or PROBLEMS}
+    problems = {name: problem for name, problem in possible.items() if problem is not None}
+    for name in wanted.problems:
+        if name not in problems:
+            raise RunError(
+                f"inverse.problems names {name}, which signals on a grid of {'x'.join(map(str, dataset.grid))} do not "
+                "have; leave it out"
+            )
+    field, params = load_field(directory.path)
+    chosen = {
+        name: _rows(len(dataset.splits[name]), count)
+        for name, count in (("test", wanted.signals), ("val", _VALIDATION_SIGNALS))
+    }
+    signals = {name: dataset.splits[name].signals(rows) for name, rows in chosen.items()}
+    names = [dataset.splits["test"].annotations().ids[row] for row in chosen["test"]]
+    folder = directory.results("inverse")
+    kept = KeptRows(folder / "inverse.problems.json", {
+        "field_sha256": field_checksum(directory.path),
+        "signals": [hashlib.sha256(np.ascontiguousarray(some).tobytes()).hexdigest() for some in signals.values()],
+        "settings": {
+            "steps": list(wanted.steps), "noise": wanted.noise, "seed": settings.seed,
+            "resamples": settings.evaluate.resamples,
+        },
+    })  # fmt: skip
+    summary = functools.partial(metrics.summary, resamples=settings.evaluate.resamples, seed=settings.seed)
+
+    def may_stop() -> None:
+        run.stop.check(f"finished problems are in {kept.path}")
+
+    with Progress("inverse", total=len(problems), done=len(kept.rows.keys() & problems), unit="problems") as progress:
+        for name, problem in problems.items():
+            if name in kept.rows:
+                continue
+            linear = _LinearMap(problem.operator, dataset.grid)
+            rng, exact = np.random.default_rng(settings.seed), {key: linear.forward(x) for key, x in signals.items()}
+            spread = wanted.noise * exact["test"].std()
+            measured = {key: y + (spread * rng.standard_normal(y.shape)).astype(y.dtype) for key, y in exact.items()}
+            images, said = solved(
+                problem, linear, (field, params), signals["val"], measured, steps=wanted.steps,
+                channel_loss=settings.train.channel_loss, may_stop=may_stop,
+            )  # fmt: skip
+            quality = {method: _quality(image, signals["test"]) for method, image in images.items()}
+            best = max((method for method in quality if method != "field"), key=lambda m: quality[m]["psnr"].mean())
+            gain = quality["field"]["psnr"] - quality[best]["psnr"]
+            figures.draw_methods(
+                folder / "figures" / f"inverse_{name}.png", signals["test"], images,
+                rows=_rows(len(names), _PICTURED), names=names, title=problem.title,
+            )  # fmt: skip
+            kept.add(name, {
+                "title": problem.title,
+                "measurements": math.prod(problem.operator.shape),
+                "points": math.prod(dataset.grid),
+                "methods": {method: summary(values) for method, values in quality.items()},
+                "beside": best,
+                "difference": summary({"psnr": gain}),
+                **said,
+            })  # fmt: skip
+            progress.advance(note=f"{name}: {gain.mean():+.2f} dB")
+    result = {
+        "signals": len(names),
+        "validation_signals": len(chosen["val"]),
+        "grid": list(dataset.grid),
+        "problems": {name: kept.rows[name] for name in problems},
+        "conventions": _CONVENTIONS,
+        "settings": asdict(wanted) | {"seed": settings.seed},
+    }
+    write_json(folder / _FILE, result)
+    log.info("inverse problems in %s:\n%s", folder / _FILE, as_table(result))
+
+
+def as_table(result: Mapping[str, Any]) -> str:
+    """A line a problem: PSNR and SSIM of every method, and the field's difference with its interval."""
+    lines = []
+    for problem in result["problems"].values():
+        cells = [f"{name} {of['psnr']:.2f} dB, {of['ssim']:.3f}" for name, of in problem["methods"].items()]
+        gain, (low, high) = problem["difference"]["psnr"], problem["difference"]["interval"]["psnr"]
+        lines.append(
+            f"{problem['title']}: {'; '.join(cells)}; field less {problem['beside']} {gain:+.2f} dB ({low:+.2f} to "
+            f"{high:+.2f})"
+        )
+    return "\n".join(lines)
+
+
+def problem_of(name: str, shape: tuple[int, ...], *, seed: int) -> Problem | None:
+    """A problem on signals of a grid, None where they do not have it."""
+    rng = np.random.default_rng(seed)
+    if name.startswith("slices"):
+        factor, axis = int(name.partition("_")[2]), (0 if len(shape) < 3 else 2)
+        if shape[axis] % factor:
+            return None
+        slices = observe.SliceProfile(shape, axis, factor)
+
+        def between(measured: np.ndarray) -> np.ndarray:
+            from scipy import ndimage
+
+            zoom = [float(factor) if k == axis else 1.0 for k in range(len(shape))] + [1.0]
+            return ndimage.zoom(measured, zoom, order=1, mode="nearest", grid_mode=True)
+
+        return Problem(f"Slices {factor} points thick", slices, ("linear interpolation", between))
+    if name == "kspace_4":
+        if len(shape) == 1:
+            return None
+        samples = observe.KSpace.of_mask(mask_of(shape, 4, rng))
+        return Problem("A quarter of k-space", samples, ("zero filling", functools.partial(zero_filled, samples)))
+    if name == "projections_30":
+        if len(shape) != 2 or shape[0] != shape[1]:
+            return None
+        angles = tuple(6.0 * k for k in range(30))
+        rays = observe.Projections((shape[0], shape[1]), angles, math.ceil(math.sqrt(2) * shape[0]))
+        return Problem("30 projections", rays, ("filtered backprojection", functools.partial(backprojected, rays)))
+    points = np.sort(rng.permutation(math.prod(shape))[: max(1, math.prod(shape) // 10)])
+    seen = np.isin(np.arange(math.prod(shape)), points)
+
+    def spread(measured: np.ndarray) -> np.ndarray:
+        from experiments.stages.curves import interpolated
+
+        signal = np.zeros((len(seen), measured.shape[-1]), measured.dtype)
+        signal[seen] = measured
+        return interpolated(signal.reshape(*shape, -1), seen)
+
+    return Problem(
+        "A tenth of the points", observe.Points(grid(shape)[points]),
+        ("linear interpolation" if len(shape) < 3 else "inverse distance", spread),
+    )  # fmt: skip
+
+
+def mask_of(shape: tuple[int, ...], factor: int, rng: np.random.Generator) -> np.ndarray:
+    """A mask of k-space, bool [*shape] with zero frequency first: whole lines along the last axis, as they are read
+    out, whose number is `factor` times smaller than all.
+
+    Lines nearer to the centre than a 25th of the axis are all there, others at random, with a probability that falls
+    with the square of their distance.
+    """
+    phases = np.meshgrid(*(np.fft.fftfreq(n) for n in shape[:-1]), indexing="ij")
+    distance = np.sqrt(sum(np.square(phase) for phase in phases)).ravel()
+    score = -2 * np.log(0.02 + distance) + rng.gumbel(size=len(distance))  # draws without replacement
+    score[distance <= 0.04] = np.inf
+    lines = np.zeros(len(distance), bool)
+    lines[np.argsort(-score, kind="stable")[: max(1, round(len(distance) / factor))]] = True
+    return np.broadcast_to(lines.reshape(*shape[:-1], 1), shape).copy()
+
+
+def zero_filled(operator: observe.KSpace, measured: np.ndarray) -> np.ndarray:
+    """The real signal [*grid, D] of least energy with the measured samples [2, S, D]: a sample tells that of the
+    opposite frequency, and all others are 0."""
+    size, axes = operator.size, tuple(range(len(operator.size)))
+    spectrum = np.zeros((math.prod(size), measured.shape[-1]), complex)
+    there = np.zeros((math.prod(size), 1))
+    spectrum[operator.rows], there[operator.rows] = measured[0] + 1j * measured[1], 1
+    spectrum, there = spectrum.reshape(*size, -1), there.reshape(*size, 1)
+
+    def opposite(array: np.ndarray) -> np.ndarray:
+        return np.roll(np.flip(array, axes), 1, axes)
+
+    both = (spectrum + np.conj(opposite(spectrum))) / np.maximum(there + opposite(there), 1)
+    return np.fft.ifftn(both, axes=axes, norm="ortho").real.astype(measured.dtype)
+
+
+def backprojected(operator: observe.Projections, measured: np.ndarray) -> np.ndarray:
+    """Filtered backprojection (ramp filter) [n, n, D] of projections [angles, detectors, D]."""
+    from skimage.transform import iradon
+
+    images = [
+        iradon(channel.T, theta=np.array(operator.angles), circle=False, output_size=operator.size[0])
+        for channel in np.moveaxis(measured, -1, 0)
+    ]
+    return np.stack(images, -1).astype(measured.dtype)
+
+
+def solved(
+    problem: Problem,
+    linear: _LinearMap,
+    network: tuple[Field, Params],
+    val: np.ndarray,
+    measured: Mapping[str, np.ndarray],
+    *,
+    steps: tuple[int, ...],
+    channel_loss: ChannelLoss,
+    may_stop: Callable[[], None],
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Test signals [n, *grid, D] as each method finds them, and what was chosen on validation signals.
+
+    Args:
+      linear: the problem's operator on the grid of the signals.
+      val: validation signals, [n, *grid, D].
+      measured: of "test" and "val", [n, M, D].
+      steps: numbers of steps to choose from.
+      channel_loss: of the field's training.
+    """
+    shape = (*problem.operator.shape, val.shape[-1])
+
+    def by_field(name: str, counts: tuple[int, ...]) -> list[np.ndarray]:
+        found, latents, before = [], None, 0
+        for count in counts:
+            may_stop()
+            fitted = fit_latent(
+                *network, measured[name].reshape(-1, *shape), observe=problem.operator, steps=count - before,
+                channel_loss=channel_loss, safeguard=True, init=latents,
+            )  # fmt: skip
+            latents, before = fitted.latents, count
+            found.append(decode_latents(*network, np.asarray(latents), val.shape[1:-1]).clip(0, 1))
+        return found
+
+    def psnr(images: np.ndarray) -> float:
+        return float(_quality(images, val)["psnr"].mean())
+
+    def by_total_variation(name: str, weight: float) -> tuple[np.ndarray, int]:
+        return total_variation(linear, measured[name], usual[name], weight=weight, may_stop=may_stop)
+
+    method, as_usual = problem.classical
+    usual = {name: np.stack([as_usual(one.reshape(shape)) for one in some]) for name, some in measured.items()}
+    counts = tuple(sorted(set(steps)))
+    tried = [psnr(images) for images in by_field("val", counts)]
+    chosen = int(np.argmax(tried))
+    weight, weights = best_weight(lambda weight: psnr(by_total_variation("val", weight)[0]))
+    penalised, iterations = by_total_variation("test", weight)
+    images = {
+        method: usual["test"],
+        "total variation": penalised,
+        "field": by_field("test", counts[: chosen + 1])[-1],
+    }
+    return images, {
+        "chosen": {"steps": counts[chosen], "weight": weight, "iterations": iterations},
+        "tried": {"steps": dict(zip(map(str, counts), tried, strict=True)), "weight": weights},
+    }
+
+
+def best_weight(quality: Callable[[float], float]) -> tuple[float, dict[str, float]]:
+    """The weight of the highest quality, whose neighbours are no better, and the quality of all that were tried."""
+    tried: dict[int, float] = {}
+    place, best = None, 0
+    while place != best:
+        place = best
+        for k in (place, place - 1, place + 1):
+            if k not in tried and abs(k) <= _TV_SIDE:
+                tried[k] = quality(_TV_FIRST * _TV_RATIO**k)
+        best = max(tried, key=lambda k: tried[k])
+    return _TV_FIRST * _TV_RATIO**best, {f"{_TV_FIRST * _TV_RATIO**k:.2g}": tried[k] for k in sorted(tried)}
+
+
+class _LinearMap:
+    """An operator on signals of a grid, which are interpolated linearly between grid points, and its adjoint."""
+
+    def __init__(self, operator: observe.Operator, shape: tuple[int, ...]):
+        self._operator, self._shape = operator, shape
+        coords = np.asarray(operator.coords)
+        self._places = tuple((coords[:, k] + 1) / 2 * (n - 1) for k, n in enumerate(shape))
+        self._coords = jnp.asarray(coords, jnp.float32)
+        self._on_grid = operator.grid == shape
+        # A matrix where that is small; rays pass far more places than there are pixels and measurements.
+        entries = math.prod(shape) * math.prod(operator.shape)
+        self._matrix = None if self._on_grid or entries > 2**26 else self._as_matrix()
+
+    def _values(self, signals: jax.Array) -> jax.Array:
+        """Values [n, N, D] at the operator's points of signals [n, *grid, D]."""
+        if self._on_grid:
+            return signals.reshape(len(signals), -1, signals.shape[-1])
+        read = functools.partial(map_coordinates, coordinates=self._places, order=1, mode="nearest")
+        return jax.vmap(jax.vmap(read, in_axes=-1, out_axes=-1))(signals)
+
+    def _as_matrix(self) -> np.ndarray:
+        """[M, points of the grid]: what is measured of each grid point alone, in few rows at a time."""
+        rows, count = [], math.prod(self._shape)
+        each = len(self._coords) // self._operator.groups
+        several = each * max(1, _ENTRIES_AT_ONCE // (each * count))
+        for start in range(0, len(self._coords), several):
+            part = slice(start, start + several)
+            values = np.zeros((len(self._coords[part]), count), np.float32)
+            # The 2^C corners around a place, each with its share.
+            low = [
+                np.clip(np.floor(p[part]).astype(int), 0, n - 2) for p, n in zip(self._places, self._shape, strict=True)
+            ]
+            share = [np.clip(p[part] - k, 0, 1) for p, k in zip(self._places, low, strict=True)]
+            for corner in np.ndindex(*(2,) * len(low)):
+                at = np.ravel_multi_index([k + c for k, c in zip(low, corner, strict=True)], self._shape)
+                weight = np.prod([s if c else 1 - s for s, c in zip(share, corner, strict=True)], axis=0)
+                np.add.at(values, (np.arange(len(values)), at), weight)
+            rows.append(np.asarray(self._operator(jnp.asarray(values)[None], self._coords[part]))[0])
+        return np.concatenate(rows)
+
+    def forward(self, signals: np.ndarray) -> np.ndarray:
+        """Measurements [n, M, D] of signals [n, *grid, D]."""
+        if self._matrix is not None:
+            flat = signals.reshape(len(signals), -1, signals.shape[-1])
+            return np.einsum("mp,npd->nmd", self._matrix, flat, optimize=True).astype(np.float32)
+        return np.asarray(self._forward(jnp.asarray(signals)))
+
+    def adjoint(self, measured: np.ndarray) -> np.ndarray:
+        """Signals [n, *grid, D] of measurements [n, M, D]."""
+        shape = (len(measured), *self._shape, measured.shape[-1])
+        if self._matrix is not None:
+            return np.einsum("mp,nmd->npd", self._matrix, measured, optimize=True).reshape(shape)
+        return np.asarray(self._adjoint(jnp.zeros(shape, jnp.float32), jnp.asarray(measured)))
+
+    @functools.cached_property
+    def _forward(self) -> Callable[[jax.Array], jax.Array]:
+        return jax.jit(lambda signals: self._operator(self._values(signals), self._coords))
+
+    @functools.cached_property
+    def _adjoint(self) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        return jax.jit(lambda like, measured: jax.vjp(self._forward, like)[1](measured)[0])
+
+    @functools.cached_property
+    def norm(self) -> float:
+        """The largest singular value."""
+        signal = np.random.default_rng(0).random((1, *self._shape, 1), np.float32)
+        for _ in range(30):
+            signal = self.adjoint(self.forward(signal / np.linalg.norm(signal)))
+        return math.sqrt(float(np.linalg.norm(signal)))
+
+
+def total_variation(
+    linear: _LinearMap, measured: np.ndarray, first: np.ndarray, *, weight: float, may_stop: Callable[[], None]
+) -> tuple[np.ndarray, int]:
+    """Signals [n, *grid, D] in [0, 1] that minimise |A x - y|^2 / (2 |A|^2) + weight TV(x), and FISTA's iterations.
+
+    Args:
+      linear: A, with |A| its norm.
+      measured: y, [n, M, D].
+      first: images to begin with, [n, *grid, D].
+      weight: > 0; a penalty that does not depend on the unit of the measurements.
+    """
+    from skimage.restoration import denoise_tv_chambolle
+
+    step = 1 / linear.norm**2
+    image = before = ahead = first
+    momentum, count, change = 1.0, 0, math.inf
+    while change > _TV_CHANGE and count < _TV_STEPS:
+        may_stop()
+        moved = ahead - step * linear.adjoint(linear.forward(ahead) - measured)
+        image = np.stack([
+            denoise_tv_chambolle(one, weight=weight, eps=1e-5, max_num_iter=_TV_INNER_STEPS, channel_axis=-1)
+            for one in moved
+        ]).clip(0, 1)  # fmt: skip
+        following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
+        ahead = image + (momentum - 1) / following * (image - before)
+        change = float(np.linalg.norm(image - before)) / max(float(np.linalg.norm(image)), 1e-30)
+        before, momentum, count = image, following, count + 1
+    return image, count
+
+
+def _rows(count: int, wanted: int) -> np.ndarray:
+    """At most `wanted` rows, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(int))
+
+
+def _quality(images: np.ndarray, signals: np.ndarray) -> dict[str, np.ndarray]:
+    values = metrics.signal_metrics(images.astype(np.float32), signals)
+    return {name: np.asarray(value) for name, value in values.items()}
