@@ -93,8 +93,9 @@ def make_optimizer(train: TrainSettings, field: Field) -> optax.GradientTransfor
     parts = {
         "field": optax.adamw(rate(train.learning_rate), weight_decay=train.weight_decay),
         "log_step_size": optax.adam(rate(train.step_size_learning_rate)),
-        "latents": optax.adam(rate(train.latent_learning_rate)),
     }
+    if train.method == "autodecoder":
+        parts["latents"] = optax.adam(rate(train.latent_learning_rate))
     if train.optimizer == "muon":
         parts["hidden"] = optax.contrib.muon(rate(train.muon_learning_rate), weight_decay=train.weight_decay)
     each = optax.partition(parts, labels)

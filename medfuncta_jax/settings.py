@@ -440,19 +440,36 @@ class Settings:
 
     @classmethod
     def from_saved(cls, values: Mapping[str, Any]) -> Self:
-        """From what was saved beside an artefact, whose groups of other programs are left out.
+        """From what was saved beside an artefact, by this version or 0.1.
+
+        Groups of other programs are left out, and settings that are no more where they were off.
 
         Raises:
-          SettingsError: as `from_dict`.
+          SettingsError: as `from_dict`; or an artefact of 0.1 whose method has other settings now.
         """
         known = {f.name for f in fields(cls)}
-        return cls.from_dict({name: value for name, value in values.items() if name in known})
+        return cls.from_dict({name: _without_retired(name, value) for name, value in values.items() if name in known})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values, as `from_dict` reads them; JSON can hold them."""
         values = asdict(self)
         values["data"] |= dict(values["data"].pop("options"))
         return values
+
+
+# Settings of version 0.1 that are no more, with the value at which they did nothing; None where that is any.
+_RETIRED: dict[str, dict[str, Any]] = {
+    "model": {"last_width": 0, "codebook": 0, "codebook_features": None},
+    "inner": {"context": "random"},
+    "train": {"contrastive_weight": 0.0, "contrastive_temperature": None},
+}
+
+
+def _without_retired(group: str, values: Any) -> Any:
+    retired = _RETIRED.get(group, {})
+    if not isinstance(values, Mapping):
+        return values
+    return {name: value for name, value in values.items() if name not in retired or retired[name] not in (None, value)}
 
 
 def _frozen(value: Any) -> Any:

@@ -74,3 +74,18 @@ def test_what_was_saved_by_another_program_is_read_without_it():
         Settings.from_dict(saved)
     with pytest.raises(SettingsError, match=r"unknown setting model\.widht"):
         Settings.from_saved(tree(model={"widht": 3}))
+
+
+def test_what_version_0_1_saved_is_read():
+    """Settings that are no more, at the values at which they did nothing; others are refused by name."""
+    saved = {
+        "data": {"source": "any"},
+        "model": {"layers": 4, "last_width": 0, "codebook": 0, "codebook_features": 8},
+        "inner": {"steps": 3, "context": "random"},
+        "train": {"contrastive_weight": 0.0, "contrastive_temperature": 0.1},
+    }
+    read = Settings.from_saved(saved)
+    assert (read.model.layers, read.inner.steps) == (4, 3)
+    for group, name, value in (("model", "codebook", 256), ("inner", "context", "gradient")):
+        with pytest.raises(SettingsError, match=f"unknown setting {group}.{name}"):
+            Settings.from_saved(saved | {group: saved[group] | {name: value}})

@@ -42,7 +42,7 @@ if not (run / "field.safetensors").exists():
     settings = RunSettings.from_dict(config.to_dict())
     with StopRequest() as stop:
         train(Run(RunDirectory(run, settings), stop, open_dataset(settings.data, data_dir=None)))
-settings = RunSettings.from_dict(json.loads((run / "config.json").read_text()))
+settings = RunSettings.from_saved(json.loads((run / "config.json").read_text()))
 dataset = open_dataset(settings.data, data_dir=options.data_dir or remembered_data_dir(run))
 field, params = mf.load_field(run)
 

@@ -73,7 +73,7 @@ def stored_settings(workdir: Path | str, kind: type[_S]) -> _S | None:
     file = Path(workdir).expanduser() / "config.json"
     try:
         # Settings that have come since are at their defaults, which leave a run what it was.
-        return kind.from_dict(json.loads(file.read_text()))
+        return kind.from_saved(json.loads(file.read_text()))
     except FileNotFoundError:
         return None
     except SettingsError as error:

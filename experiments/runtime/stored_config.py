@@ -24,7 +24,7 @@ def get_config(path: str) -> ConfigDict:
     """
     try:
         values = json.loads(Path(path).expanduser().read_text())
-        settings = RunSettings.from_dict(values)
+        settings = RunSettings.from_saved(values)
         options = dataclass_from_dict(source_options(settings.data.source), dict(settings.data.options), "data")
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; name the directory of a run") from error

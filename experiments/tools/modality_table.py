@@ -79,7 +79,7 @@ def make_row(name: str, row: Row, workdir: Path, data_dir: str) -> dict:
     words = [f"--config=configs/{row.config}", f"--workdir={run}", f"--data_dir={data_dir}"]
     overrides = [f"--config.{override}" for override in row.overrides]
     subprocess.run([sys.executable, "-m", "experiments.main", *words, *overrides], check=True)
-    settings = RunSettings.from_dict(json.loads((run / "config.json").read_text()))
+    settings = RunSettings.from_saved(json.loads((run / "config.json").read_text()))
     dataset = open_dataset(settings.data, data_dir=data_dir)
     evaluation = json.loads((run / "evaluation.json").read_text())
     return {
