@@ -60,12 +60,10 @@ from medfuncta_jax.sine import cosine, sine
 _TORCH = "torch"
 # Settings of the method that torch_program.py does not read.
 _NOT_IN_TORCH = {
-    "model": (
-        "last_width", "latent_grid", "codebook", "modulation_hidden", "modulate_first_layer", "modulate_scale"
-    ),
-    "inner": ("learned_step_size", "context", "first_order"),
-    "train": ("method", "selection_ratio", "latent_penalty", "latent_noise", "contrastive_weight", "channel_loss"),
-}  # fmt: skip
+    "model": ("latent_grid", "modulation_hidden", "modulate_first_layer", "modulate_scale"),
+    "inner": ("learned_step_size", "gauss_newton_damping", "first_order"),
+    "train": ("method", "optimizer", "selection_ratio", "latent_penalty", "latent_noise", "channel_loss"),
+}
 
 # `--mode=input`: seconds of a round of updates, about; and batches that are read alone, more than are read ahead.
 _ROUND_SECONDS, _BATCHES = 5.0, 64
