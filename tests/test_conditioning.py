@@ -24,7 +24,7 @@ def make_field(channels=2, **variant):
 def dense_matrix(field, params, damping, weights):
     """H from the definition: J by differentiating the whole field, phases by differentiating modulations."""
     zero = jnp.zeros((1, field.model.latent_dim))
-    jacobian = jax.jacfwd(lambda phi: field.apply(params, phi, COORDS)[0])(zero)[:, :, 0]  # [N, D, P]
+    jacobian = jax.jit(jax.jacfwd(lambda phi: field.apply(params, phi, COORDS)[0]))(zero)[:, :, 0]  # [N, D, P]
     share = weights / weights.sum() / field.channels
     matrix = 2 * jnp.einsum("n,ndp,ndq->pq", share, jacobian, jacobian)
     readers, phases = field.split(params)[1], []
@@ -36,21 +36,22 @@ def dense_matrix(field, params, damping, weights):
     return matrix + damping * sum(phases) / len(phases)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "weighted"), [(KINDS[0], False), (KINDS[1], True), (KINDS[2], False), (KINDS[3], True)]
+)
 def test_the_factor_is_that_of_the_definition(kind, weighted):
     field, params = make_field(**kind)
     weights = np.random.default_rng(0).uniform(0.1, 1, len(COORDS)) if weighted else None
-    factor = gauss_newton_factor(field, params, COORDS, damping=0.3, weights=weights)
+    factor = jax.jit(lambda params: gauss_newton_factor(field, params, COORDS, damping=0.3, weights=weights))(params)
     expected = dense_matrix(field, params, 0.3, np.ones(len(COORDS)) if weights is None else weights)
     np.testing.assert_allclose(factor @ factor.T, expected, rtol=1e-5)  # what is left is the jitter
     np.testing.assert_array_equal(factor, np.tril(factor))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS[:2])
 def test_a_conditioned_field_is_the_same_network_for_other_latents(kind):
     field, params = make_field(**kind)
-    factor = gauss_newton_factor(field, params, COORDS, damping=0.1)
+    factor = jax.jit(lambda params: gauss_newton_factor(field, params, COORDS, damping=0.1))(params)
     latents = np.random.default_rng(1).normal(size=(3, 6))
     np.testing.assert_allclose(
         field.apply(conditioned(field, params, factor), latents @ factor, COORDS),
@@ -77,7 +78,7 @@ def test_a_gradient_step_is_a_gauss_newton_step():
 
 
 def test_training_differentiates_through_the_factor():
-    """The gradient of an update is that of a plain loop of Gauss-Newton steps, by finite differences."""
+    """The gradient of an update is that of a plain loop of Gauss-Newton steps."""
     field, params = make_field(layers=3)
     settings = mf.Settings.from_dict({
         "data": {"source": "any"}, "model": vars(field.model),
@@ -91,7 +92,7 @@ def test_training_differentiates_through_the_factor():
     sample = sample._replace(latent_loss=meta_step.draw(
         training, meta_step.start(field, trainable, settings.train), signals, jax.random.key(0)
     ).latent_loss)  # fmt: skip
-    loss, gradient = meta_step.loss_and_gradient(training, trainable, sample)
+    loss, gradient = jax.jit(lambda trainable: meta_step.loss_and_gradient(training, trainable, sample))(trainable)
 
     def plain(params):
         inverse = jnp.linalg.inv(gauss_newton_factor(field, params, COORDS, damping=0.2))
@@ -105,8 +106,8 @@ def test_training_differentiates_through_the_factor():
             phi = phi - 0.5 * jax.grad(lambda phi: losses(phi).sum())(phi) @ metric
         return losses(phi).mean()
 
-    np.testing.assert_allclose(loss, plain(params), rtol=1e-10)
-    expected = jax.grad(plain)(params)
+    value, expected = jax.jit(jax.value_and_grad(plain))(params)
+    np.testing.assert_allclose(loss, value, rtol=1e-10)
     for got, want in zip(jax.tree.leaves(gradient.field), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-7, atol=1e-10)
 

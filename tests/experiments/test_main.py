@@ -104,6 +104,7 @@ def test_an_interrupted_run_saves_and_ends_as_if_left_alone(finished, tmp_path, 
         np.testing.assert_array_equal(mf.load_latents(workdir)[name].latents, mf.load_latents(finished)[name].latents)
 
 
+@pytest.mark.slow
 def test_a_stop_leaves_a_validation_which_comes_first_in_the_next_start(tmp_path):
     """Twice in one run, the second time in its last step."""
     settings = {"mode": "train", "train__steps": 10, "train__eval_every": 5, "model__layers": 6, "fit__steps": 20}
