@@ -422,6 +422,13 @@ class Settings:
     baselines: BaselineSettings = field(default_factory=BaselineSettings)
     fit: FitSettings = field(default_factory=FitSettings)
 
+    def __post_init__(self):
+        method = self.train.method
+        _require(
+            not self.inner.gauss_newton_damping or method in ("meta", "contrastive", "pyramid"),
+            f"inner.gauss_newton_damping must be 0 with train.method={method}, got {self.inner.gauss_newton_damping}",
+        )
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """From a nested mapping, `ml_collections.ConfigDict.to_dict()` or saved JSON.

@@ -89,3 +89,11 @@ def test_what_version_0_1_saved_is_read():
     for group, name, value in (("model", "codebook", 256), ("inner", "context", "gradient")):
         with pytest.raises(SettingsError, match=f"unknown setting {group}.{name}"):
             Settings.from_saved(saved | {group: saved[group] | {name: value}})
+
+
+@pytest.mark.parametrize("method", ["autodecoder", "codebook", "gradient_contexts", "patches"])
+def test_methods_of_other_steps_refuse_gauss_newton_damping(method):
+    with pytest.raises(SettingsError, match=f"gauss_newton_damping must be 0 with train.method={method}, got 0.1"):
+        Settings.from_dict(
+            {"data": {"source": "any"}, "inner": {"gauss_newton_damping": 0.1}, "train": {"method": method}}
+        )
