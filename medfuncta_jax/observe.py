@@ -483,7 +483,7 @@ def measured_loss(
             return (targets.shares * jnp.square(seen.reshape(targets.signals.shape) - targets.signals).sum(-1)).sum(-1)
 
         return losses
-    # Of the functions there is one set for all signals, so that as many more points fit into memory.
+    # One set of functions serves all signals, so that as many more points fit into memory.
     basis = _measured_basis(field, params, operator, points_per_chunk * len(measurements))
     shared: Any = basis
     known: Targets | None = targets
