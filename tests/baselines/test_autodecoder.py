@@ -20,7 +20,7 @@ def make(**train):
     train = {"method": "autodecoder", "steps": 200, "batch_size": 4, "learning_rate": 3e-3, "schedule": "constant",
              "latent_learning_rate": 1e-2, "weight_decay": 0.0, **train}  # fmt: skip
     settings = mf.Settings.from_dict({"data": {"source": "any"}, "train": train})
-    state = autodecoder.init(FIELD, settings, jax.random.key(0), signals=10, dtype=jnp.float64)
+    state = METHODS[settings.train.method].init(FIELD, settings, jax.random.key(0), signals=10, dtype=jnp.float64)
     return settings, state, jax.jit(functools.partial(autodecoder.update, meta_step.Training(FIELD, settings, (6, 6))))
 
 
