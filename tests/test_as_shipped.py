@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_what_users_run(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_", "PYTEST"))}
     file = Path(__file__).with_name("as_shipped.py")

@@ -30,6 +30,7 @@ def test_train_your_own(tmp_path, monkeypatch, capsys):
     assert psnr > 26  # the mean of the training images gives 23.5 dB
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimised")
 def test_latents_in_five_minutes(tmp_path, monkeypatch, capsys):
     """First with a training of its own, then on the run that it left, which it must not train again."""

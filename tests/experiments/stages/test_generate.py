@@ -44,6 +44,7 @@ def test_frechet_distance_of_gaussians_is_the_formula():
     assert scores.frechet_distance(a, b) == pytest.approx(scores.frechet_distance(b, a))
 
 
+@pytest.mark.slow
 def test_the_stage(finished, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)

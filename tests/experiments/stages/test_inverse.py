@@ -113,6 +113,7 @@ def test_signals_have_the_problems_of_their_grid():
     assert there[8, 8, 6] == ["slices_2", "kspace_4", "points_10"]
 
 
+@pytest.mark.slow
 def test_the_stage(finished, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)

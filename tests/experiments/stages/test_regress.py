@@ -35,6 +35,7 @@ def launch(base, *words):
     return run_module("experiments.main", f"--workdir={base / 'run'}", *words)
 
 
+@pytest.mark.slow
 def test_an_age(base):
     words = ["--mode=regress", "--config.regress.column=age", "--config.regress.table=people.csv", *FAST]
     done = launch(base, *words)

@@ -316,6 +316,7 @@ def test_real_slices_lie_the_right_way_round(tmp_path):
     assert example[5:8, 14:18, 14:18].mean() < 0.3 < 0.5 < example[14:18, 4:7, 14:18].mean()
 
 
+@pytest.mark.slow
 def test_mr_keeps_the_grid_and_the_direction_of_its_scan(tmp_path):
     """The command in a process of its own, and its file against the headers of the slices."""
     from tests.datasets.test_dicom_mr import SAGITTAL, assert_at_header_places, write_mr
