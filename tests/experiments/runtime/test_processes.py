@@ -1,7 +1,9 @@
 """Several processes are one run: the same field and store, and none is left waiting for one that is gone."""
 
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -16,11 +18,28 @@ from experiments.runtime.processes import ProcessesError, own_devices
 from tests.experiments.conftest import ROOT, command, run
 
 
+def free_port():
+    """A port that stays free until a process listens to it: not one of those that connections are given."""
+    for port in random.SystemRandom().sample(range(10_000, 32_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("localhost", port))
+            return port
+    raise AssertionError("no port is free")
+
+
+def outputs_of(processes, *, timeout):
+    """(stdout, stderr) of each, when all have ended."""
+    try:
+        return [process.communicate(timeout=timeout) for process in processes]
+    except subprocess.TimeoutExpired:
+        for process in processes:
+            process.kill()
+        pytest.fail(f"not ended after {timeout} s: {[process.communicate() for process in processes]}")
+
+
 def start(workdir, **keywords):
-    """Two processes of one run, on a port that is free."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
+    """Two processes of one run."""
+    port = free_port()
     flags = [f"--coordinator=localhost:{port}", "--processes=2"]
     return [
         subprocess.Popen(
@@ -46,7 +65,7 @@ def wait_for_checkpoint(process, workdir, after=0):
 
 def test_two_processes_make_the_field_and_the_store_of_one(finished, tmp_path):
     both = start(tmp_path / "two")
-    outputs = [process.communicate(timeout=300) for process in both]
+    outputs = outputs_of(both, timeout=300)
     assert [process.returncode for process in both] == [0, 0], outputs
     assert "results in" in outputs[0][0]
     assert "results in" not in outputs[1][0]  # the first speaks for all
@@ -114,9 +133,7 @@ print(json.dumps([jax.config.values["jax_cuda_visible_devices"], jax.local_devic
 )
 def test_jax_is_told_which_gpus_are_its_own(layout, flags, expected):
     """Two real processes in the environment of Slurm; devices of a CPU, two a process, stand in for GPUs."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     tasks = []
     for process in range(2):
         local = process if layout == "a process a GPU" else 0
@@ -132,7 +149,7 @@ def test_jax_is_told_which_gpus_are_its_own(layout, flags, expected):
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )
         )  # fmt: skip
-    outputs = [task.communicate(timeout=120) for task in tasks]
+    outputs = outputs_of(tasks, timeout=240)
     assert [task.returncode for task in tasks] == [0, 0], outputs
     # Gloo writes lines of its own.
     found = [json.loads(line) for out, _ in outputs for line in out.splitlines() if line.startswith('["')]
@@ -164,7 +181,7 @@ def test_the_loss_of_one_ends_the_other_and_one_alone_goes_on(tmp_path):
 
 def test_what_one_refuses_leaves_none_waiting(tmp_path):
     both = start(tmp_path / "two", config="configs/ecg.py", train__batch_size=8)  # without a folder of data
-    errors = [process.communicate(timeout=60)[1] for process in both]
+    errors = [error for _, error in outputs_of(both, timeout=120)]
     assert both[0].returncode == 1, errors
     assert "error: " in errors[0]
     assert both[1].returncode != 0
