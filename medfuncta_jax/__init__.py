@@ -2,20 +2,21 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from medfuncta_jax import flow, metrics, observe
+from medfuncta_jax import flow, metrics, operators
 from medfuncta_jax.batched import FittedSignals, decode_batches, decode_latents, fit_batches, fit_options, fit_signals
 from medfuncta_jax.checkpoint import load_field, save_field
-from medfuncta_jax.classify import MlpFit, fit_mlp
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets import open_dataset
 from medfuncta_jax.field import Field, field_from_layers, named_layers, parameter_count, rescale_latent
 from medfuncta_jax.fit import FitResult, fit_latent, reconstruct
 from medfuncta_jax.inner_steps import InnerLoop
 from medfuncta_jax.latent_store import LatentSplit, load_latents
+from medfuncta_jax.measurements import measure, measured_loss
 from medfuncta_jax.meta_step import make_train_step
+from medfuncta_jax.mlp_classifier import MlpFit, fit_mlp
+from medfuncta_jax.number_regression import NumberFit, fit_number_mlp, fit_ridge
 from medfuncta_jax.outer_loss import inner_loop, meta_loss
 from medfuncta_jax.prepare import PreparedSignals, prepare
-from medfuncta_jax.regress import NumberFit, fit_number_mlp, fit_ridge
 from medfuncta_jax.settings import FitSettings, ModelSettings, Settings, SettingsError
 from medfuncta_jax.signal_metric import signal_metric
 from medfuncta_jax.units import Units
@@ -29,7 +30,7 @@ __all__ = [
     "Field", "FitResult", "FitSettings", "FittedSignals", "InnerLoop", "LatentSplit", "MlpFit", "ModelSettings",
     "NumberFit", "PreparedSignals", "Settings", "SettingsError", "Units", "decode_batches", "decode_latents",
     "field_from_layers", "fit_batches", "fit_latent", "fit_mlp", "fit_number_mlp", "fit_options", "fit_ridge",
-    "fit_signals", "flow", "grid", "inner_loop", "load_field", "load_latents", "make_train_step", "meta_loss",
-    "metrics", "named_layers", "observe", "open_dataset", "parameter_count", "prepare", "reconstruct",
-    "rescale_latent", "save_field", "signal_metric",
+    "fit_signals", "flow", "grid", "inner_loop", "load_field", "load_latents", "make_train_step", "measure",
+    "measured_loss", "meta_loss", "metrics", "named_layers", "open_dataset", "operators", "parameter_count", "prepare",
+    "reconstruct", "rescale_latent", "save_field", "signal_metric",
 ]  # fmt: skip

@@ -14,7 +14,8 @@ from medfuncta_jax.arrays import Array, as_array, check_signals, checked_coords,
 from medfuncta_jax.context import random_context
 from medfuncta_jax.field import STEP_SIZE, Field, Params, params_dtype
 from medfuncta_jax.inner_steps import Observed, Source
-from medfuncta_jax.observe import Operator, checked_measurements, measured_loss, step_ratio
+from medfuncta_jax.measurements import checked_measurements, measured_loss, step_ratio
+from medfuncta_jax.operators import Operator
 from medfuncta_jax.point_field import ChannelLoss, Targets, shares, take
 
 # Default chunk size in activation elements (signals x points x width), in float32 4 MB and 64 MB: few enough for the
@@ -63,7 +64,7 @@ def fit_latent(
       signals: floating, the scale the field was trained on ([0, 1] for all that this package trains): [B, *grid, D] on
         a grid with the field's number of axes, or [B, N, D] at explicit `coords`.
       coords: None for the grid over [-1, 1] (ends included), or [N, C] or [B, N, C], or with the axes of a grid for N.
-      observe: None, or what was measured of the signals (see `medfuncta_jax.observe`): `signals` are then measurements
+      observe: None, or an operator that says what was measured (see `operators`): `signals` are then measurements
         [B, *observe.shape, D], weights and losses are theirs, and steps are scaled so that `step_size` keeps its
         meaning. Not with `coords` or `rescale_ratio`.
       weights: None, or one weight >= 0 a point, [B, N] or [B, *grid]; 0 masks a point, whatever its value (NaN too).

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 
 from medfuncta_jax.arrays import Array, as_array
-from medfuncta_jax.classify import normalisation, normalised
+from medfuncta_jax.mlp_classifier import normalisation, normalised
 
 _FREQUENCIES = 8
 _UPDATES_AT_ONCE = 100

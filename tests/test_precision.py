@@ -13,7 +13,7 @@ from jax.extend.core import jaxprs_in_params
 import medfuncta_jax as mf
 from medfuncta_jax.baselines.codebook import CodebookField
 from medfuncta_jax.baselines.contrastive import contrastive_loss
-from medfuncta_jax.classify import Mlp
+from medfuncta_jax.mlp_classifier import Mlp
 from medfuncta_jax.product import has_tensorfloat32
 from medfuncta_jax.signal_metric import _sum_of_squares
 

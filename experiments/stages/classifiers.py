@@ -13,7 +13,7 @@ import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
 from experiments.runtime.run_directory import RunError
-from medfuncta_jax.classify import fit_mlp
+from medfuncta_jax.mlp_classifier import fit_mlp
 from medfuncta_jax.settings import MlpSettings
 
 # The least side of an image that Keras's ResNet50 and EfficientNet accept.

@@ -1,6 +1,6 @@
 """Inverse problems: signals from measurements that are no points, by a finished field and by classical methods.
 
-Every problem has one operator for all signals (`medfuncta_jax.observe`), whose measurements of test signals are all
+Every problem has one operator for all signals (`medfuncta_jax.operators`), whose measurements of test signals are all
 that a method is given:
 
   slices_2, slices_4  slices 2 or 4 points thick along one axis, through a Gaussian profile
@@ -32,7 +32,7 @@ from experiments.runtime.progress import Progress, log
 from experiments.runtime.run import Run
 from experiments.runtime.run_directory import RunError, write_json
 from experiments.stages.kept_rows import KeptRows
-from medfuncta_jax import metrics, observe
+from medfuncta_jax import metrics, operators
 from medfuncta_jax.batched import decode_latents
 from medfuncta_jax.checkpoint import load_field
 from medfuncta_jax.coordinates import grid
@@ -114,7 +114,7 @@ class Problem:
     """
 
     title: str
-    operator: observe.Operator
+    operator: operators.Operator
     classical: tuple[str, Callable[[np.ndarray], np.ndarray]]
 
 
@@ -222,7 +222,7 @@ def problem_of(name: str, shape: tuple[int, ...], *, seed: int) -> Problem | Non
         factor, axis = int(name.partition("_")[2]), (0 if len(shape) < 3 else 2)
         if shape[axis] % factor:
             return None
-        slices = observe.SliceProfile(shape, axis, factor)
+        slices = operators.SliceProfile(shape, axis, factor)
 
         def between(measured: np.ndarray) -> np.ndarray:
             from scipy import ndimage
@@ -234,13 +234,13 @@ def problem_of(name: str, shape: tuple[int, ...], *, seed: int) -> Problem | Non
     if name == "kspace_4":
         if len(shape) == 1:
             return None
-        samples = observe.KSpace.of_mask(mask_of(shape, 4, rng))
+        samples = operators.KSpace.of_mask(mask_of(shape, 4, rng))
         return Problem("A quarter of k-space", samples, ("zero filling", functools.partial(zero_filled, samples)))
     if name == "projections_30":
         if len(shape) != 2 or shape[0] != shape[1]:
             return None
         angles = tuple(6.0 * k for k in range(30))
-        rays = observe.Projections((shape[0], shape[1]), angles, math.ceil(math.sqrt(2) * shape[0]))
+        rays = operators.Projections((shape[0], shape[1]), angles, math.ceil(math.sqrt(2) * shape[0]))
         return Problem("30 projections", rays, ("filtered backprojection", functools.partial(backprojected, rays)))
     points = np.sort(rng.permutation(math.prod(shape))[: max(1, math.prod(shape) // 10)])
     seen = np.isin(np.arange(math.prod(shape)), points)
@@ -253,7 +253,7 @@ def problem_of(name: str, shape: tuple[int, ...], *, seed: int) -> Problem | Non
         return interpolated(signal.reshape(*shape, -1), seen)
 
     return Problem(
-        "A tenth of the points", observe.Points(grid(shape)[points]),
+        "A tenth of the points", operators.Points(grid(shape)[points]),
         ("linear interpolation" if len(shape) < 3 else "inverse distance", spread),
     )  # fmt: skip
 
@@ -274,7 +274,7 @@ def mask_of(shape: tuple[int, ...], factor: int, rng: np.random.Generator) -> np
     return np.broadcast_to(lines.reshape(*shape[:-1], 1), shape).copy()
 
 
-def zero_filled(operator: observe.KSpace, measured: np.ndarray) -> np.ndarray:
+def zero_filled(operator: operators.KSpace, measured: np.ndarray) -> np.ndarray:
     """The real signal [*grid, D] of least energy with the measured samples [2, S, D]: a sample tells that of the
     opposite frequency, and all others are 0."""
     size, axes = operator.size, tuple(range(len(operator.size)))
@@ -290,7 +290,7 @@ def zero_filled(operator: observe.KSpace, measured: np.ndarray) -> np.ndarray:
     return np.fft.ifftn(both, axes=axes, norm="ortho").real.astype(measured.dtype)
 
 
-def backprojected(operator: observe.Projections, measured: np.ndarray) -> np.ndarray:
+def backprojected(operator: operators.Projections, measured: np.ndarray) -> np.ndarray:
     """Filtered backprojection (ramp filter) [n, n, D] of projections [angles, detectors, D]."""
     from skimage.transform import iradon
 
@@ -375,7 +375,7 @@ def best_weight(quality: Callable[[float], float]) -> tuple[float, dict[str, flo
 class _LinearMap:
     """An operator on signals of a grid, which are interpolated linearly between grid points, and its adjoint."""
 
-    def __init__(self, operator: observe.Operator, shape: tuple[int, ...]):
+    def __init__(self, operator: operators.Operator, shape: tuple[int, ...]):
         self._operator, self._shape = operator, shape
         coords = np.asarray(operator.coords)
         self._places = tuple((coords[:, k] + 1) / 2 * (n - 1) for k, n in enumerate(shape))

@@ -29,7 +29,7 @@ from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.datasets import Dataset
 from medfuncta_jax.datasets.dataset import SPLITS
 from medfuncta_jax.datasets.label_table import read_numbers
-from medfuncta_jax.regress import NumberFit, fit_number_mlp, fit_ridge
+from medfuncta_jax.number_regression import NumberFit, fit_number_mlp, fit_ridge
 from medfuncta_jax.settings import MlpSettings, SettingsError
 
 JSON_FILE, TABLE_FILE, ROWS_FILE = "regression.json", "regression.md", "regression.rows.json"

@@ -92,7 +92,7 @@ def test_all_of_k_space_is_the_signal_and_half_of_it_too():
     half = np.zeros((12, 9), bool)
     half[:7] = True  # the opposite frequencies tell the rest
     for mask in (np.ones((12, 9), bool), half):
-        operator = inverse.observe.KSpace.of_mask(mask)
+        operator = inverse.operators.KSpace.of_mask(mask)
         measured = np.asarray(operator(signal.reshape(1, -1, 2), None)).reshape(2, -1, 2)
         np.testing.assert_allclose(inverse.zero_filled(operator, measured), signal, atol=1e-6)
 

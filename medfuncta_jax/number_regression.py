@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medfuncta_jax.arrays import Array
-from medfuncta_jax.classify import Mlp, normalisation, normalised, one_epoch, optimiser_of, outputs_of
+from medfuncta_jax.mlp_classifier import Mlp, normalisation, normalised, one_epoch, optimiser_of, outputs_of
 from medfuncta_jax.settings import MlpSettings
 
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from medfuncta_jax.regress import fit_number_mlp, fit_ridge
+from medfuncta_jax.number_regression import fit_number_mlp, fit_ridge
 from medfuncta_jax.settings import MlpSettings
 
 

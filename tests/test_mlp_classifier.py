@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import medfuncta_jax as mf
-from medfuncta_jax.classify import Mlp
+from medfuncta_jax.mlp_classifier import Mlp
 from medfuncta_jax.settings import MlpSettings
 
 SMALL = MlpSettings(hidden=(32, 16), epochs=60, batch_size=32, learning_rate=1e-2)

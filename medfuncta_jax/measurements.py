@@ -1,0 +1,211 @@
+"""Measurements of fields by an operator, and the loss of latents against them.
+
+The memory that a network of width L needs at N points is L times that of the values. Points are therefore evaluated in
+chunks, again on the way back, so that only values of all points are in memory; of an operator whose measurements come
+in independent groups (`Operator.groups`) not even these.
+
+A field with one modulated layer is a sum of functions of the point (`basis.BasisField`), and a linear operator of such
+a sum is the sum of measured functions. These are computed once, and every step then costs as much as with points.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medfuncta_jax.arrays import Array, as_array, checked_coords, on_host, relative_weights
+from medfuncta_jax.basis import Basis, BasisField
+from medfuncta_jax.coordinates import grid
+from medfuncta_jax.field import Field, Params, params_dtype
+from medfuncta_jax.operators import Operator, Points
+from medfuncta_jax.point_field import ChannelLoss, Targets, shares
+
+# Points of the grid, and steps of the power iteration, that steepness is measured with.
+_REFERENCE_POINTS, _POWER_STEPS = 1024, 24
+
+
+def measure(
+    field: Field, params: Params, latents: Array, operator: Operator, *, points_per_chunk: int | None = None
+) -> jax.Array:
+    """What an operator measures of the fields of latents; differentiable.
+
+    Args:
+      field, params: the shared network.
+      latents: [B, P].
+      operator: of points with the field's number of coordinates.
+      points_per_chunk: as in `fit_latent`; None takes all points at once.
+    Returns:
+      [B, *operator.shape, D].
+    """
+    points, (point_params, readers) = field.points, field.split(params)
+    dtype = params_dtype(params)
+    modulations = field.modulations(readers, jnp.asarray(latents, dtype))
+
+    def values(coords: jax.Array) -> jax.Array:
+        return points.values(point_params, modulations, points.features(point_params, coords[None]))
+
+    measured = _in_chunks(operator, values, jnp.asarray(operator.coords, dtype), points_per_chunk or 0)
+    return measured.reshape(len(latents), *operator.shape, field.channels)
+
+
+def _in_chunks(operator: Operator, values: Callable[[jax.Array], jax.Array], coords: jax.Array, size: int) -> jax.Array:
+    """Measurements [B, M, D] of `values`, a function from coords [n, C] to [B, n, D], of which at most about `size`
+    points (0: all) are evaluated at once."""
+    count, groups = len(coords), operator.groups
+    if not 0 < size < count:
+        return operator(values(coords), coords)
+    each = count // groups
+
+    def parts(coords: jax.Array) -> jax.Array:
+        return _mapped(values, coords, len(coords) // _divisor(len(coords), size) if each > size else 1)
+
+    together = _divisor(groups, max(1, size // each))
+    return _mapped(lambda coords: operator(parts(coords), coords), coords, groups // together)
+
+
+def _mapped(function: Callable[[jax.Array], jax.Array], coords: jax.Array, pieces: int) -> jax.Array:
+    """[B, n, ...] of coords in equal pieces, one after the other; on the way back each is computed again."""
+    if pieces == 1:
+        return function(coords)
+    found = jax.lax.map(jax.checkpoint(function), coords.reshape(pieces, -1, coords.shape[-1]))
+    found = jnp.moveaxis(found, 0, 1)
+    return found.reshape(found.shape[0], -1, *found.shape[3:])
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor of a number that is at most `most`."""
+    return max(k for k in range(1, min(number, most) + 1) if number % k == 0)
+
+
+def measured_loss(
+    field: Field,
+    params: Params,
+    operator: Operator,
+    measurements: jax.Array,
+    *,
+    weights: jax.Array | None = None,
+    channel_loss: ChannelLoss = "mean",
+    points_per_chunk: int = 0,
+    gradients: int = 20,
+) -> Callable[[jax.Array], jax.Array]:
+    """The loss of measurements as a function from latents [B, P] to one number a signal, [B]; differentiable.
+
+    It is the squared difference of measurements, averaged over them by their weights, in squared units of the
+    measurements. What does not depend on latents is computed here, once.
+
+    Args:
+      field, params, operator: see `measure`.
+      measurements: [B, M, D].
+      weights: None, or [B, M] >= 0, of which only the ratio within a signal matters: the inverse variance of the noise.
+      channel_loss: "mean" or "sum" over channels.
+      points_per_chunk: points of a signal in memory at once; 0 for all.
+      gradients: about how many will be taken, which decides whether normal equations pay.
+    """
+    points, (point_params, readers) = field.points, field.split(params)
+    count = measurements.shape[1]
+    targets = Targets(measurements, shares(weights, count, measurements, channel_loss))
+    if not (isinstance(points, BasisField) and operator.linear):
+
+        def losses(latents: jax.Array) -> jax.Array:
+            seen = measure(field, params, latents, operator, points_per_chunk=points_per_chunk)
+            return (targets.shares * jnp.square(seen.reshape(targets.signals.shape) - targets.signals).sum(-1)).sum(-1)
+
+        return losses
+    # One set of functions serves all signals, so that as many more points fit into memory.
+    basis = _measured_basis(field, params, operator, points_per_chunk * len(measurements))
+    shared: Any = basis
+    known: Targets | None = targets
+    if weights is None and points.summarises(len(measurements), count, field.channels, gradients):
+        shared, known = points.summary(basis, targets), None
+    return lambda latents: points.losses(point_params, field.modulations(readers, latents), shared, known)
+
+
+def _measured_basis(field: Field, params: Params, operator: Operator, size: int) -> Basis:
+    """What a linear operator measures of the functions that a field with one modulated layer is a sum of."""
+    points, point_params = field.points, field.split(params)[0]
+
+    def functions(coords: jax.Array) -> jax.Array:
+        basis: Any = points.features(point_params, coords[None])
+        return jnp.concatenate([basis.constant, basis.functions], -1)
+
+    measured = _in_chunks(operator, functions, jnp.asarray(operator.coords, params_dtype(params)), size)
+    return Basis(measured[..., : field.channels], measured[..., field.channels :])
+
+
+def step_ratio(field: Field, params: Params, operator: Operator, *, points_per_chunk: int = 0) -> jax.Array:
+    """The factor of a step size that makes a step on `measured_loss` as bold as one on values at points.
+
+    The largest curvature of the mean squared error of values on a grid, divided by that of the loss of measurements, in
+    the latent around zero, where both are taken without weights. So a step size that suits the field suits every
+    operator, whatever the unit of its measurements; power iteration finds both. Below 1 where measurements add up.
+    """
+    side = max(2, round(_REFERENCE_POINTS ** (1 / field.coord_dims)))
+    reference = Points(grid((side,) * field.coord_dims))
+    below = steepness(field, params, operator, points_per_chunk=points_per_chunk)
+    above = steepness(field, params, reference, points_per_chunk=points_per_chunk)
+    return jnp.where(below > 0, above / jnp.where(below > 0, below, 1), 1)
+
+
+def steepness(field: Field, params: Params, operator: Operator, *, points_per_chunk: int = 0) -> jax.Array:
+    """The largest eigenvalue of J^T J / M, J the derivative of the M measurements in the latent, around zero.
+
+    Descent on `measured_loss` with a step size beyond the inverse of this oscillates.
+    """
+    latent = jnp.zeros(field.model.latent_dim, params_dtype(params))
+    points, (point_params, readers) = field.points, field.split(params)
+    shared = isinstance(points, BasisField) and operator.linear
+    basis = _measured_basis(field, params, operator, points_per_chunk) if shared else None
+
+    def seen(latent: jax.Array) -> jax.Array:
+        if shared:
+            return points.values(point_params, field.modulations(readers, latent[None]), basis)[0]
+        return measure(field, params, latent[None], operator, points_per_chunk=points_per_chunk)[0]
+
+    push = functools.partial(jax.jvp, seen, (latent,))
+    _, pull = jax.vjp(seen, latent)
+
+    def step(carry: Any, _: Any) -> Any:
+        vector = pull(push((carry[0],))[1])[0]
+        size = jnp.linalg.norm(vector)
+        return (vector / jnp.where(size > 0, size, 1), size), None
+
+    start = jax.random.normal(jax.random.key(0), latent.shape, latent.dtype)
+    first = (start / jnp.linalg.norm(start), jnp.zeros((), latent.dtype))
+    (_, size), _ = jax.lax.scan(step, first, length=_POWER_STEPS)
+    return size / math.prod(operator.shape)
+
+
+def checked_measurements(operator: Operator, measurements: Any, weights: Any, *, field: Field) -> tuple[Array, Any]:
+    """Measurements [B, M, D] and weights [B, M] or None.
+
+    Raises:
+      ValueError: they do not belong to the operator, or the operator not to the field; values that are not finite, or
+        weights as `fit_latent` refuses them.
+    """
+    if not isinstance(operator, Operator):
+        raise ValueError(f"observe must be an operator of medfuncta_jax.operators, got {type(operator).__name__}")
+    checked_coords(operator.coords, coord_dims=field.coord_dims)
+    measurements = as_array("signals", measurements)
+    shape = (*operator.shape, field.channels)
+    if not jnp.issubdtype(measurements.dtype, jnp.floating):
+        raise ValueError(f"signals must be floating measurements, got {measurements.dtype}; a k-space is [2, S] reals")
+    if measurements.shape[1:] != shape or not len(measurements):
+        raise ValueError(
+            f"signals {measurements.shape} must be [B, {', '.join(map(str, shape))}], the measurements of "
+            f"{type(operator).__name__} for a field of {field.channels} channel(s)"
+        )
+    measurements = measurements.reshape(len(measurements), -1, field.channels)
+    if weights is not None:
+        weights = relative_weights(weights, batch=len(measurements), points=measurements.shape[1])
+    seen, shown = on_host(measurements), None if weights is None else on_host(weights)
+    if seen is not None and (weights is None or shown is not None):
+        bad = ~np.isfinite(seen if shown is None else np.where(shown[..., None] > 0, seen, 0)).all((1, 2))
+        if bad.any():
+            raise ValueError(f"signal {bad.argmax()} holds measurements that are not finite; give those a weight of 0")
+    return measurements, weights
