@@ -7,7 +7,7 @@ Every cell is first measured alone (seconds and memory of an update): one that d
 with --seconds the steps of a cell are what it makes in that time. Then its seeds are trained, fitted and evaluated, in
 WORKDIR/CELL/seed-S. A cell that fails is listed and ends nothing. The same command goes on where it was, also after
 Ctrl-C or SIGTERM (exit code 75); the shards of a job array share one WORKDIR. Writes table.json, table.md, table.png,
-and, for methods, components and options, learning.png.
+and, for methods, components, options and improvements, learning.png.
 """
 
 from __future__ import annotations

@@ -35,6 +35,18 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "no_residual": {"model.residual": False},
     "pyramid": {"train.method": "pyramid", "model.residual": False, "baselines.last_width": {"paper": 64, "cpu": 16}},
 }
+# Faster optimisers, for the deep field and for the recipe of one modulated layer.
+_MUON = {"train.optimizer": "muon"}
+_GAUSS_NEWTON = {"inner.gauss_newton_damping": 0.03, "train.learning_rate": 3e-4}
+_IMPROVEMENTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "deep": (_OURS, {}),
+    "deep_muon": (_OURS, _MUON),
+    "deep_step_sizes": (_OURS, {"inner.learned_step_size": "per_latent"}),
+    "one_layer": ("baselines.one_layer", {}),
+    "one_layer_muon": ("baselines.one_layer", _MUON),
+    "one_layer_gauss_newton": ("baselines.one_layer", _GAUSS_NEWTON),
+    "one_layer_both": ("baselines.one_layer", {**_MUON, **_GAUSS_NEWTON}),
+}
 _ONE_LABEL = {"data.flag": {"paper": "pneumoniamnist"}}  # which the contrastive loss needs; the cpu presets have it
 
 Values = Mapping[str, Any]
@@ -79,6 +91,7 @@ TABLES = {
     "methods": Table({"method": _both(*METHODS)}, lambda values: (f"baselines.{values['method']}", {})),
     "components": Table({"component": _both(*COMPONENTS)}, _component),
     "options": Table({"option": _both(*_OPTIONS)}, _option),
+    "improvements": Table({"improvement": _both(*_IMPROVEMENTS)}, lambda values: _IMPROVEMENTS[values["improvement"]]),
     "selection_ratio": Table(
         {"selection_ratio": _both(0.1, 0.25, 0.5, 0.75, 1.0)},
         lambda values: (_OURS, {"inner.selection_ratio": values["selection_ratio"], "train.batch_size": _HALF_BATCH}),

@@ -25,14 +25,16 @@ _PUBLISHED: dict[str, dict[Any, float]] = {
     "selection_ratio": {0.1: 34.33, 0.25: 35.62, 0.5: 36.22, 0.75: 36.53, 1.0: 36.60},
 }  # fmt: skip
 
-_RANKED = ("methods", "components", "options")  # by one axis of names
+_RANKED = ("methods", "components", "options", "improvements")  # by one axis of names
 _TITLES = {
     "functa": "Functa", "coinpp": "COIN++", "spatial_functa": "Spatial Functa", "coinpp_patched": "COIN++, patches",
     "first_order_maml": "first-order MAML", "autodecoder": "auto-decoder", "medfuncta": "MedFuncta",
     "baseline": "constant omega", "omega_schedule": "+ omega schedule", "cosine": "+ cosine", "all": "+ all",
     "reduced_context": "+ reduced context", "none": "MedFuncta", "gradient_context": "context by gradients",
     "contrastive": "contrastive loss", "codebook": "codebook", "no_residual": "no residual connections",
-    "pyramid": "pyramid of widths",
+    "pyramid": "pyramid of widths", "deep": "MedFuncta", "deep_muon": "+ Muon",
+    "deep_step_sizes": "+ learned step sizes", "one_layer_muon": "one layer + Muon",
+    "one_layer_gauss_newton": "one layer + Gauss-Newton", "one_layer_both": "one layer + both",
 }  # fmt: skip
 
 
