@@ -119,7 +119,8 @@ import json, jax
 from experiments.runtime import processes
 processes.join(True, {flags})
 jax.config.update("jax_platforms", "cpu")
-print(json.dumps([jax.config.values["jax_cuda_visible_devices"], jax.local_device_count(), processes.devices()]))
+found = [jax.config.values["jax_cuda_visible_devices"], jax.local_device_count(), processes.devices()]
+json.dump(found, open({path!r}, "w"))
 """
 
 
@@ -131,7 +132,7 @@ print(json.dumps([jax.config.values["jax_cuda_visible_devices"], jax.local_devic
         ("a process a node", "'localhost:{port}', 2, {process}", ["all", "all"]),
     ],
 )
-def test_jax_is_told_which_gpus_are_its_own(layout, flags, expected):
+def test_jax_is_told_which_gpus_are_its_own(layout, flags, expected, tmp_path):
     """Two real processes in the environment of Slurm; devices of a CPU, two a process, stand in for GPUs."""
     port = free_port()
     tasks = []
@@ -142,7 +143,7 @@ def test_jax_is_told_which_gpus_are_its_own(layout, flags, expected):
             "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "SLURM_PROCID": str(process),
             "JAX_COORDINATOR_PORT": str(port), "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         }  # fmt: skip
-        code = JOIN.format(flags=flags.format(port=port, process=process))
+        code = JOIN.format(flags=flags.format(port=port, process=process), path=str(tmp_path / str(process)))
         tasks.append(
             subprocess.Popen(
                 [sys.executable, "-c", code], cwd=ROOT, env=os.environ | own,
@@ -151,8 +152,7 @@ def test_jax_is_told_which_gpus_are_its_own(layout, flags, expected):
         )  # fmt: skip
     outputs = outputs_of(tasks, timeout=240)
     assert [task.returncode for task in tasks] == [0, 0], outputs
-    # Gloo writes lines of its own.
-    found = [json.loads(line) for out, _ in outputs for line in out.splitlines() if line.startswith('["')]
+    found = [json.loads((tmp_path / str(process)).read_text()) for process in range(2)]
     assert found == [[each, 2, "4 cpu device(s) of 2 processes on 1 node(s)"] for each in expected]
 
 
