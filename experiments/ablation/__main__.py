@@ -37,7 +37,7 @@ log = logging.getLogger("medfuncta")
 
 
 def define_flags() -> None:
-    """The command's flags; not at import, so that tests may import this beside other commands."""
+    """Define the command's flags, not at import, so that tests can import this module beside other commands."""
     flags.DEFINE_enum("table", None, list(TABLES), "What to compare.", required=True)
     flags.DEFINE_enum(
         "preset", "cpu", ["paper", "cpu", "cpu_1d"], "Sizes and data: the paper's, or for two cores (1D: ECG)."
