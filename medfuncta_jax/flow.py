@@ -61,11 +61,11 @@ class FlowTraining:
     """Settings of the network and its training; hashable.
 
     Attributes:
-      width, blocks: of `Velocity`.
+      width, blocks: size of `Velocity`.
       steps: updates in all.
       batch_size: latents an update, drawn with replacement.
       learning_rate: peak rate of Adam, with a short warm-up and a cosine to 0.
-      decay: of the moving average of the weights, in [0, 1).
+      decay: decay of the moving average of the weights, in [0, 1).
     """
 
     width: int = 512

@@ -39,7 +39,7 @@ def measure(
     Args:
       field, params: the shared network.
       latents: [B, P].
-      operator: of points with the field's number of coordinates.
+      operator: an operator on points with the field's number of coordinates.
       points_per_chunk: as in `fit_latent`; None takes all points at once.
     Returns:
       [B, *operator.shape, D].

@@ -108,7 +108,7 @@ def summary(values: Mapping[str, Array], *, resamples: int, seed: int) -> dict[s
     Args:
       values: name to [n] figures of the same n >= 1 signals.
       resamples: draws, at least 1.
-      seed: of the draws; the same values and seed give the same interval.
+      seed: seed of the draws; the same values and seed give the same interval.
     Returns:
       {name: mean, ..., "std": {name: population standard deviation}, "interval": {name: [low, high]}}, Python floats;
       a single signal's interval is its own value.

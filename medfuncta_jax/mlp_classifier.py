@@ -42,7 +42,7 @@ class MlpFit(NamedTuple):
 
     Attributes:
       module: the network; `module.apply({"params": params}, ...)` gives logits.
-      params: of the best epoch.
+      params: parameters of the best epoch.
       shift, scale: [P]; the network sees (features - shift) / scale.
       multi_label: whether outputs are one sigmoid a label instead of a softmax over classes.
       epoch: the best epoch, counted from 1; the first of equal ones.
@@ -85,7 +85,7 @@ def fit_mlp(
       normalise: "none", "scale" (all features divided by one number, their standard deviation) or "standardise" (each
         feature minus its mean, divided by its own deviation). Unscaled latents are small numbers, on which an MLP
         learns slowly.
-      settings: of the MLP and its training. No signal is dropped: the last batch of an epoch is a smaller one.
+      settings: settings of the MLP and its training. No signal is dropped: the last batch of an epoch is a smaller one.
       after_epoch: called with the validation accuracy of every epoch.
     Raises:
       ValueError: arrays that do not belong together.

@@ -78,7 +78,7 @@ def fit_number_mlp(
       features, val_features: floating, [n, P] and [m, P].
       numbers, val_numbers: [n] and [m].
       key: PRNG key for the initialisation, the order of the signals and dropout.
-      settings: of the MLP and its training.
+      settings: settings of the MLP and its training.
       after_epoch: called with the mean squared error on validation, of standardised numbers.
     Raises:
       ValueError: arrays that do not belong together.

@@ -15,9 +15,9 @@ class Units:
 
     Attributes:
       offset, scale: one a channel, or one for all channels: value = offset + scale * signal.
-      unit: of the values, such as "HU" or "mV"; "" for stored numbers without one.
-      dtype: of the samples as the file stores them, a name of numpy; "" where that is not known or the file is text.
-      slope, intercept: of the file: value = slope * stored sample + intercept.
+      unit: unit of the values, such as "HU" or "mV"; "" for stored numbers without one.
+      dtype: stored type of the file's samples, a name of numpy; "" if it is unknown or the file is text.
+      slope, intercept: rescaling in the file: value = slope * stored sample + intercept.
       clipped: the part of the file's values outside the range that became [0, 1], in [0, 1].
       shared: what shares this scale: "" nothing else, "channels" all channels of the signal, "signals" all signals.
       time: (first, step) of a series: sample k of the grid is at first + step * k; () for a series without times.

@@ -107,7 +107,7 @@ class Usual:
       psnr: lower limit of most held-out signals, dB.
       distance: upper limit of the distance of most latents from the mean of training, in standard deviations (root mean
         square of entries).
-      mean, spread: of training latents, [P].
+      mean, spread: statistics of training latents, [P].
       said: the origin of these statistics, in words.
     """
 

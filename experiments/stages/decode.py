@@ -137,7 +137,7 @@ def require_memory(shape: Sequence[int], channels: int, *, group: str = "decode"
     """Refuse a grid if one signal on it does not fit into the host's memory.
 
     Args:
-      group: of the settings that ask for it, which the error names.
+      group: the group of settings that the error names.
     Raises:
       SettingsError: names the needed and the free memory.
     """
@@ -158,7 +158,7 @@ def decoded_shape(
     Args:
       resolution, scale: as in `DecodeSettings`.
       trained: points along each axis of the training grid.
-      group: of the settings that ask for it, which the error names.
+      group: the group of settings that the error names.
     Raises:
       SettingsError: another number of axes, or several points along an axis that was trained with one.
     """

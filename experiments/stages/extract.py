@@ -45,7 +45,7 @@ class ExtractSettings:
       signals_per_file: maximum number of latents in a file.
       shard, shards: this job is number `shard` (from 0) of `shards`, and fits every file whose number over all splits
         leaves `shard` when divided by `shards`. The files are the same for any number of jobs.
-      dtype: of the stored latents; "float16" halves the files, and the stored PSNR is that of the rounded latent.
+      dtype: type of the stored latents; "float16" halves the files, and the stored PSNR is that of the rounded latent.
     """
 
     splits: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")

@@ -139,7 +139,7 @@ def finer_plan(data: DataSettings, scale: int, *, data_dir: str | None = None) -
     `coordinates.inner_samples`. Nothing is downloaded, and nothing prepared.
 
     Args:
-      data: of the run.
+      data: the data settings of the run.
       scale: at least 1.
       data_dir: where the source's own files are.
     Raises:
@@ -160,9 +160,9 @@ def new_plan(data: DataSettings, path: Path | str, *, grid: Sequence[int], chann
     """New signals, to be resampled and scaled as those of a run, all in the one split "new".
 
     Args:
-      data: of the run.
+      data: the data settings of the run.
       path: a file, or a folder of files, filtered by the source's options.
-      grid, channels: of the run.
+      grid, channels: those of the run.
     Raises:
       SettingsError: options that are not the source's.
       DataError: no such file, none that the source reads, or signals of another grid or number of channels.

@@ -70,7 +70,7 @@ class Options:
       size: voxels along each side, 32, 64, 128 or 256; one voxel is 256 / size millimetres wide.
       quantile_low, quantile_high: quantiles of a volume's intensities that are scaled to 0 and 1.
       nan: replacement of NaN voxels, such as 0; "" refuses a volume with NaN.
-      seed: of the split.
+      seed: seed of the split.
       test_fraction: fraction of the patients.
       val_fraction: fraction of the patients, drawn from those not used for testing; the test split does not depend on
         it.
@@ -182,7 +182,7 @@ def preprocess(volume: Volume, options: Options, *, name: str) -> Volume:
     Args:
       volume: intensities, RAS+.
       options: size and quantiles.
-      name: of the file, for the message.
+      name: the file's name, for the message.
     Returns:
       float32 [size, size, size] in [0, 1], 0 outside the input, and the affine of the new grid.
     Raises:

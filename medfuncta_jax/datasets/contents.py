@@ -110,7 +110,7 @@ def unreadable(path: Path, error: BaseException, kind: str, reads: str, own: tup
     """The error for a refused file, by its content and by the type of a library's exception, not by its message.
 
     Args:
-      path: of the file.
+      path: the file.
       error: the exception that was raised; a `DataError` is returned as it is.
       kind: the expected kind of file, such as "image".
       reads: the formats that are read, such as "PNG, JPEG and TIFF".

@@ -121,9 +121,9 @@ class Plan:
     """A dataset without its signals. A plan is cheap to make, so it shows whether prepared data is still valid.
 
     Attributes:
-      name: of the source.
+      name: the source's name.
       grid, channels, classes, task, about: as in `Dataset`. `about` must determine every prepared byte.
-      dtype: of the stored signals.
+      dtype: type of the stored signals.
       splits: "train", "val" and "test"; or "new" alone, of signals that a finished field is applied to.
       affines: whether every example has one.
       gathered: whether the signals are a user's own files; equal ones are then kept only once. A published set is not

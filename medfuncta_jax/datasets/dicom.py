@@ -60,7 +60,7 @@ def read_scan(folder: Path, kind: Kind, series: str = "") -> Scan:
     many slices, the first UID in sorted order is taken.
 
     Args:
-      folder: of the patient.
+      folder: the patient's folder.
       kind: `CT` or `MR`.
       series: text that the description of the series must contain, in any case.
     Raises:

@@ -87,15 +87,15 @@ class Slice:
     """A header: where a slice lies (millimetres, LPS as in DICOM) and what its stored values mean.
 
     Attributes:
-      path, series, patient: of the file.
+      path, series, patient: the file, its series' UID and its patient.
       position: [3], the centre of the first pixel.
       orientation: [6], unit vectors along a row and along a column.
       spacing: [2], from row to row and from column to column.
       shape: rows, columns.
       rescale: slope, intercept.
       ignored: fields that are set but ignored.
-      kind: of the slice.
-      description: of the series, for people.
+      kind: the kind of the slice.
+      description: the series' description, for people.
       stack: key that separates slices of one series that form no common volume; "" for CT.
     """
 

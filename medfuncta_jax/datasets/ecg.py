@@ -44,9 +44,9 @@ class Options:
     Attributes:
       format: "csv" or "physionet".
       train_file, test_file: names of the CSV files, anywhere below the data directory.
-      lead: of the raw records; records without it are left out.
+      lead: the lead of the raw records; records without it are left out.
       test_records: raw records to test on, such as ("100", "103"); empty draws them.
-      seed: of the split.
+      seed: seed of the split.
       val_fraction: fraction of the training file, class by class; or of the patients of the raw records.
       test_fraction: fraction of the patients of the raw records; not used for CSV.
     """

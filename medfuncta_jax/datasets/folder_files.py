@@ -55,7 +55,7 @@ class FolderOptions:
       id_column, label_column, patient_column: columns of the table; see `label_table.read_label_table`.
       no_value: spellings of a missing label or patient in these columns, in any case, beside the empty cell, NA, nan,
         NULL and the like.
-      seed: of the split.
+      seed: seed of the split.
       val_fraction, test_fraction: the probability of a patient, or of a file where patients are not known, to be in
         this split, above 0; each split has at least one.
     """

@@ -121,7 +121,7 @@ class _Pixels:
     """The meaning of an image's stored samples: their range, and the conversion to grey or colour.
 
     Attributes:
-      dtype: of the samples, numpy's name; "uint8" for one bit too.
+      dtype: type of the samples, numpy's name; "uint8" for one bit too.
       low, high: the values that become 0 and 1.
       white_is_zero: whether low becomes 1 and high 0.
       finite: whether all values so far were.

@@ -70,7 +70,7 @@ class Options:
       patient: a regular expression; its match in a file's path is the patient, and a file without a match is a patient
         of its own.
       nan: replacement of NaN voxels in Hounsfield units, such as -1000, air; "" refuses a volume with NaN.
-      seed: of the split.
+      seed: seed of the split.
       test_fraction: fraction of the patients.
       val_fraction: fraction of the patients, drawn from those not used for testing; the test split does not depend on
         it.
@@ -180,7 +180,7 @@ def preprocess(volume: Volume, options: Options, *, name: str) -> Volume:
     Args:
       volume: Hounsfield units; any spacing and orientation.
       options: size and quantile.
-      name: of the file, for the message.
+      name: the file's name, for the message.
     Returns:
       float32 [size, size, size] in [0, 1], 0 outside the input, and the affine of the new grid.
     Raises:

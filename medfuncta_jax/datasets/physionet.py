@@ -260,7 +260,7 @@ def split_records(
       lead: the lead of the beats; records without it are left out, and logged.
       test_records: all records to test on; empty draws them.
       fractions: fractions of the patients for "val" and "test".
-      seed: of the split.
+      seed: seed of the split.
     Raises:
       DataError: no records, a record twice or damaged, a test record that is not there or shares a patient with
         others, or too few patients.

@@ -54,7 +54,7 @@ class Columns:
         """Read the columns from the first line, and from the lines below if the first line could be either.
 
         Args:
-          path: of the file.
+          path: the file.
           header: "yes" or "no" if it is known.
           named: the columns that hold no samples, by the option that names them: a name in the header, or a position
             ("0" is the first, "-1" the last); "" for none.
@@ -101,7 +101,7 @@ def _is_header(path: Path, first: list[str], numbers: list[int]) -> bool:
     """Whether the first line names the columns.
 
     Args:
-      path: of the file, for the lines below.
+      path: the file, for the lines below.
       first: the cells.
       numbers: the cells that are numbers if the line is data.
     Raises:

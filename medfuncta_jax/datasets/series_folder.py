@@ -401,7 +401,7 @@ def resampled(values: np.ndarray, length: int) -> np.ndarray:
 
     Args:
       values: [n, D].
-      length: of the output.
+      length: number of output samples.
     Returns:
       float64 [length, D].
     """

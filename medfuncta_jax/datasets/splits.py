@@ -36,7 +36,7 @@ def split_names(
       names: without repetition; their order does not matter.
       fractions: the probability of a name, or of a group, to be in each split other than "train". The standard
         deviation of a part f of n units is sqrt(f (1 - f) / n).
-      seed: of the hashes.
+      seed: seed of the hashes.
       groups: the group of each name, such as a patient; a group is in one split only. None makes every name a group.
     Returns:
       "train" and the splits of `fractions`, each list sorted, none empty if there are as many units as splits.

@@ -104,7 +104,7 @@ def read_volume(path: Path, ignored: IgnoredFields | None = None, nan: float | N
     Memory: the voxels as they are stored and the result.
 
     Args:
-      path: of the file.
+      path: the file.
       ignored: called for fields that are ignored.
       nan: replacement of NaN voxels, as for background outside the body; None refuses NaN.
     Raises:

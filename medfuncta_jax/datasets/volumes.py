@@ -34,7 +34,7 @@ def scale_to_unit(values: np.ndarray, low: float, high: float, name: str) -> np.
     Args:
       values: any shape, finite.
       low, high: the quantiles, 0 <= low < high <= 1.
-      name: of the file, for the message.
+      name: the file's name, for the message.
     Returns:
       float32 in [0, 1], the shape of `values`.
     Raises:
@@ -126,7 +126,7 @@ def resample_isotropic(volume: Volume, spacing: float, fill: float, *, name: str
       volume: any affine, also oblique or sheared (gantry tilt).
       spacing: millimetres a voxel.
       fill: the value outside the field of view, where an oblique volume does not reach.
-      name: of the file, for the message.
+      name: the file's name, for the message.
     Returns:
       The volume with affine [[spacing * I, origin], [0, 1]], float32; `volume` itself if it is such a volume.
     Raises:
