@@ -5,7 +5,7 @@
     python -m experiments.main --workdir=runs/brain --mode=apply --data_dir=NEW   (a run knows its config and data)
 
 Exit codes: 0 done; 1 refused or failed, with one line that says why; 2 a flag is wrong; 75 stopped by Ctrl-C or
-SIGTERM with everything saved: the same command goes on from there.
+SIGTERM with everything saved: the same command resumes.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ _T = TypeVar("_T")
 
 
 class SignalSource(Protocol):
-    """Signals that are read when asked for, such as a `datasets.Split`."""
+    """Signals that are read on access, such as a `datasets.Split`."""
 
     def __len__(self) -> int:
         """The number of signals."""

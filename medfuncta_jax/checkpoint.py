@@ -157,7 +157,7 @@ class Checkpoints:
         Args:
           step: updates made. A saved step is kept as it is, unless only the new save has a validation PSNR.
           state: a pytree of arrays.
-          val_psnr: validation PSNR in dB of this very state, None where it was not measured.
+          val_psnr: validation PSNR in dB of this state, None if it was not measured.
           about: JSON values restored with the state.
         Raises:
           OSError: this save or the previous one could not be written.

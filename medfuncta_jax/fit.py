@@ -64,7 +64,7 @@ def fit_latent(
       signals: floating, the scale the field was trained on ([0, 1] for all that this package trains): [B, *grid, D] on
         a grid with the field's number of axes, or [B, N, D] at explicit `coords`.
       coords: None for the grid over [-1, 1] (ends included), or [N, C] or [B, N, C], or with the axes of a grid for N.
-      observe: None, or an operator that says what was measured (see `operators`): `signals` are then measurements
+      observe: None, or the operator of the measurements (see `operators`): `signals` are then measurements
         [B, *observe.shape, D], weights and losses refer to measurements, and steps are scaled so that `step_size` keeps
         its meaning. Not with `coords` or `rescale_ratio`.
       weights: None, or one weight >= 0 a point, [B, N] or [B, *grid]; 0 masks a point, whatever its value (NaN too).

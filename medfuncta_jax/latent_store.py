@@ -240,7 +240,7 @@ def load_latents(
 
 
 def _files_by_split(folder: Path, splits: Sequence[str] | None) -> dict[str, list[Path]]:
-    """The files of each split that is asked for, in order; a missing one or a second set is an error."""
+    """The files of each requested split, in order; a missing file or a second set of files is an error."""
     found: dict[str, dict[int, set[int]]] = {}
     for path in sorted(folder.glob("[!.]*.safetensors")):
         match = _NAME.fullmatch(path.name)
@@ -266,7 +266,7 @@ def _files_by_split(folder: Path, splits: Sequence[str] | None) -> dict[str, lis
 
 
 def _check_rows(name: str, files: Sequence[LatentFile]) -> None:
-    """The files of a split follow each other without a gap, and end where the split ends."""
+    """Check that the files of a split have no gaps, and end where the split ends."""
     expected = 0
     for file in files:
         start, stop = file.about["rows"]
@@ -292,7 +292,7 @@ def _check_field(files: Sequence[LatentFile], field: Path | str) -> None:
 
 
 def _check_alike(files: Sequence[LatentFile]) -> None:
-    """All files come from one field, one data set and one setting of everything."""
+    """Check that all files come from one field, one data set and the same settings."""
 
     def shared(file: LatentFile) -> dict[str, Any]:
         latents = file.arrays["latents"]

@@ -91,7 +91,7 @@ def prepare(
 
 
 def trained_on(run: Path | str) -> tuple[DataSettings, tuple[int, ...], int]:
-    """The data settings, the grid and the channels that a field was trained on.
+    """The data settings, the grid and the channels of a field's training.
 
     Raises:
       CheckpointError: no field, or one that does not say it.

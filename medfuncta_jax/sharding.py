@@ -1,4 +1,4 @@
-"""The one place that makes meshes and shardings: signals split over all devices, parameters on each of them.
+"""Meshes and shardings: signals are split over all devices, and every device holds the parameters.
 
 At large latents the modulation weights [P, L], and Adam's moments of them, are most of what a device holds. They can be
 split along P over a second axis of the mesh, "model": consecutive devices, best of one node, then hold a part each. An

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a GPU that is here may be somebody else's
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a local GPU may be in use
 
 import jax
 from absl import app, flags

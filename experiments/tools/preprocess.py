@@ -14,7 +14,7 @@ be converted is skipped, and OUTPUT/report.json gives the reason. A repeated com
 patients; original files are kept unless --nokeep_originals is given.
 
 Exit codes: 0 done, perhaps with patients skipped; 1 refused, or not one patient could be converted, with one line that
-says why; 2 a flag is wrong; 75 stopped by Ctrl-C or SIGTERM: the same command goes on from there.
+says why; 2 a flag is wrong; 75 stopped by Ctrl-C or SIGTERM: the same command resumes.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class DataError(ValueError):
 
 
 class NoFinerGrid(Exception):
-    """A source has no finer grid of its signals, or its file is absent; the message says which."""
+    """A source has no finer grid of its signals, or the file of this grid is absent; the message says which."""
 
 
 @dataclass(frozen=True)

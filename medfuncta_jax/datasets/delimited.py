@@ -137,5 +137,5 @@ def finite_number(cell: str) -> float | None:
 
 
 def shown(cell: str) -> str:
-    """A cell as it stands in a message: quoted, in one line, not too long."""
+    """A cell in the form for a message: quoted, in one line, not too long."""
     return repr(cell if len(cell) <= 40 else f"{cell[:37]}...")

@@ -1,4 +1,4 @@
-"""One DICOM file: whether it is a slice of a CT or MR, where the slice lies, and its pixels, in Hounsfield units for
+"""One DICOM file: whether it is a slice of a CT or MR, the slice's position, and its pixels, in Hounsfield units for
 CT, as scaled for MR.
 
 Honoured: the class (from the file's meta group where the data set states none, as in a DICOMDIR), modality and type of
@@ -84,7 +84,7 @@ EXTRA = "pip install 'medfuncta_jax[dicom]'"
 
 @dataclass(frozen=True)
 class Slice:
-    """A header: where a slice lies (millimetres, LPS as in DICOM) and what its stored values mean.
+    """A header: the position of a slice (millimetres, LPS as in DICOM) and the meaning of its stored values.
 
     Attributes:
       path, series, patient: the file, its series' UID and its patient.
@@ -205,7 +205,7 @@ def _meta_class(header: Any) -> str:
 
 
 def _is_of_another_class(path: Path, pydicom: ModuleType, wanted: Kind) -> bool:
-    """Whether the meta group, which comes first, says that a damaged file is no image of the wanted kind."""
+    """Whether the meta group, at the file's start, shows that a damaged file is no image of the wanted kind."""
     with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
         kind = str(pydicom.filereader.read_file_meta_info(path).get("MediaStorageSOPClassUID", ""))
         return not wanted.image.startswith(kind)

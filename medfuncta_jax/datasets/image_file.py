@@ -62,8 +62,8 @@ def read_image(
     Args:
       path: PNG, JPEG or TIFF; other formats are refused, whatever their suffix.
       channels: 1 or 3.
-      value_range: (low, high), stored values that become 0 and 1, the other way round where 0 is white; empty takes the
-        range of the type, which floats, signed and 32-bit samples do not have.
+      value_range: (low, high), stored values that become 0 and 1, or 1 and 0 if 0 is white; empty takes the range of
+        the type, which floats, signed and 32-bit samples do not have.
       ignored: called for fields that are ignored.
     Returns:
       float32 [rows, columns, channels] in [0, 1], and the units of the stored values, with their type; if 0 is white,

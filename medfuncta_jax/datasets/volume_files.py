@@ -120,7 +120,7 @@ def read_volume(path: Path, ignored: IgnoredFields | None = None, nan: float | N
 
 
 def read_series(path: Path, ignored: IgnoredFields | None = None, nan: float | None = None) -> list[Volume]:
-    """The volumes of a 4D image file, one an entry of its last axis; see `read_volume`."""
+    """The volumes of a 4D image file, one per entry of the last axis; see `read_volume`."""
     with _read(path) as image:
         if image.get_data_dtype().kind not in "biuf":
             raise DataError(
