@@ -57,7 +57,7 @@ def save_field(path: Path | str, field: Field, params: Params, about: dict[str, 
       field, params: what to write; see `meta_step.exported_params` for the scale of the latent.
       about: JSON values kept beside the field: grid, settings, origin.
     Raises:
-      OSError: the file could not be written; a previous file is kept.
+      OSError: it could not be written; what was there before is left.
     """
     described = {"kind": type(field).__name__, **asdict(field), "about": about}
     # safetensors writes the bytes in memory order, also those of a transposed array.
@@ -160,7 +160,7 @@ class Checkpoints:
           val_psnr: validation PSNR in dB of this state, None if it was not measured.
           about: JSON values restored with the state.
         Raises:
-          OSError: this save or the previous one could not be written.
+          OSError: this or the save before it could not be written.
         """
         if step in self._manager.all_steps():
             if val_psnr is None or math.isfinite(self._manager.metrics(step)["val_psnr"]):

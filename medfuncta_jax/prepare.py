@@ -65,7 +65,7 @@ def prepare(
       affine: [4, 4] of a volume that is given as an array, voxel indices to mm, RAS+; None: voxels of 1 mm.
     Raises:
       CheckpointError: no field, or one that does not say what it was trained on.
-      DataError: no such file, or no signal that can be used; if some can, the others are listed in `skipped`.
+      DataError: no such file, or of the signals none can be used; of several, others are listed in `skipped`.
     """
     from medfuncta_jax.datasets import new_plan
     from medfuncta_jax.datasets.dataset import NEW, DataError, Skipped, unit_signal

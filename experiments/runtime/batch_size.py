@@ -46,7 +46,7 @@ def settled(settings: RunSettings, dataset: Dataset, run: RunDirectory) -> RunSe
     """`settings` with a number in `fit.batch_size`; all processes of a run must call this.
 
     Raises:
-      RunError: the kept number cannot be read.
+      RunError: what was kept cannot be read.
     """
     if settings.fit.batch_size:
         return settings

@@ -58,7 +58,7 @@ def check_memory(program: jax.stages.Compiled, what: str) -> str:
     """A line with the memory that `program` needs.
 
     Raises:
-      RunError: the program needs more than is free; the message names the settings to change.
+      RunError: more than there is, with the settings to change.
     """
     needed, free = program_bytes(program), free_bytes()
     if needed is None:

@@ -101,7 +101,7 @@ def _known_before(dataset: Dataset, run: RunDirectory) -> list[_Entry]:
     """The signals of a run without a record, which drew its split in another way; its field names them.
 
     Raises:
-      RunError: the field does not name them.
+      RunError: it does not.
     """
     drawn = "split" in dataset.about or any(one.fingerprints is not None for one in dataset.contents.values())
     if not drawn or not (run.checkpoints.is_dir() and any(run.checkpoints.iterdir())):

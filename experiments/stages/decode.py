@@ -139,7 +139,7 @@ def require_memory(shape: Sequence[int], channels: int, *, group: str = "decode"
     Args:
       group: the group of settings that the error names.
     Raises:
-      SettingsError: names the needed and the free memory.
+      SettingsError: says what it needs and what there is.
     """
     # Coordinates in float32 and float64, and copies of values: decoded, clipped, scaled and written.
     needed, free = math.prod(shape) * (12 * len(shape) + 32 * channels), host_free_bytes()
@@ -187,7 +187,7 @@ def claim(folder: Path, made_of: dict[str, Any], *, kind: str = "files decoded f
     """Record the origin of a folder's files, or compare with the record; partial files of a killed run are removed.
 
     Raises:
-      RunError: the folder holds files of another origin, which `kind` names.
+      RunError: it holds files made of something else, which `kind` names.
     """
     about = folder / "about.json"
     if about.exists():

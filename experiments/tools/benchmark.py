@@ -138,7 +138,7 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
       machine's measured rates of products and sines, and `floor_part` is `floor_s` divided by `best_s`; both are absent
       for methods other than "meta", one modulated layer, a latent grid, hidden modulation layers.
     Raises:
-      RunError: the compiled update needs more memory than is free, and is not run; or the floor exceeds the time.
+      RunError: the compiled update needs more memory than is free, and is not run; or the floor is above the time.
     """
     batch = settings.train.batch_size if mode == "train" else settings.fit.batch_size
     prepared = prepare(case, settings, mode=mode)

@@ -73,7 +73,7 @@ def make_row(name: str, row: Row, workdir: Path, data_dir: str) -> dict:
     """Run or resume one row to its end, and measure its baselines.
 
     Raises:
-      subprocess.CalledProcessError: the launcher failed, and has printed the reason.
+      subprocess.CalledProcessError: the launcher failed; it has said why.
     """
     run = workdir / name
     words = [f"--config=configs/{row.config}", f"--workdir={run}", f"--data_dir={data_dir}"]

@@ -88,7 +88,8 @@ def collectives(program: str, devices: int) -> list[Collective]:
     """The collective operations in the text of a compiled program for `devices` devices.
 
     Raises:
-      ValueError: an operation in a loop or of another kind, whose bytes are unknown, or with unknown devices.
+      ValueError: one that is done more than once, in a loop, or of another kind: its bytes cannot be told; or by
+        devices that cannot be told.
     """
     found, in_entry = [], False
     for line in program.splitlines():

@@ -149,7 +149,7 @@ def finer(options: Options, scale: int, *, data_dir: str | None, cache_root: Pat
     """The options of a grid `scale` times finer over the same times.
 
     Raises:
-      NoFinerGrid: the series are cut or padded, and so keep their samples.
+      NoFinerGrid: series that are cut or padded keep their samples.
     """
     if options.fit != "resample":
         raise NoFinerGrid(f"the source series_folder has its signals at one resolution only with fit={options.fit!r}")
