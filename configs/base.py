@@ -1,4 +1,4 @@
-"""What every config starts from: the defaults of `medfuncta_jax.settings`, and the paper's settings by dimension."""
+"""The base of every config: the defaults of `medfuncta_jax.settings`, and the paper's settings by dimension."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ from medfuncta_jax.settings import DataSettings
 def get_config(source: str, **options) -> ConfigDict:
     """All settings at their defaults (the paper's 2D settings at 64x64), reading `source` with `options`.
 
-    The source's other options are there at their defaults, so that every one can be overridden by a flag.
+    The source's other options are included at their defaults, so that a flag can override each of them.
     `model.products` stays "float32": after 2000 updates of the 2D field on six kinds of grey images at 64x64, on an
     H200, test PSNR was 24.55 dB, with "tensorfloat32" 24.29 and with "bfloat16" 24.46 (one seed;
     experiments/RESULTS.md has the command).
@@ -68,12 +68,11 @@ def cpu(
 ) -> ConfigDict:
     """A recipe for two cores: one modulated layer, whose field is a sum of shared basis functions (see `siren.py`).
 
-    Every point of the update in every inner step, learned inner step sizes, a learning rate fit for hundreds of times
-    fewer steps. With `selection_ratio` below 1 an update sees a part of the points, which makes it as much cheaper: of
-    use for volumes, whose points far outnumber the latent.
-    Further steps are nearly free there, in training and more so at test time, as they need no sine. Modulations start
-    orthogonal, which inner steps so few depend on. Clipping is tight: a rare signal on which the inner loop diverges
-    would otherwise undo a thousand steps.
+    The recipe takes every point of the update in every inner step, learned inner step sizes, and a learning rate for
+    hundreds of times fewer steps. With `selection_ratio` below 1 an update sees a part of the points and is cheaper by
+    that factor, which is useful for volumes, whose points far outnumber the latent. Further inner steps are nearly
+    free, in training and more so at test time, because they need no sine. Few inner steps need modulations that start
+    orthogonal. Clipping is tight: a rare signal on which the inner loop diverges would otherwise undo a thousand steps.
     """
     config.model.update(
         layers=3, width=width, latent_dim=latent_dim, omega_first=30.0, omega_last=30.0, modulation_init="orthogonal"
@@ -96,7 +95,8 @@ def cpu(
 
 
 def compared(variant: str) -> ConfigDict:
-    """What the systems of the paper's table 5 share: ChestMNIST at 64x64, 12 signals, every point, Adam at one rate.
+    """Shared settings of the systems in the paper's table 5: ChestMNIST at 64x64, 12 signals, every point, Adam at one
+    rate.
 
     The variants "cpu", PneumoniaMNIST at 28x28, and "cpu_1d", ECG, get their sizes from `compared_size`.
     """
@@ -112,9 +112,10 @@ def compared(variant: str) -> ConfigDict:
 
 
 def compared_size(config: ConfigDict, variant: str) -> ConfigDict:
-    """A compared system as it is for the variant "", or for two cores, all cut alike: a third of the layers, a quarter
-    of the width and of the batch's signals a third, an eighth of the latent (of series a 32nd, in as many places),
-    frequencies that grow from layer to layer as before, and rates for the hundredth part of the updates."""
+    """A compared system at full size for the variant "", or at a size for two cores, with the same reduction for all: a
+    third of the layers, a quarter of the width, a third of the batch, an eighth of the latent (a 32nd for series, in
+    the same number of places), the same growth of frequencies from layer to layer, and rates for a hundredth of the
+    updates."""
     if variant == "":
         return config
     model, train = config.model, config.train
@@ -127,8 +128,8 @@ def compared_size(config: ConfigDict, variant: str) -> ConfigDict:
         )
     rate, wider = 100 * train.learning_rate, 10
     if variant == "cpu_1d":
-        # Ten inner steps ten times as wide diverge from the first update on (10 dB; 31 dB as they are), three do not
-        # and need it (COIN++ 28 and 31 dB after 500 updates); a rate of 3e-3 diverges too.
+        # Ten inner steps of ten times the size diverge from the first update on (10 dB; 31 dB unchanged); three steps
+        # do not and need the larger size (COIN++ 28 and 31 dB after 500 updates); a rate of 3e-3 diverges too.
         rate, wider = min(rate, 3e-4), 10 if config.inner.steps < 10 else 1
     config.inner.update(step_size=wider * config.inner.step_size, remat="none")
     train.update(
@@ -156,7 +157,7 @@ def medmnist(flag: str, variant: str) -> ConfigDict:
 
 
 def volumes(config: ConfigDict, variant: str) -> ConfigDict:
-    """The paper's 3D settings for the variant ""; for "cpu" an eighth of the voxels in an update."""
+    """The paper's 3D settings for the variant ""; an eighth of the voxels in an update for "cpu"."""
     require_variant(variant, "cpu")
     config = paper_3d(config)
     if variant == "":

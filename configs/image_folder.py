@@ -1,11 +1,11 @@
-"""A folder of images of the user's own (PNG, JPEG, TIFF), 64x64, with the settings of the paper (MedFuncta, MIDL 2026).
+"""A folder of the user's own images (PNG, JPEG, TIFF), 64x64, with the settings of the paper (MedFuncta, MIDL 2026).
 
 Command:   python -m experiments.main --config=configs/image_folder.py --workdir=runs/NAME --data_dir=DIR
            DIR holds the images, in folders of classes or of splits (train, val, test) if any; a table of labels:
            --config.data.labels=labels.csv; some of the files: --config.data.pattern='**/*.png'.
            Variants :128 and :224 (the paper's table 2), and :cpu for two cores.
 Hardware:  published for ChestMNIST: one A100 of 40 GB, 250,000 iterations. cpu: 2 cores, as chest_xray.py:cpu.
-Result:    that of chest_xray.py with the same images, whose settings these are. Not trained to the end here.
+Result:    that of chest_xray.py on the same images, with the same settings. Not trained to the end here.
 """
 
 from configs import base

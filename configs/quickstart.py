@@ -1,4 +1,4 @@
-"""Real brain MRI slices that come with nibabel, 32x32: the whole job on a laptop, with no download.
+"""Real brain MRI slices from nibabel, 32x32: the whole program on a laptop, without a download.
 
 Command:   python -m experiments.main --config=configs/quickstart.py --workdir=runs/quickstart
 Hardware:  2 CPU cores: 67 s in all, 55 s of it training (measured, with other work on the cores).

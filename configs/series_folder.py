@@ -1,9 +1,9 @@
-"""A folder of time series of the user's own (CSV, TSV, TXT), with the paper's settings for ECG (MedFuncta, MIDL 2026).
+"""A folder of the user's own time series (CSV, TSV, TXT), with the paper's settings for ECG (MedFuncta, MIDL 2026).
 
 Command:   python -m experiments.main --config=configs/series_folder.py --workdir=runs/NAME --data_dir=DIR
-           DIR holds a file a signal, a line a sample, a column a channel; choose with --config.data.columns, and the
-           number of samples with --config.data.length=256. Variants :row for tables of a signal a line (with
-           --config.data.id_column and --config.data.label_column), :cpu and :row_cpu for two cores.
+           DIR holds one file per signal, with a line per sample and a column per channel; choose with
+           --config.data.columns, and the number of samples with --config.data.length=256. Variants :row for tables of a
+           signal a line (with --config.data.id_column and --config.data.label_column), :cpu and :row_cpu for two cores.
 Hardware:  published for ECG beats: one A100 of 40 GB, 250,000 iterations. row_cpu: 2 cores, 1117 s of training with
            other work on them.
 Result:    row_cpu, 7500 heartbeats as two tables (label_column=-1, length=187), split by row: test PSNR 36.7 dB,

@@ -5,14 +5,14 @@
     python -m experiments.main --workdir=runs/brain --mode=apply --data_dir=NEW   (a run knows its config and data)
 
 Exit codes: 0 done; 1 refused or failed, with one line that says why; 2 a flag is wrong; 75 stopped by Ctrl-C or
-SIGTERM with everything saved: the same command goes on from there.
+SIGTERM with everything saved: the same command resumes.
 """
 
 from __future__ import annotations
 
 import signal
 
-if __name__ == "__main__":  # a Ctrl-C during the imports below ends the process without a word
+if __name__ == "__main__":  # a Ctrl-C during the imports below ends the process silently
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import contextlib
@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> None:
-    # Without the module that reads a run's config.json.
+    # The file without the module that reads a run's config.json.
     file = next((word.partition("=")[2] for word in argv if word.startswith("--config=")), "")
     file = file.partition(":")[2] if file.endswith(".json") else file
     argv = config_files.resolved(argv)
@@ -91,7 +91,7 @@ def _parse(argv: Sequence[str]) -> None:
     except flags.IllegalFlagValueError as error:
         if "Traceback" not in str(error):
             raise flags.Error(_in_words(str(error))) from error
-        # Raised by the file's get_config, an unknown variant for one; ml_collections adds the traceback as text.
+        # Raised by the file's get_config, e.g. for an unknown variant; ml_collections adds the traceback as text.
         raise flags.Error(f"--config={file} cannot be loaded: {str(error).strip().splitlines()[-1]}") from error
     for name in ("config", "workdir"):
         if flags.FLAGS.get_flag_value(name, None) is None:
@@ -105,7 +105,7 @@ def _parse(argv: Sequence[str]) -> None:
 
 
 def _in_words(error: str) -> str:
-    """absl's message about a value, with types named as people do."""
+    """absl's message about a value, with types in plain words."""
     for said, wanted in (
         ("invalid literal for int()", "a whole number"),
         ("could not convert string to float", "a number"),
@@ -117,7 +117,7 @@ def _in_words(error: str) -> str:
 
 
 def _run(stop: StopRequest, resources: contextlib.ExitStack) -> int:
-    # After the flags, so that a typo is answered at once: these imports take seconds.
+    # Imports after the flags, so that a typo is reported at once: these imports take seconds.
     import jax
 
     from experiments.runtime import memory, processes
@@ -159,26 +159,26 @@ def _run(stop: StopRequest, resources: contextlib.ExitStack) -> int:
             processes.wait_for_all(mode)
             return 0
         data_dir, stored = _DATA_DIR.value or remembered_data_dir(workdir), stored_settings(workdir, RunSettings)
-        # Other labels are joined by the stages that need them; signals and latents are those of the run.
+        # The stages that need other labels join them; signals and latents are those of the run.
         data = with_labels_of(settings, stored or settings).data
-        if processes.first():  # it prepares what the others then read
+        if processes.first():  # it prepares the data that the others read
             dataset = open_dataset(data, data_dir=data_dir)
         processes.wait_for_all("data")
         if not processes.first():
             dataset = open_dataset(data, data_dir=data_dir)
         METHODS[settings.train.method].check(settings, dataset.grid, dataset.channels, task=dataset.task)
-        # A run that is there has its splits.
+        # An existing run has its splits.
         if stored is None and settings.train.batch_size > len(dataset.splits["train"]):
             raise SettingsError(
                 f"train.batch_size = {settings.train.batch_size} is more than the {len(dataset.splits['train'])} "
                 "training signals; give at most as many"
             )
-        directory = RunDirectory(workdir, settings, writes=False)  # refused before it waits
+        directory = RunDirectory(workdir, settings, writes=False)  # errors come before waiting
         if processes.first() and not all(stage.beside for stage in stages.values()):
             array = getattr(getattr(settings, mode, None), "shards", 1) > 1  # several jobs share the work of this stage
             resources.enter_context(held(directory.path, f"--mode={mode}", shared=array, stop=stop))
         directory = RunDirectory(workdir, settings, writes=processes.first())
-        if processes.first():  # it writes what the others then read
+        if processes.first():  # it writes the files that the others read
             dataset = held_apart(dataset, directory)
         directory.remember_data_dir(data_dir)
         processes.wait_for_all("workdir")
@@ -232,14 +232,14 @@ def _os_error(error: OSError) -> str:
 def _refuse(error: object, *, code: int) -> int:
     text = str(error)
     if isinstance(error, (AttributeError, KeyError)) and error.args:
-        # An unknown config field: the argument may be the repr of another error's text.
+        # An unknown config field; the argument may be the repr of another error's text.
         text = f"unknown setting {error.args[0]}".replace("\\n", "\n").replace("\\'", "").replace("'", "")
     print(f"error: {'; '.join(line.strip() for line in text.splitlines() if line.strip())}", file=sys.stderr)
     return code
 
 
 def _log_for_people() -> None:
-    # Orbax logs through absl and asyncio; every error of its that matters also reaches us as an exception.
+    # Orbax logs through absl and asyncio; every relevant error of Orbax is also raised as an exception.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     handler = logging.StreamHandler()

@@ -1,4 +1,4 @@
-"""All settings of a run: those of the library, and a group for each stage that has settings of its own."""
+"""All settings of a run: the library's, and a group for each stage with settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from medfuncta_jax.settings import Settings
 
 @dataclass(frozen=True)
 class RunSettings(Settings):
-    """What a config holds. Attributes are those of `Settings`, and the groups of stages, described in their modules."""
+    """The settings in a config: the attributes of `Settings`, and the groups of stages, described in their modules."""
 
     extract: ExtractSettings = field(default_factory=ExtractSettings)
     decode: DecodeSettings = field(default_factory=DecodeSettings)

@@ -13,12 +13,12 @@ from medfuncta_jax.coordinates import grid
 
 Array = jax.Array | np.ndarray
 
-# Beyond these a signal or a coordinate is most likely in another unit (grey values to 255, pixels, millimetres).
+# Signals or coordinates beyond these ranges are most likely in another unit (grey values to 255, pixels, millimetres).
 _USUAL_SIGNALS, _USUAL_COORDS = (-0.5, 1.5), (-1.5, 1.5)
 
 
 def as_array(name: str, value: Any) -> Array:
-    """`value` as a JAX or numpy array, whatever framework it is from.
+    """`value`, an array of any framework, as a JAX or numpy array.
 
     Raises:
       ValueError: it is no array of numbers; the message begins with `name`.
@@ -26,7 +26,7 @@ def as_array(name: str, value: Any) -> Array:
     if isinstance(value, (jax.Array, np.ndarray)):
         array: Array = value
     else:
-        if hasattr(value, "detach"):  # torch refuses to convert what requires a gradient
+        if hasattr(value, "detach"):  # torch refuses to convert tensors that require a gradient
             value = value.detach().cpu()
         try:
             array = np.asarray(value)
@@ -42,7 +42,7 @@ def _is_key(array: Array) -> bool:
 
 
 def on_host(array: Array) -> np.ndarray | None:
-    """The values, for checks; None where they are traced by a transformation or lie with other processes."""
+    """The values of `array`, for checks; None if a transformation traces them or other processes hold some of them."""
     if isinstance(array, jax.core.Tracer) or (isinstance(array, jax.Array) and not array.is_fully_addressable):
         return None
     return np.asarray(array)
@@ -129,10 +129,10 @@ def _warn_beyond(name: str, array: np.ndarray, usual: tuple[float, float], why: 
 
 
 def relative_weights(weights: Any, *, batch: int, points: int) -> Array:
-    """Weights of points, of which only the ratio within a signal counts, with a largest of 1 for each signal.
+    """Weights of points, scaled to a maximum of 1 in each signal; only ratios within a signal count.
 
     Args:
-      weights: [B, N], or [B, ...] with as many entries.
+      weights: [B, N], or [B, ...] with N entries a signal.
       batch, points: B and N.
     Returns:
       [B, N].

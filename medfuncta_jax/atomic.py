@@ -10,9 +10,9 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; renamed to `path` when the block ends well, removed when not.
+    """A temporary path beside `path` to write to; renamed to `path` if the block succeeds, else removed.
 
-    The folder is made if absent. The temporary name keeps the suffix, from which some writers take the format.
+    The folder is made if absent. The temporary name keeps the suffix, because some writers choose the format by it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,8 +4,8 @@ With p = w (W h + b) and s = w (M phi + c), sin(p + s) = sin p cos s + cos p sin
 
     f(x; phi) = constant(x) + functions(x) . coefficients(phi)
 
-and no sine is left that depends on both point and latent. On points that many steps share, the losses depend on the
-normal equations alone, whose size does not grow with the number of points.
+and no sine depends on both point and latent. On points that many steps share, the losses depend on the normal equations
+alone, whose size does not grow with the number of points.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Basis(NamedTuple):
 
 
 class NormalEquations(NamedTuple):
-    """Sufficient for the losses of a batch on shared functions F [n, 2L], with c the same for every point.
+    """Sufficient statistics for the losses of a batch on shared functions F [n, 2L], with c the same for every point.
 
     With y the signals less the constant, c sum_n (F a - y)_n^2 = a.(c F'F)a - 2 a.(c F'y) + c y.y.
 
@@ -62,7 +62,7 @@ class BasisField(PointField):
     def features(self, params, coords):
         given = cast(PointFeatures, self.module.apply({"params": params}, coords, method="features"))
         hidden, pre = given.hidden, given.pre
-        phases = jnp.asarray([0, np.pi / 2], pre.dtype)[:, None]  # cos p = sin(p + pi/2), and no copy to join the two
+        phases = jnp.asarray([0, np.pi / 2], pre.dtype)[:, None]  # cos p = sin(p + pi/2), without a copy to join both
         functions = sine((self.module.omega(2) * pre)[..., None, :] + phases)
         last, skipped = (
             params["layer_3"],
@@ -78,7 +78,7 @@ class BasisField(PointField):
         return features.constant + jnp.einsum("bnk,bkd->bnd", features.functions, coefficients, precision=FULL)
 
     def summarises(self, batch, points, channels, steps):
-        # The equations cost n (2L)^2 products, and a gradient then 2 (2L)^2 B D instead of 2 n 2L B D.
+        # The equations cost n (2L)^2 products; each gradient then costs 2 (2L)^2 B D instead of 2 n 2L B D.
         size, calls = 2 * self.module.units(2), 2 * steps * batch * channels
         return calls * (points - size) >= points * size
 

@@ -4,8 +4,8 @@
     values = mf.decode_latents(field, params, fitted.latents, (128, 128))  # [n, 128, 128, D]
 
 `fit_batches` and `decode_batches` yield the same batch by batch, for data that does not fit into memory and for work
-that may be interrupted: a batch that was yielded is finished. While a device works on one batch, the host reads the
-next one and hands on the one before.
+that may be interrupted: a yielded batch is finished. While a device works on one batch, the host reads the next batch
+and yields the previous one.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from medfuncta_jax.fit import fit_latent, reconstruct
 from medfuncta_jax.point_field import ChannelLoss
 from medfuncta_jax.settings import FitSettings, Settings
 
-# Values decoded at once, at most, beside what `reconstruct` needs: 64 MB in float32.
+# Maximum number of values decoded at once, 64 MB in float32, beside the memory of `reconstruct`.
 _VALUES_AT_ONCE = 2**24
 
 _T = TypeVar("_T")
 
 
 class SignalSource(Protocol):
-    """Signals that are read when asked for, such as a `datasets.Split`."""
+    """Signals that are read on access, such as a `datasets.Split`."""
 
     def __len__(self) -> int:
         """The number of signals."""
@@ -51,7 +51,7 @@ class FittedSignals:
 
     Attributes:
       latents: [n, P].
-      psnr: [n], dB, of what the latents, as they are here, decode to, clipped to [0, 1].
+      psnr: [n], dB, of the reconstructions from these latents, clipped to [0, 1].
     """
 
     latents: np.ndarray
@@ -69,7 +69,7 @@ class FitRules:
 
     @classmethod
     def of(cls, settings: Settings, *, dtype: str) -> Self:
-        """Those of a run's settings."""
+        """The options in a run's settings."""
         return cls(settings.fit, settings.train.channel_loss, settings.inner.selection_ratio, dtype)
 
 
@@ -91,24 +91,26 @@ def fit_signals(
 ) -> FittedSignals:
     """Fit one latent to each of any number of signals, `fit.batch_size` at a time.
 
-    Each latent is that of `fit_latent`, whatever the batch size, up to rounding. The last batch is filled up with
-    repeats, which are left out of the result, so that one program serves all batches.
+    Each latent equals that of `fit_latent` up to rounding, for any batch size. Repeats fill the last batch, so that one
+    program serves all batches; the result leaves them out.
 
     Args:
       field, params: from `load_field`, `field_from_layers` or `Field.init`; the dtype of `params` is used.
-      signals: [n, *grid, D], floating, in [0, 1]; or a `SignalSource`, such as a split of a dataset, of which one batch
-        is read at a time.
+      signals: [n, *grid, D], floating, in [0, 1]; or a `SignalSource`, such as a split of a dataset, which is read one
+        batch at a time.
       rows: which signals, in this order, also repeated; None is all.
       weights: None, or one weight >= 0 a point of each signal that is fitted, [len(rows), N] or [len(rows), *grid]; 0
         hides a point from the fit, not from the PSNR.
       fit: steps, batch size and safeguard, see `FitSettings`.
       step_size: alpha, a scalar or [P]. Fields from `load_field` are scaled so that the default is right.
-      channel_loss, selection_ratio: as in the field's training, see `TrainSettings` and `InnerSettings`; the second is
-        of use with `fit.context = "rescaled"` alone. `fit_options` gives all that a run's settings say.
-      key: of the random subsets with `fit.context = "rescaled"`; key 0 where None.
-      dtype: of the latents returned; None is that of `params`. Their PSNR is measured after the rounding to it.
+      channel_loss, selection_ratio: as in the field's training, see `TrainSettings` and `InnerSettings`;
+        `selection_ratio` matters only with `fit.context = "rescaled"`. `fit_options` gives all of these from a run's
+        settings.
+      key: PRNG key for the random subsets of `fit.context = "rescaled"`; key 0 where None.
+      dtype: the type of the returned latents; None is that of `params`. The PSNR is measured after rounding to this
+        type.
       mesh: devices that share every batch, see `sharding.data_mesh`; None is the first local device.
-      after_batch: called with what was fitted after every batch, such as for progress; what it raises ends the fit.
+      after_batch: called with the fitted signals after every batch, e.g. to show progress; an exception ends the fit.
     Raises:
       ValueError: shapes that do not belong together, no signals, rows that are not there, values that are not finite.
       SettingsError: `fit.batch_size` is 0, or not a multiple of the devices.
@@ -179,7 +181,7 @@ def fit_batch(
     step_size: float | Array,
     key: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Latents [B, P] of signals [B, *grid, D], and the PSNR [B] in dB of what they decode to, in one program."""
+    """Latents [B, P] of signals [B, *grid, D], and the PSNR [B] in dB of their reconstructions, in one program."""
     fit = rules.fit
     fitted = fit_latent(
         field, params, signals, weights=weights, steps=fit.steps, step_size=step_size, channel_loss=rules.channel_loss,
@@ -191,7 +193,7 @@ def fit_batch(
 
 
 def fit_options(settings: Settings) -> dict[str, Any]:
-    """The keywords of `fit_signals` that a run's settings say: `fit`, `channel_loss`, `selection_ratio` and `key`."""
+    """The keywords of `fit_signals` from a run's settings: `fit`, `channel_loss`, `selection_ratio` and `key`."""
     return {
         "fit": settings.fit,
         "channel_loss": settings.train.channel_loss,
@@ -213,10 +215,10 @@ def decode_latents(
 
     Args:
       field, params: the shared network.
-      latents: [n, P], an array or the `Latents` of a store, of which one batch is read at a time.
+      latents: [n, P], an array or the `Latents` of a store, which are read one batch at a time.
       where: the points along each axis of a grid, such as (128, 128); or coordinates in [-1, 1], [N, C] or [*grid, C].
       rows: which latents, in this order; None is all.
-      batch_size: latents decoded at once; fewer where these would be more than 2^24 values (64 MB in float32).
+      batch_size: latents decoded at once; fewer if they would decode to more than 2^24 values (64 MB in float32).
     Returns:
       [n, *grid, D], or [n, N, D].
     Raises:
@@ -279,7 +281,7 @@ def _rows(rows: Sequence[int] | np.ndarray | None, of: Sized) -> np.ndarray:
 
 
 def _one_ahead(items: Iterator[_T]) -> Iterator[_T]:
-    """The same items, each only once the next one is made."""
+    """The same items; each is yielded only after the next one is computed."""
     former = next(items)
     for item in items:
         yield former

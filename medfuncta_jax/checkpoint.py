@@ -29,11 +29,11 @@ from medfuncta_jax.settings import ModelSettings
 _log = logging.getLogger(__name__)
 
 FIELD_FILE = "field.safetensors"
-# The one entry of the file's metadata: the order of several would vary, and with it the bytes of the same field.
+# The only entry of the file's metadata: several entries would vary in order, and so would the bytes of the same field.
 _ENTRY = "field"
-# How long an error may be held up by saves in the background.
+# Maximum time that saves in the background may delay an error.
 _CLOSING_SECONDS = 5.0
-# Free space that a checkpoint needs beside its arrays, in bytes.
+# Free space in bytes that a checkpoint needs beside its arrays.
 _ROOM = 1 << 20
 
 
@@ -50,21 +50,21 @@ def save_field(path: Path | str, field: Field, params: Params, about: dict[str, 
 
     The arrays are those of `named_layers`, in their own floating type. The file's `__metadata__` has one entry,
     "field": a JSON object of `kind` ("Field", or another name in `methods.FIELDS`), `model` (the names of
-    `ModelSettings`), `coord_dims`, `channels`, what else this kind has, and `about`.
+    `ModelSettings`), `coord_dims`, `channels`, further attributes of this kind, and `about`.
 
     Args:
       path: the .safetensors file; replaced as a whole.
       field, params: what to write; see `meta_step.exported_params` for the scale of the latent.
-      about: anything JSON can hold, kept beside the field: grid, settings, where it comes from.
+      about: JSON values kept beside the field: grid, settings, origin.
     Raises:
       OSError: it could not be written; what was there before is left.
     """
     described = {"kind": type(field).__name__, **asdict(field), "about": about}
-    # safetensors takes the bytes as they lie, in whatever order.
+    # safetensors writes the bytes in memory order, also those of a transposed array.
     arrays = {name: np.ascontiguousarray(leaf) for name, leaf in named_layers(params).items()}
     content = safetensors.numpy.save(arrays, {_ENTRY: json.dumps(described)})
     with atomic_path(path) as partial:
-        partial.write_bytes(content)  # its own writer does not report a full disk as an OSError
+        partial.write_bytes(content)  # the writer of safetensors does not report a full disk as an OSError
 
 
 def load_field(path: Path | str) -> tuple[Field, Params]:
@@ -74,7 +74,7 @@ def load_field(path: Path | str) -> tuple[Field, Params]:
       path: a run directory, or a saved `field.safetensors`.
     Returns:
       (field, params), ready for `fit_latent` with its default step size and for `reconstruct`. The floating type is
-      kept; of float64 that takes JAX's `jax_enable_x64`.
+      kept; float64 needs JAX's `jax_enable_x64`.
     Raises:
       CheckpointError: no such file, or one that is damaged or not a field.
     """
@@ -83,7 +83,7 @@ def load_field(path: Path | str) -> tuple[Field, Params]:
 
 
 def load_field_and_about(path: Path | str) -> tuple[Field, Params, dict[str, Any]]:
-    """`load_field`, and what was saved beside the field: grid, settings of the run, training step, validation PSNR."""
+    """`load_field`, and the values saved beside it: grid, settings of the run, training step, validation PSNR."""
     path = Path(path)
     file = path / FIELD_FILE if path.is_dir() else path
     former = file.with_suffix(".npz")
@@ -113,7 +113,7 @@ def _layout(state: Any) -> list[str]:
 
 
 def _mend_scores(directory: Path) -> None:
-    """Orbax opens no directory in which one score cannot be read; such a checkpoint counts as not validated."""
+    """Mark checkpoints without a readable score as not validated; Orbax would not open their directory."""
     for file in directory.glob("*/metrics/metrics"):
         try:
             json.loads(file.read_text())["val_psnr"]
@@ -155,9 +155,9 @@ class Checkpoints:
         """Save in the background.
 
         Args:
-          step: updates made; a step that is there already is left as it is, unless it was not validated and now is.
+          step: updates made. A saved step is kept as it is, unless only the new save has a validation PSNR.
           state: a pytree of arrays.
-          val_psnr: validation PSNR in dB of this very state, None where it was not measured.
+          val_psnr: validation PSNR in dB of this state, None if it was not measured.
           about: JSON values restored with the state.
         Raises:
           OSError: this or the save before it could not be written.
@@ -166,7 +166,7 @@ class Checkpoints:
             if val_psnr is None or math.isfinite(self._manager.metrics(step)["val_psnr"]):
                 return
             self._manager.delete(step)
-        # Asked beforehand, because Orbax's writers meet a full disk in many threads at once, and noisily.
+        # Free space is checked first: on a full disk, Orbax's writers raise errors in many threads at once.
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         if shutil.disk_usage(self._directory).free < needed + _ROOM:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._directory))
@@ -198,8 +198,8 @@ class Checkpoints:
         """Restore one checkpoint.
 
         Args:
-          step: one that `latest_step` or `best_step` gave.
-          like: a state of the same layout, whose arrays' shardings (so device count) the result takes.
+          step: a result of `latest_step` or `best_step`.
+          like: a state of the same layout; the result takes its shardings, and so its device count.
         Returns:
           (state, about).
         Raises:
@@ -223,7 +223,7 @@ class Checkpoints:
             return self._manager.restore(step, args=arguments)["state"], about
         except CheckpointError:
             raise
-        except Exception as error:  # whatever damaged files make Orbax and its libraries raise
+        except Exception as error:  # damaged files raise errors of many types
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DamagedCheckpointError(
                 f"checkpoint {place} is damaged ({reason}); remove that folder and run again"
@@ -256,14 +256,14 @@ class Checkpoints:
         return None
 
     def wait(self) -> None:
-        """Block until every save is on disk; raises what a save in the background raised."""
+        """Block until every save is on disk; raises the error of a failed save."""
         with self._write_errors():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
     @contextlib.contextmanager
     def _write_errors(self) -> Iterator[None]:
-        """Orbax reports a full disk in many types; all become the OSError that they come from."""
+        """Raise Orbax's many errors for a full disk as the OSError behind them."""
         try:
             yield
         except Exception as error:
@@ -282,8 +282,8 @@ class Checkpoints:
                 self._manager.close()
             return
 
-        # While an error is on its way, what closing has to add is that same error again; and after some errors it waits
-        # for a save that never ends.
+        # While an error propagates, closing can only raise the same error again, and after some errors it waits for a
+        # save that never ends.
         def close() -> None:
             with contextlib.suppress(Exception):
                 self._manager.close()

@@ -1,8 +1,8 @@
 """A latent as few bits: uniform quantisation of its entries, and entropy coding of the result (COIN++, Dupont 2022).
 
-Each entry is brought to mean 0 and deviation 1 by those of the training latents and rounded to the middle of one of
-2^bits bins over plus and minus `spread`; a range coder (package `constriction`, the extra `compress`) then takes
--log2(p) bits for a bin of frequency p among the training latents. Codec and field are shared by all signals.
+Each entry is standardised by mean and deviation of the training latents and rounded to the middle of one of 2^bits bins
+over plus and minus `spread`; a range coder (package `constriction`, the extra `compress`) then takes -log2(p) bits for
+a bin of frequency p among the training latents. Codec and field are shared by all signals.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class LatentCodec:
     Attributes:
       mean, scale: mean and standard deviation of every entry, float64 [P].
       spread: the bins span mean - spread scale to mean + spread scale.
-      probabilities: of the bins, float64 [2^bits], above 0 and summing to 1.
+      probabilities: float64 [2^bits], one a bin, above 0 and summing to 1.
     """
 
     mean: np.ndarray
@@ -49,7 +49,7 @@ class LatentCodec:
         return encoder.get_compressed().astype("<u4").tobytes()
 
     def decode(self, code: bytes) -> np.ndarray:
-        """The latent [P] behind the bytes, float32: `dequantise(quantise(latent))`.
+        """The decoded latent [P], float32: `dequantise(quantise(latent))`.
 
         Raises:
           ValueError: not a multiple of four bytes.
@@ -67,12 +67,12 @@ class LatentCodec:
 
 
 def fit_codec(latents: np.ndarray, *, bits: int, spread: float = 3.0) -> LatentCodec:
-    """A codec for latents like these.
+    """Fit a codec to training latents.
 
     Args:
       latents: [n, P] of training signals, n >= 2.
-      bits: of a bin's number before entropy coding, 1 to 16.
-      spread: in deviations, > 0.
+      bits: size of a bin's number before entropy coding, 1 to 16.
+      spread: half the range of the bins in deviations, > 0.
     Raises:
       ValueError: too few latents, or an argument out of range.
     """

@@ -9,7 +9,7 @@ where M M^T / L are the mean squares of the phases w_k M_k phi over units and la
 moving further than the linear model of the sine holds; it is in the units of the squared error over those of squared
 phases, so it does not depend on the scale of the latent. A gradient step of size 1 on z is a damped Gauss-Newton step
 on phi. As modulations are linear in the latent, a field of z is the same network with weights C^{-1} M_k: `conditioned`
-makes it, and every loop of this package may run on it.
+makes this network, and every loop of this package can run on it.
 
 J costs one backward pass over the points of one signal, J^T J and the factor N P^2 + P^3 / 3 products.
 """
@@ -53,7 +53,7 @@ def gauss_newton_factor(
       field, params: the network; differentiable in `params`.
       coords: [N, C] in [-1, 1], the points of the error.
       damping: > 0. A good value is a few times the mean squared error that the fit is to reach.
-      weights: [N], of points in the error; None weighs all alike.
+      weights: [N], the weights of points in the error; None weighs all equally.
     """
     point_params, readers = field.split(params)
     module, variables = field.module, {"params": point_params}

@@ -4,8 +4,8 @@
     medfuncta benchmark --case=ecg                             as  python -m experiments.tools.benchmark --case=ecg
     medfuncta plan --config=configs/ecg.py                     as  python -m experiments.plan --config=...
 
-A wheel keeps `experiments` and `configs` in the folder `commands` of this package, where they collide with nobody's
-modules of these common names; they are found as in a checkout, because the command puts that folder first on the path.
+A wheel keeps `experiments` and `configs` in the folder `commands` of this package, so that they do not collide with
+other modules of these common names. The command puts this folder first on the path.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main() -> None:
         folder = Path(__file__).parents[1]
     sys.path.insert(0, str(folder))
     path = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ["PYTHONPATH"] = os.pathsep.join(path)  # of processes that a command starts
+    os.environ["PYTHONPATH"] = os.pathsep.join(path)  # for processes that a command starts
     name = sys.argv.pop(1) if len(sys.argv) > 1 and re.fullmatch(r"[a-z]\w*(\.\w+)*", sys.argv[1]) else "main"
     modules = [name, f"tools.{name}"]
     places = [folder / "experiments" / module.replace(".", "/") for module in modules]

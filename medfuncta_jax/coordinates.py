@@ -1,4 +1,4 @@
-"""The one coordinate convention: every axis runs from -1 to 1, both ends included."""
+"""The coordinate convention: every axis runs from -1 to 1, both ends included."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def grid(shape: Sequence[int]) -> np.ndarray:
 
 
 def resampled_affine(affine: np.ndarray, shape: Sequence[int], resolution: Sequence[int]) -> np.ndarray:
-    """The affine of a grid that has other points over the same extent.
+    """The affine of a grid with another number of points over the same extent.
 
     Both grids run over [-1, 1] with both ends included, so the centres of the corner voxels stay where they are, and
-    n points become m with a step of (n - 1) / (m - 1) old ones. A single point sits in the middle, and its voxel
-    spans all n.
+    n points become m with a step of (n - 1) / (m - 1) old steps. A single point sits in the middle, and its voxel spans
+    all n.
 
     Args:
       affine: [C + 1, C + 1], of the indices of a grid of `shape` to the world.
-      shape: its points along each of C axes.
-      resolution: the points of the other grid.
+      shape: points of the given grid along each of C axes.
+      resolution: points of the other grid along each axis.
     Returns:
       float64 [C + 1, C + 1], of the indices of the other grid to the same world.
     Raises:

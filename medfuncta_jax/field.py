@@ -72,11 +72,11 @@ class Field:
         )
 
     def modulations(self, readers: Params, latents: jax.Array) -> Modulations:
-        """The part of the field that needs no point, for latents [B, P] and the second half of `split`."""
+        """The part of the field that does not depend on points, for latents [B, P] and the second half of `split`."""
         return cast(Modulations, self.module.apply({"params": readers}, latents, method="modulations"))
 
     def end_layers(self) -> tuple[str, str]:
-        """Names of the layer that reads coordinates and of the one that gives channels."""
+        """Names of the layer that reads coordinates and of the layer that outputs channels."""
         return "layer_1", f"layer_{self.model.layers}"
 
     def latent_layers(self) -> tuple[str, ...]:
@@ -84,7 +84,7 @@ class Field:
         return self.module.latent_layers()
 
     def rescaled(self, params: Params, ratio: jax.Array) -> Params:
-        """The same field of latents that are divided by `ratio`, a scalar or one an entry (of one place)."""
+        """The same field for latents divided by `ratio`, a scalar or one number an entry (of one place)."""
         scaled = {}
         for name in self.latent_layers():
             layer = params[name]
@@ -97,7 +97,7 @@ class Field:
         return {name: leaf.shape for name, leaf in traverse_util.flatten_dict(shapes, sep="/").items()}
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))  # step by step it compiles a hundred programs
+@functools.partial(jax.jit, static_argnums=(0, 2))  # without jit, a hundred programs are compiled
 def _init(field: Field, key: jax.Array, dtype: Any) -> Params:
     latents = jnp.zeros((1, field.model.latent_dim), dtype)
     coords = jnp.zeros((1, 1, field.coord_dims), dtype)
@@ -106,16 +106,16 @@ def _init(field: Field, key: jax.Array, dtype: Any) -> Params:
 
 
 def field_from_layers(settings: Mapping[str, Any], arrays: Mapping[str, Any]) -> tuple[Field, Params]:
-    """Build a field from named layer arrays: the door for weights from elsewhere.
+    """Build a field from named layer arrays, such as weights of another program.
 
     Args:
       settings: the names of `ModelSettings` (`layers, width, latent_dim, omega_first, omega_last, residual,
         offset, modulate_first_layer, modulate_scale` and so on); other names are ignored, absent ones take
         `ModelSettings`' defaults except `layers`, `width` and `latent_dim`, which must be there.
       arrays: `layer_k/kernel` [in, out] and `layer_k/bias` [out] for k = 1..K, `modulation_k/kernel` [P, L] and
-        `modulation_k/bias` [L] for the modulated layers, likewise `scale_k/...` with `modulate_scale`. Of a latent grid
-        P is the entries of one place; with `modulation_hidden`, `hidden_i/...` come between.
-        Coordinates and channels are read off the first and last layer. All are of one floating type, which is kept.
+        `modulation_k/bias` [L] for the modulated layers, likewise `scale_k/...` with `modulate_scale`. For a latent
+        grid, P is the entries of one place; with `modulation_hidden`, there are also layers `hidden_i/...`. Coordinates
+        and channels are read off the first and last layer. All are of one floating type, which is kept.
     Returns:
       (field, params).
     Raises:
@@ -174,8 +174,8 @@ def rescale_latent(field: Field, params: Params, step_size: float | jax.Array) -
     """The same field with its latent rescaled so that `STEP_SIZE`, the default of `fit_latent`, acts as `step_size`.
 
     With phi_p = r_p psi_p and r_p = sqrt(alpha_p / a), SGD on psi with step a visits the same fields as SGD on phi
-    with steps alpha_p, because d/dpsi_p = r_p d/dphi_p. The latent enters linearly, so scaling row p of every
-    modulation kernel by r_p is the whole change.
+    with steps alpha_p, because d/dpsi_p = r_p d/dphi_p. The latent enters linearly, so only row p of every modulation
+    kernel is scaled, by r_p.
 
     Args:
       field, params: the shared network.

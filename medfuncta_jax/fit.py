@@ -1,4 +1,4 @@
-"""Fitting latents at test time, on every observed point, and reading them out at any coordinates."""
+"""Fitting latents at test time, on every observed point, and decoding them at any coordinates."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from medfuncta_jax.measurements import checked_measurements, measured_loss, step
 from medfuncta_jax.operators import Operator
 from medfuncta_jax.point_field import ChannelLoss, Targets, shares, take
 
-# Default chunk size in activation elements (signals x points x width), in float32 4 MB and 64 MB: few enough for the
-# caches of a processor (in one piece, 32^3 points take 28 % longer, 8 images of 64^2 40 %), and enough for all units of
+# Default chunk size in activation elements (signals x points x width), in float32 4 MB and 64 MB: small enough for the
+# caches of a CPU (in one piece, 32^3 points take 28 % longer, 8 images of 64^2 40 %), and large enough for all units of
 # an accelerator.
 _CHUNK_ELEMENTS, _CHUNK_ELEMENTS_ON_ACCELERATORS = 2**20, 2**24
 
@@ -64,20 +64,20 @@ def fit_latent(
       signals: floating, the scale the field was trained on ([0, 1] for all that this package trains): [B, *grid, D] on
         a grid with the field's number of axes, or [B, N, D] at explicit `coords`.
       coords: None for the grid over [-1, 1] (ends included), or [N, C] or [B, N, C], or with the axes of a grid for N.
-      observe: None, or an operator that says what was measured (see `operators`): `signals` are then measurements
-        [B, *observe.shape, D], weights and losses are theirs, and steps are scaled so that `step_size` keeps its
-        meaning. Not with `coords` or `rescale_ratio`.
+      observe: None, or the operator of the measurements (see `operators`): `signals` are then measurements
+        [B, *observe.shape, D], weights and losses refer to measurements, and steps are scaled so that `step_size` keeps
+        its meaning. Not with `coords` or `rescale_ratio`.
       weights: None, or one weight >= 0 a point, [B, N] or [B, *grid]; 0 masks a point, whatever its value (NaN too).
         Only their ratio within a signal matters.
       steps: H >= 1.
       step_size: alpha, a scalar or [P]. Fields from `load_field` are scaled so that the default is right.
       channel_loss: squared errors averaged ("mean") or summed ("sum") over channels.
-      safeguard: take a step back wherever it raised a signal's loss, and halve that signal's step size from then on; a
-        signal unlike the training data can then not diverge. Where no loss grows, nothing changes.
-      rescale_ratio: None, or gamma in (0, 1]: each step takes the norm of the gradient on a random subset of that part
-        of the points (the release's test-time rule).
-      points_per_chunk: points of a signal in memory at once; None takes as many as suit the device: B times them, times
-        the width of the network, stay below 2^20 on a processor and 2^24 elsewhere. Changes rounding only.
+      safeguard: undo each step that raised a signal's loss, and halve the signal's step size from then on, so that a
+        signal unlike the training data cannot diverge. If no loss grows, nothing changes.
+      rescale_ratio: None, or gamma in (0, 1]: each step takes the norm of the gradient on a random subset, a fraction
+        gamma of the points (the release's test-time rule).
+      points_per_chunk: points of a signal in memory at once; None chooses their number such that B times this number
+        times the width of the network stays below 2^20 on a CPU and 2^24 elsewhere. The choice changes rounding only.
       init: latents [B, P] to begin with; None begins at zero, as in training.
       key: PRNG key for `rescale_ratio`; key 0 where None.
     Returns:
@@ -155,7 +155,7 @@ class _Best(NamedTuple):
 
 
 def _keep_better(new: _Best, best: _Best) -> _Best:
-    """The new latent if its loss is no larger, else (also if it is not finite) the old one, with half the step."""
+    """The new latent if its loss is no larger, else (also for a loss of NaN) the old latent, with half the step."""
     accepted = new.losses <= best.losses  # [B], False for NaN
     halved = best._replace(part=best.part / 2)
     return jax.tree.map(lambda a, b: jnp.where(accepted.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, halved)
@@ -193,7 +193,7 @@ def _fit(field: Field, rules: _Rules, params: Params, coords: jax.Array, given: 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _fit_measured(field: Field, rules: _Rules, params: Params, operator: Operator, given: _Given) -> FitResult:
-    """The fit of what an operator measures."""
+    """The fit of measurements by an operator."""
     chunk = rules.points_per_chunk
     losses_at = measured_loss(
         field, params, operator, given.signals, weights=given.weights, channel_loss=rules.channel_loss,
@@ -217,8 +217,8 @@ def _descend(
     """The steps of a fit.
 
     Args:
-      direction_at: of latents [B, P] and the key of a step, the direction of descent [B, P] and the losses [B].
-      losses_at: of latents, the losses alone.
+      direction_at: maps latents [B, P] and the key of a step to the direction of descent [B, P] and the losses [B].
+      losses_at: maps latents to the losses alone.
     """
 
     def plain_step(latents, key):

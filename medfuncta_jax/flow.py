@@ -4,8 +4,8 @@ A residual MLP v learns the velocity of straight lines from noise to latents,
 
     x_t = (1 - t) x_0 + t x_1,   x_0 ~ N(0, 1),   min E |v(x_t, t, class) - (x_1 - x_0)|^2
 
-and new latents are noise carried along v from t = 0 to 1 (Heun's method). Of its weights an exponential moving average
-is used. Every update depends on its number and the key alone, so that training may stop and go on.
+and new latents are noise integrated along v from t = 0 to 1 (Heun's method), with an exponential moving average of the
+weights. Every update depends on its number and the key alone, so that training can stop and resume.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Velocity(nn.Module):
 
     Attributes:
       features: P.
-      classes: kinds of signals, each with a vector of its own; 1 where there are none.
-      width, blocks: of the residual MLP.
+      classes: number of classes, each with a learned vector; 1 where there are none.
+      width, blocks: size of the residual MLP.
     """
 
     features: int
@@ -61,11 +61,11 @@ class FlowTraining:
     """Settings of the network and its training; hashable.
 
     Attributes:
-      width, blocks: of `Velocity`.
+      width, blocks: size of `Velocity`.
       steps: updates in all.
       batch_size: latents an update, drawn with replacement.
       learning_rate: peak rate of Adam, with a short warm-up and a cosine to 0.
-      decay: of the moving average of the weights, in [0, 1).
+      decay: decay of the moving average of the weights, in [0, 1).
     """
 
     width: int = 512
@@ -77,14 +77,14 @@ class FlowTraining:
 
     @property
     def optimiser(self) -> optax.GradientTransformation:
-        """Adam; clipped, as a rare batch is steep."""
+        """Adam with clipped gradients, because those of a few batches are large."""
         warmup = min(100, self.steps // 10)
         rate = optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, warmup, max(self.steps, warmup + 1))
         return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
 
 class FlowState(NamedTuple):
-    """A training under way: parameters, their moving average, the moments, updates done, the mean loss of the last."""
+    """Training state: parameters, their moving average, Adam's moments, updates done, mean loss of the last updates."""
 
     params: Any
     average: Any
@@ -100,7 +100,7 @@ class Flow(NamedTuple):
       module: the network, which sees (latents - shift) / scale.
       params: the moving average.
       shift, scale: [P].
-      loss: of the last updates; about 1 where nothing is learned.
+      loss: mean of the last updates; about 1 where nothing is learned.
     """
 
     module: Velocity
@@ -135,10 +135,10 @@ def fit_flow(
 
     Args:
       latents: floating [n, P].
-      labels: int [n] in [0, classes), or None for one kind.
-      classes: kinds of signals.
-      key: of the initialisation and of all draws.
-      start: a state that `after` was given, from which training goes on.
+      labels: int [n] in [0, classes), or None for one class.
+      classes: number of classes.
+      key: PRNG key for the initialisation and all draws.
+      start: a state that was passed to `after`; training resumes from it.
       after: called every hundred updates and at the end.
     Raises:
       ValueError: arrays that do not belong together or hold values that are not finite.
@@ -198,7 +198,7 @@ def _updates(
         value, gradient = jax.value_and_grad(loss)(state.params)
         updates, moments = optimiser.update(gradient, state.moments, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        # Early on the average is over all updates so far, so that the first weights do not linger.
+        # The first averages are over all updates so far, so that the initial weights lose their influence quickly.
         done = state.step.astype(jnp.float32)
         decay = jnp.minimum(training.decay, (1 + done) / (10 + done))
         average = optax.incremental_update(params, state.average, 1 - decay)

@@ -2,8 +2,8 @@
 
     phi_0 = 0,   phi_{g+1} = phi_g - alpha dL(phi_g; C_g)/dphi
 
-and the way back through it, from a cotangent of phi_G to those of the shared weights and of alpha. Both read from top
-to bottom: `Loop.descend`, then `Loop.pull_back`. The loop of test time, on every observed point, is `fit.fit_latent`.
+and its reverse pass, from the cotangent of phi_G to the cotangents of the shared weights and of alpha: `Loop.descend`,
+then `Loop.pull_back`. `fit.fit_latent` is the loop of test time, on every observed point.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ class InnerLoop(InnerSteps):
 
 
 class Source(NamedTuple):
-    """Where the features of points come from; one of the three is there.
+    """The source of the features of points; exactly one attribute is set.
 
     Attributes:
-      params: layers that read points, by which they are computed from coordinates.
-      features: those of all points, from which they are taken.
+      params: layers that read points, which compute features from coordinates.
+      features: the features of all points.
       summary: a `PointField.summary`, which stands for all points and their targets.
     """
 
@@ -75,7 +75,7 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Observed:
-    """Signals at points, looked at in chunks.
+    """Signals at points, evaluated in chunks.
 
     Attributes:
       field: the network.
@@ -122,7 +122,7 @@ class Observed:
 
 
 class Step(NamedTuple):
-    """Arrays of one inner step that are kept for the way back.
+    """Arrays of one inner step that are kept for the reverse pass.
 
     Attributes:
       latents: phi_g, [B, P].
@@ -144,7 +144,7 @@ class Reading(NamedTuple):
 
     Attributes:
       latents: phi.
-      gradient: dL/dm, from which dL/dphi was made.
+      gradient: dL/dm, from which dL/dphi is computed.
       ct_modulations: cotangents of the modulations.
       ct_latent_gradient: cotangents of dL/dphi.
     """
@@ -188,7 +188,7 @@ class Loop:
         self, halves: Halves, source: Source, steps: Step, ct_latents: jax.Array
     ) -> tuple[Params, Source, jax.Array, Reading]:
         """Cotangents of the layers that read points, of source and of alpha, from those of phi_G [B, P]; and the
-        readings of all steps, from which `ct_readers` makes the cotangents of the other layers."""
+        readings of all steps, from which `ct_readers` computes the cotangents of the other layers."""
         (params, readers), points = halves, self.observed.field.points
         modulate = functools.partial(self.observed.field.modulations, readers)
 

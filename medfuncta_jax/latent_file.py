@@ -2,7 +2,7 @@
 
 `SPLIT-00003-of-00012.safetensors` holds, row for row, `latents` [n, P], `labels`, `psnr`, `ids` (UTF-8, padded with
 zeros), `units` (JSON of `units.Units`, padded likewise) and, where there are any, `affines`; its header holds one JSON
-string, `about`. Files are written whole or not at all. The store they make is `latent_store`'s.
+string, `about`. Files are written whole or not at all. `latent_store` opens the files of a store together.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from medfuncta_jax.units import Units
 _DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8", "U8": "u1"}
 # Entries of `about` that differ between the files of a split; the others are shared.
 _OF_THE_FILE = ("rows", "sha256")
-# What messages say to do about a file that cannot be used.
+# The remedy that messages name for an unusable file.
 REMEDY = "extract again, which fits only what is missing"
 
 
@@ -38,7 +38,7 @@ def file_name(split: str, part: int, parts: int) -> str:
 
 
 def file_rows(length: int, signals_per_file: int) -> list[range]:
-    """The rows of every file of a split of `length` signals: a layout that depends on nothing else."""
+    """The rows of every file of a split of `length` signals; the layout depends on nothing else."""
     return [range(start, min(start + signals_per_file, length)) for start in range(0, length, signals_per_file)]
 
 
@@ -59,14 +59,14 @@ def write_file(
     Args:
       path: in the store's folder, named by `file_name`.
       about: JSON values shared by all files of the split: `split` (its name), `splits` (the length of every split of
-        the store), `field_sha256`, and whatever else describes it.
-      rows: those of the split that the file holds, n of them.
+        the store), `field_sha256`, and further descriptions.
+      rows: the n rows of the split that the file holds.
       latents: float32 or float16 [n, P].
       labels: int [n], or [n, tasks]; -1 where there is none.
       ids: n strings.
       psnr: [n], dB.
       affines: [n, 4, 4] voxel to world (mm, RAS+), or None.
-      units: n of them: what the values were before they were scaled to [0, 1]; none where that is not known.
+      units: the n original units of signals scaled to [0, 1]; empty where they are not known.
     """
     arrays: dict[str, np.ndarray] = {
         "ids": _padded(ids),
@@ -97,7 +97,7 @@ def _unpadded(array: np.ndarray) -> list[str]:
 
 
 def _checksum(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
-    """SHA-256 of all that a file says and holds."""
+    """SHA-256 of the entries and arrays of a file."""
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(arrays):
         digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}".encode())
@@ -108,11 +108,11 @@ def _checksum(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
 class LatentFile:
     """One file of a store, mapped into memory: opening reads its header, arrays are read as they are used.
 
-    A file that is replaced while it is open stays what it was. Processes may share one by pickling.
+    An open file keeps its content if the file on disk is replaced. Processes can share a file by pickling it.
 
     Attributes:
-      path: where it is.
-      about: what its header says.
+      path: the file's path.
+      about: the JSON values of the header.
       arrays: by name, read-only.
     """
 
@@ -163,23 +163,23 @@ class LatentFile:
 
     @property
     def units(self) -> list[Units]:
-        """What its signals were before they were scaled; the identity for stores that do not say."""
+        """The original units of its signals; the identity for stores without units."""
         if "units" not in self.arrays:
             return [Units()] * len(self.arrays["ids"])
         return [Units.from_json(text) for text in _unpadded(self.arrays["units"])]
 
     def is_whole(self) -> bool:
-        """Whether everything in the file is what was written; reads all of it."""
+        """Whether the whole file has the checksum it was written with; reads all of it."""
         about = {name: value for name, value in self.about.items() if name != "sha256"}
         checksum = _checksum(about, self.arrays)
         self.release()
         return checksum == self.about["sha256"]
 
     def release(self) -> None:
-        """Unmap what was read, so that going through a store takes no more memory than a part of it.
+        """Unmap the pages that were read, so that a pass over a store takes only the memory of a part.
 
-        The system would take such pages back under pressure, but some clusters count them as the job's. After reading
-        single rows it is not done: coming back to a row would cost four times as much.
+        The system would reclaim such pages under pressure, but some clusters count them as the job's memory. Reads of
+        single rows do not unmap pages: reading a row again would cost four times as much.
         """
         self._mapped.madvise(mmap.MADV_DONTNEED)
 

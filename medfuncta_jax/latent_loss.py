@@ -15,7 +15,7 @@ def latent_loss(
 
     Args:
       train: the setting `latent_penalty`.
-      noise: None, or added to the latents, [B, P].
+      noise: None, or noise [B, P] that is added to the latents.
       latents: [B, P].
     """
     cost = train.latent_penalty * jnp.square(latents).mean() if train.latent_penalty else 0.0

@@ -25,7 +25,7 @@ _NAME = re.compile(r"(?P<split>.+)-(?P<part>\d{5,})-of-(?P<parts>\d{5,})\.safete
 
 
 def field_checksum(field: Path | str) -> str:
-    """SHA-256 of an exported field, which tells whose latents a store holds.
+    """SHA-256 of an exported field, which identifies the field of a store's latents.
 
     Args:
       field: a run directory, or an exported `field.safetensors`.
@@ -40,7 +40,7 @@ def field_checksum(field: Path | str) -> str:
 
 
 class Latents:
-    """The latents of a split, an array [n, P] that lies in files: rows are read as they are asked for.
+    """The latents of a split, an array [n, P] stored in files; rows are read on access.
 
     `latents[rows]` takes an int, a slice, or an array of ints or of n booleans, and gives a numpy array as numpy does;
     `np.asarray(latents)` reads all.
@@ -78,7 +78,7 @@ class Latents:
             if indices.shape != (len(self),):
                 raise IndexError(f"a mask of shape {indices.shape} for {len(self)} rows")
             indices = np.flatnonzero(indices)
-        if indices.size == 0:  # of an empty list, whose dtype says nothing
+        if indices.size == 0:  # an empty list has dtype float64
             indices = indices.astype(int)
         if not np.issubdtype(indices.dtype, np.integer):
             raise IndexError(f"rows must be integers, a slice or a mask, got {indices.dtype}")
@@ -121,9 +121,9 @@ class Latents:
 class LatentSplit:
     """The fitted signals of one split, in the order of the data set.
 
-    Also a source of examples with random access, as `tfds.data_source`, `grain.MapDataset.source` and PyTorch's
-    `DataLoader` take one: `split[i]` is a dict of `latent` [P], `label` (an int, or [tasks]), `id` (a str), `psnr` (a
-    float, dB) and, where signals have one, `affine` [4, 4]. Nothing but headers is read before it is used.
+    A split is also a source of examples with random access, as `tfds.data_source`, `grain.MapDataset.source` and
+    PyTorch's `DataLoader` take one: `split[i]` is a dict of `latent` [P], `label` (an int, or [tasks]), `id` (a str),
+    `psnr` (a float, dB) and, where signals have one, `affine` [4, 4]. Only headers are read on opening, data on access.
 
     Attributes:
       latents: `Latents`, float32 or float16 [n, P].
@@ -132,7 +132,7 @@ class LatentSplit:
     """
 
     def __init__(self, files: Sequence[LatentFile]):
-        """From the files of one split, in order; `load_latents` makes it and checks them."""
+        """Join the files of one split, in order; `load_latents` checks the files first."""
         self.files = tuple(files)
         self.about = files[0].common
         self.latents = Latents(self.files)
@@ -159,7 +159,7 @@ class LatentSplit:
 
     @cached_property
     def units(self) -> tuple[Units, ...]:
-        """n of them: what the signals were before they were scaled, so that values can be had in units of their own."""
+        """The n original units of the signals, which convert decoded values from [0, 1]."""
         return tuple(itertools.chain.from_iterable(file.units for file in self.files))
 
     def _joined(self, name: str) -> np.ndarray:
@@ -240,7 +240,7 @@ def load_latents(
 
 
 def _files_by_split(folder: Path, splits: Sequence[str] | None) -> dict[str, list[Path]]:
-    """The files of each split that is asked for, in order; a missing one or a second set is an error."""
+    """The files of each requested split, in order; a missing file or a second set of files is an error."""
     found: dict[str, dict[int, set[int]]] = {}
     for path in sorted(folder.glob("[!.]*.safetensors")):
         match = _NAME.fullmatch(path.name)
@@ -266,7 +266,7 @@ def _files_by_split(folder: Path, splits: Sequence[str] | None) -> dict[str, lis
 
 
 def _check_rows(name: str, files: Sequence[LatentFile]) -> None:
-    """The files of a split follow each other without a gap, and end where the split ends."""
+    """Check that the files of a split have no gaps, and end where the split ends."""
     expected = 0
     for file in files:
         start, stop = file.about["rows"]
@@ -292,7 +292,7 @@ def _check_field(files: Sequence[LatentFile], field: Path | str) -> None:
 
 
 def _check_alike(files: Sequence[LatentFile]) -> None:
-    """All files come from one field, one data set and one setting of everything."""
+    """Check that all files come from one field, one data set and the same settings."""
 
     def shared(file: LatentFile) -> dict[str, Any]:
         latents = file.arrays["latents"]

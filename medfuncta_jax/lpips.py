@@ -43,7 +43,7 @@ def checked_weights(arrays: Mapping[str, Array], source: str) -> dict[str, np.nd
 
     Args:
       arrays: names to arrays; others are ignored.
-      source: of the arrays, a file's name, for messages.
+      source: origin of the arrays, a file's name, for messages.
     Raises:
       ValueError: an array is missing, misshapen, or not finite; the message names the source and the array.
     """

@@ -1,11 +1,12 @@
 """Measurements of fields by an operator, and the loss of latents against them.
 
 The memory that a network of width L needs at N points is L times that of the values. Points are therefore evaluated in
-chunks, again on the way back, so that only values of all points are in memory; of an operator whose measurements come
-in independent groups (`Operator.groups`) not even these.
+chunks, and again in the reverse pass, so that memory holds only the values of all points. If the measurements come in
+independent groups (`Operator.groups`), it holds only the values of some groups.
 
-A field with one modulated layer is a sum of functions of the point (`basis.BasisField`), and a linear operator of such
-a sum is the sum of measured functions. These are computed once, and every step then costs as much as with points.
+A field with one modulated layer is a sum of functions of the point (`basis.BasisField`), and a linear operator maps
+such a sum to the sum of the measured functions. The measured functions are computed once; every step then costs as much
+as with points.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ from medfuncta_jax.field import Field, Params, params_dtype
 from medfuncta_jax.operators import Operator, Points
 from medfuncta_jax.point_field import ChannelLoss, Targets, shares
 
-# Points of the grid, and steps of the power iteration, that steepness is measured with.
+# Points of the grid of `step_ratio`, and steps of the power iteration in `steepness`.
 _REFERENCE_POINTS, _POWER_STEPS = 1024, 24
 
 
 def measure(
     field: Field, params: Params, latents: Array, operator: Operator, *, points_per_chunk: int | None = None
 ) -> jax.Array:
-    """What an operator measures of the fields of latents; differentiable.
+    """Measurements of the fields of latents by an operator; differentiable.
 
     Args:
       field, params: the shared network.
       latents: [B, P].
-      operator: of points with the field's number of coordinates.
+      operator: an operator on points with the field's number of coordinates.
       points_per_chunk: as in `fit_latent`; None takes all points at once.
     Returns:
       [B, *operator.shape, D].
@@ -55,8 +56,8 @@ def measure(
 
 
 def _in_chunks(operator: Operator, values: Callable[[jax.Array], jax.Array], coords: jax.Array, size: int) -> jax.Array:
-    """Measurements [B, M, D] of `values`, a function from coords [n, C] to [B, n, D], of which at most about `size`
-    points (0: all) are evaluated at once."""
+    """Measurements [B, M, D] of `values`, a function from coords [n, C] to [B, n, D], evaluated at about `size` points
+    (0: all) at a time."""
     count, groups = len(coords), operator.groups
     if not 0 < size < count:
         return operator(values(coords), coords)
@@ -70,7 +71,7 @@ def _in_chunks(operator: Operator, values: Callable[[jax.Array], jax.Array], coo
 
 
 def _mapped(function: Callable[[jax.Array], jax.Array], coords: jax.Array, pieces: int) -> jax.Array:
-    """[B, n, ...] of coords in equal pieces, one after the other; on the way back each is computed again."""
+    """`function` of coords, piece by equal piece, [B, n, ...]; the reverse pass computes each piece again."""
     if pieces == 1:
         return function(coords)
     found = jax.lax.map(jax.checkpoint(function), coords.reshape(pieces, -1, coords.shape[-1]))
@@ -97,15 +98,15 @@ def measured_loss(
     """The loss of measurements as a function from latents [B, P] to one number a signal, [B]; differentiable.
 
     It is the squared difference of measurements, averaged over them by their weights, in squared units of the
-    measurements. What does not depend on latents is computed here, once.
+    measurements. Terms that do not depend on latents are computed here, once.
 
     Args:
       field, params, operator: see `measure`.
       measurements: [B, M, D].
-      weights: None, or [B, M] >= 0, of which only the ratio within a signal matters: the inverse variance of the noise.
+      weights: None, or [B, M] >= 0, the inverse variance of the noise; only ratios within a signal matter.
       channel_loss: "mean" or "sum" over channels.
       points_per_chunk: points of a signal in memory at once; 0 for all.
-      gradients: about how many will be taken, which decides whether normal equations pay.
+      gradients: the approximate number of gradients, which decides whether normal equations pay.
     """
     points, (point_params, readers) = field.points, field.split(params)
     count = measurements.shape[1]
@@ -117,7 +118,7 @@ def measured_loss(
             return (targets.shares * jnp.square(seen.reshape(targets.signals.shape) - targets.signals).sum(-1)).sum(-1)
 
         return losses
-    # One set of functions serves all signals, so that as many more points fit into memory.
+    # All signals share one set of functions, so a chunk may have B times as many points.
     basis = _measured_basis(field, params, operator, points_per_chunk * len(measurements))
     shared: Any = basis
     known: Targets | None = targets
@@ -127,7 +128,7 @@ def measured_loss(
 
 
 def _measured_basis(field: Field, params: Params, operator: Operator, size: int) -> Basis:
-    """What a linear operator measures of the functions that a field with one modulated layer is a sum of."""
+    """Measurements by a linear operator of the functions that a field with one modulated layer is a sum of."""
     points, point_params = field.points, field.split(params)[0]
 
     def functions(coords: jax.Array) -> jax.Array:
@@ -139,11 +140,11 @@ def _measured_basis(field: Field, params: Params, operator: Operator, size: int)
 
 
 def step_ratio(field: Field, params: Params, operator: Operator, *, points_per_chunk: int = 0) -> jax.Array:
-    """The factor of a step size that makes a step on `measured_loss` as bold as one on values at points.
+    """The ratio of the step size for `measured_loss` to the step size for values at points.
 
-    The largest curvature of the mean squared error of values on a grid, divided by that of the loss of measurements, in
-    the latent around zero, where both are taken without weights. So a step size that suits the field suits every
-    operator, whatever the unit of its measurements; power iteration finds both. Below 1 where measurements add up.
+    The ratio is the largest curvature of the mean squared error of values on a grid, divided by that of the loss of
+    measurements, both in the latent around zero, without weights, by power iteration. A step size that suits the field
+    then suits every operator, in any unit of measurements. The ratio is below 1 for operators that sum values.
     """
     side = max(2, round(_REFERENCE_POINTS ** (1 / field.coord_dims)))
     reference = Points(grid((side,) * field.coord_dims))

@@ -69,9 +69,9 @@ def learning_rate_schedule(train: TrainSettings, peak: float) -> optax.Schedule:
 def make_optimizer(train: TrainSettings, field: Field) -> optax.GradientTransformation:
     """Clipping by the global norm, then AdamW on the field and Adam on the logarithm of the step size.
 
-    With `optimizer` "muon" the weights between layers of units, and those of modulations, are Muon's (Jordan et al.
-    2024): a step is the momentum of the gradient with all its singular values set to about 1. The first layer reads
-    coordinates, and the last gives channels, so both stay AdamW's.
+    With `optimizer` "muon", Muon (Jordan et al. 2024) updates the weights of hidden layers and modulations: a step is
+    the momentum of the gradient with all its singular values set to about 1. AdamW updates the first and the last
+    layer, which read coordinates and output channels.
     """
     ends = field.end_layers()
 
@@ -120,7 +120,7 @@ def layout(field: Field, tree: Any, mesh: Mesh) -> Any:
 
 
 def step_size(trainable: Trainable, inner: InnerSettings) -> float | jax.Array:
-    """alpha of the inner loop: fixed, or exp of what was learned, in its shape (see `Trainable`)."""
+    """alpha of the inner loop: fixed, or exp of the learned logarithm, in its shape (see `Trainable`)."""
     if trainable.log_step_size is None:
         return inner.step_size
     learned = jnp.exp(trainable.log_step_size)
@@ -146,11 +146,11 @@ def inner_loop_of(settings: Settings) -> InnerLoop:
 
 @dataclass(frozen=True)
 class Training:
-    """What does not change from update to update.
+    """The constants of a training run.
 
     Attributes:
       field: the field that is trained, from `check`.
-      settings: those of the run.
+      settings: the run's settings.
       shape: points along each axis of a signal, N in all.
       labels: int [n] of the training signals, for the methods that need them.
       mesh: the devices that signals are split over; None for one.
@@ -164,7 +164,7 @@ class Training:
 
 
 class Sample(NamedTuple):
-    """What an update sees: the arguments of `meta_loss` for coords [N, C] and signals [B, N, D]."""
+    """The data of an update: the arguments of `meta_loss` for coords [N, C] and signals [B, N, D]."""
 
     coords: jax.Array
     signals: jax.Array
@@ -247,7 +247,7 @@ def loss_and_gradient(training: Training, trainable: Trainable, sample: Sample) 
     """The meta-loss of a sample and its gradient, in the `layout` of `trainable`.
 
     Each device of the mesh computes the gradient of its own signals, and the gradients are summed once. (The compiler
-    by itself would sum in every inner step of every micro-batch.)
+    alone would sum them in every inner step of every micro-batch.)
     """
     field, settings, mesh = training.field, training.settings, training.mesh
 
@@ -304,9 +304,8 @@ def optimizer_step(
 def exported_params(
     field: Field, trainable: Trainable, inner: InnerSettings, coords: jax.Array | None = None
 ) -> Params:
-    """The field with a latent for which the plain step of `fit_latent` at its default size is the trained one.
-
-    See `methods.Method`.
+    """The field with its latent rescaled so that a default step of `fit_latent` equals a step in training. See
+    `methods.Method`.
     """
     return rescale_latent(field, inner_params(field, trainable, inner, coords), step_size(trainable, inner))
 
@@ -316,8 +315,8 @@ def make_train_step(
 ) -> Callable[..., tuple[Params, optax.OptState, dict[str, jax.Array]]]:
     """The pure function `train_step(params, optimizer_state, signals, key) -> (params, optimizer_state, metrics)`.
 
-    One meta-update with any optimizer, for a training loop of one's own; jit it. `signals` and `coords` are those of
-    `meta_loss`, `key` draws the contexts, and metrics are the scalars `loss` and `gradient_norm`.
+    One meta-update with any optimizer, for your own training loop; jit the function. `signals` and `coords` are those
+    of `meta_loss`, `key` draws the contexts, and metrics are the scalars `loss` and `gradient_norm`.
     """
 
     def train_step(

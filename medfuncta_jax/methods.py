@@ -1,7 +1,6 @@
-"""The methods of training by the names of `train.method`: MedFuncta's, and the systems that it is compared with.
-
-A method is a module with the functions of `Method`. All have one state, so one loop trains them. Adding one takes a
-module in `baselines`, a line here, and its name in `settings.Method`.
+"""The methods of training by the names of `train.method`: MedFuncta's, and the systems that it is compared with. A
+method is a module with the functions of `Method`. All methods share one type of state, so one loop trains them. Adding
+one takes a module in `baselines`, a line here, and its name in `settings.Method`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from medfuncta_jax.settings import InnerSettings, Settings
 
 
 class Method(Protocol):
-    """What the loop of training needs of a method."""
+    """The functions that the training loop needs of a method."""
 
     def check(self, settings: Settings, shape: Sequence[int], channels: int, *, task: str | None = None) -> Field:
         """The field of these settings for signals [*shape, channels], with labels of the kind `task` if that is known.
@@ -44,7 +43,7 @@ class Method(Protocol):
     def exported_params(
         self, field: Field, trainable: Trainable, inner: InnerSettings, coords: jax.Array | None = None
     ) -> Params:
-        """The field with a latent for which the plain step of `fit_latent` at its default size is the trained one.
+        """The field with its latent rescaled so that a default step of `fit_latent` equals a step in training.
 
         `coords` [N, C] are the grid of the training signals; Gauss-Newton steps need them.
         """
@@ -60,5 +59,5 @@ METHODS: dict[settings.Method, Method] = {
     "pyramid": pyramid,
 }
 
-# The classes of fields that they train, by the name that a saved field has.
+# The field classes of all methods, by their name in a saved field.
 FIELDS = {kind.__name__: kind for kind in (Field, codebook.CodebookField, patches.PatchField, pyramid.PyramidField)}

@@ -1,10 +1,10 @@
 """MSE, PSNR and SSIM of reconstructions, one number a signal, for any number of axes.
 
-Signals lie in [0, 1], so the data range of PSNR and SSIM is 1. `signal_metrics` is the published protocol: it clips
-the reconstruction to [0, 1] first; the single functions take what they are given. SSIM is that of Wang et al. 2004
-("Image quality assessment: from error visibility to structural similarity") as scikit-image computes it with
-`data_range=1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False`, which has no 1D or 3D counterpart in JAX.
-`summary` turns the numbers of many signals into a mean with its interval.
+Signals lie in [0, 1], so the data range of PSNR and SSIM is 1. `signal_metrics` is the published protocol: it clips the
+reconstruction to [0, 1] first; the single functions do not clip. SSIM is that of Wang et al. 2004 ("Image quality
+assessment: from error visibility to structural similarity") as scikit-image computes it with `data_range=1,
+gaussian_weights=True, sigma=1.5, use_sample_covariance=False`, which has no 1D or 3D counterpart in JAX. `summary`
+turns the numbers of many signals into a mean with its interval.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from medfuncta_jax.product import FULL
 
 Array = jax.Array | np.ndarray
 
-# PSNR of a perfect reconstruction would be infinite, and so would be every mean that it enters. 100 dB is an error of
-# 1e-5 root mean square; rounding to 8 bits alone costs 41 dB more than that (58.9 dB), so no real figure is touched.
+# The PSNR of a perfect reconstruction would be infinite, and so would every mean over it. 100 dB is an error of 1e-5
+# root mean square; rounding to 8 bits alone already gives 58.9 dB, 41 dB less, so the cap changes no real figure.
 PSNR_CAP = 100.0
 
 _WINDOW, _SIGMA = 11, 1.5
@@ -102,17 +102,18 @@ def summary(values: Mapping[str, Array], *, resamples: int, seed: int) -> dict[s
     """Mean, standard deviation and 95 % bootstrap interval of the mean, of every figure.
 
     The interval is the 2.5 % and 97.5 % percentile of the means of `resamples` draws of n signals with replacement
-    (Efron 1979); one draw serves all figures. It holds the chance in which signals were tested, not that of training.
+    (Efron 1979); one draw serves all figures. It covers the random choice of test signals, not the randomness of
+    training.
 
     Args:
       values: name to [n] figures of the same n >= 1 signals.
       resamples: draws, at least 1.
-      seed: of the draws; the same values and seed give the same interval.
+      seed: seed of the draws; the same values and seed give the same interval.
     Returns:
       {name: mean, ..., "std": {name: population standard deviation}, "interval": {name: [low, high]}}, Python floats;
       a single signal's interval is its own value.
     """
-    from scipy.stats import bootstrap  # takes half a second, which only an evaluation should
+    from scipy.stats import bootstrap  # takes half a second, needed by evaluations alone
 
     table = np.stack([np.asarray(value, np.float64) for value in values.values()])  # [figures, n]
     means, count = table.mean(-1), table.shape[-1]
@@ -161,7 +162,7 @@ def _psnr(errors: jax.Array) -> jax.Array:
 
 @jax.jit
 def _ssim(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Over chunks of the batch, so that memory is bounded by one signal or by _VALUES_AT_ONCE."""
+    """SSIM over chunks of the batch, so that memory is bounded by one signal or by _VALUES_AT_ONCE."""
     if a.shape[0] == 0:
         return jnp.zeros((0,), a.dtype)
     chunk = min(a.shape[0], max(1, _VALUES_AT_ONCE // math.prod(a.shape[1:])))
@@ -176,17 +177,17 @@ def _signal_ssim(a: jax.Array, b: jax.Array) -> jax.Array:
     instead of five, is exactly 1 where a = b, and loses few digits where the two are close.
     """
     total, difference = a + b, a - b
-    # A variance does not change when a constant is taken off, but its rounding does: about 40 times less on X-rays.
+    # Subtracting a constant leaves a variance as it is and lowers its rounding error, about 40 times on X-rays.
     offset = total.mean(axis=tuple(range(total.ndim - 1)))  # [D]
     total = total - offset
     mean_total, mean_difference = _window_mean(total), _window_mean(difference)
-    # Rounding may leave a variance just below zero, which no variance is.
+    # Rounding may leave a variance just below zero.
     var_total = jnp.maximum(_window_mean(jnp.square(total)) - jnp.square(mean_total), 0)
     var_difference = jnp.maximum(_window_mean(jnp.square(difference)) - jnp.square(mean_difference), 0)
     square_total, square_difference = jnp.square(mean_total + offset), jnp.square(mean_difference)
     luminance_loss = square_difference / (0.5 * (square_total + square_difference) + _C1)
     structure_loss = var_difference / (0.5 * (var_total + var_difference) + _C2)
-    # 1 - (1 - l)(1 - s): the mean is taken of small numbers, where float32 is finest.
+    # 1 - (1 - l)(1 - s): the mean is over small numbers, where float32 is most accurate.
     return 1 - (luminance_loss + structure_loss - luminance_loss * structure_loss).mean()
 
 
@@ -203,7 +204,7 @@ def _window_mean(values: jax.Array) -> jax.Array:
             jnp.asarray(taps, values.dtype).reshape(1, 1, -1, 1),
             window_strides=(1, 1),
             padding="VALID",
-            precision=FULL,  # TF32 or bfloat16 products would leave no digits of a variance
+            precision=FULL,  # with TF32 or bfloat16 products a variance would lose all digits
         ).reshape(*before, count - len(taps) + 1, *after)
     return values
 

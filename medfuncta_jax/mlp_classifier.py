@@ -1,7 +1,7 @@
 """The paper's classifier on latents (MedFuncta, MIDL 2026, table 3): an MLP, P -> 1024 -> 512 -> classes.
 
-ReLU and dropout after the hidden layers, softmax for one class a signal, a sigmoid each for several labels; AdamW, and
-of all epochs the one with the best validation accuracy.
+ReLU and dropout after the hidden layers, softmax for one class a signal, sigmoids for several labels, AdamW; the epoch
+with the best validation accuracy is kept.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class MlpFit(NamedTuple):
 
     Attributes:
       module: the network; `module.apply({"params": params}, ...)` gives logits.
-      params: of the best epoch.
+      params: parameters of the best epoch.
       shift, scale: [P]; the network sees (features - shift) / scale.
       multi_label: whether outputs are one sigmoid a label instead of a softmax over classes.
-      epoch: the best, counted from 1; the first of those that are equal.
+      epoch: the best epoch, counted from 1; the first of equal ones.
       val_accuracy: [epochs], in [0, 1]; the mean over labels at 0.5 where there are several.
     """
 
@@ -81,10 +81,11 @@ def fit_mlp(
       features, val_features: floating, [n, P] and [m, P], of any scale and framework.
       labels, val_labels: int [n] and [m] in [0, classes), or 0 and 1, [n, classes], for several labels a signal.
       classes: number of classes or labels.
-      key: of the initialisation, the order of the signals and dropout.
+      key: PRNG key for the initialisation, the order of the signals and dropout.
       normalise: "none", "scale" (all features divided by one number, their standard deviation) or "standardise" (each
-        by its own, its mean taken off); latents are small numbers, on which an MLP learns slowly as they are.
-      settings: of the MLP and its training. No signal is dropped: the last batch of an epoch is a smaller one.
+        feature minus its mean, divided by its own deviation). Unscaled latents are small numbers, on which an MLP
+        learns slowly.
+      settings: settings of the MLP and its training. No signal is dropped: the last batch of an epoch is a smaller one.
       after_epoch: called with the validation accuracy of every epoch.
     Raises:
       ValueError: arrays that do not belong together.
@@ -125,7 +126,7 @@ def fit_mlp(
 
 
 def normalisation(features: Array, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Shift and scale, float64 [P], of a kind of normalisation; what does not vary is divided by 1."""
+    """Shift and scale, float64 [P], of a kind of normalisation; constant features are divided by 1."""
     features = np.asarray(features)
     shift, scale = np.zeros(features.shape[1]), np.ones(features.shape[1])
     if kind == "scale":

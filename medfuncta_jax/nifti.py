@@ -26,7 +26,7 @@ def write_volume(
 
     Args:
       path: ends in .nii or .nii.gz.
-      values: [X, Y, Z], or [X, Y, Z, D] of several channels; with a slope the samples, before it is applied.
+      values: [X, Y, Z], or [X, Y, Z, D] of several channels; stored samples where a slope is given.
       affine: [4, 4], of voxel indices to millimetres, RAS+.
       dtype: how the voxels are stored; whole numbers are rounded, and cut at the ends of the type's range.
       slope, intercept: written to the header; a reader applies them.
@@ -51,6 +51,6 @@ def write_volume(
         if path.suffix == ".nii":
             partial.write_bytes(image.to_bytes())
         else:
-            # Level 1 is nibabel's; noise does not compress better with more time. No name and time inside.
+            # Level 1 is nibabel's; more does not compress noise better. The gzip header has no name or time.
             with open(partial, "wb") as raw, gzip.GzipFile("", "wb", 1, raw, mtime=0) as file:
                 image.to_stream(file)

@@ -35,7 +35,7 @@ def fit_ridge(
 ) -> NumberFit:
     """Ridge regression of numbers [n] on features [n, P], with the penalty that is best on validation.
 
-    Features are standardised by training, numbers too: w minimises |y - X w|^2 / n + penalty |w|^2.
+    Features and numbers are standardised by training: w minimises |y - X w|^2 / n + penalty |w|^2.
 
     Raises:
       ValueError: arrays that do not belong together.
@@ -72,13 +72,13 @@ def fit_number_mlp(
 ) -> NumberFit:
     """An MLP that gives a number, as `fit_mlp` trains one for classes; the epoch that is best on validation is kept.
 
-    Features are standardised by training, numbers too; the loss is the squared error.
+    Features and numbers are standardised by training; the loss is the squared error.
 
     Args:
       features, val_features: floating, [n, P] and [m, P].
       numbers, val_numbers: [n] and [m].
-      key: of the initialisation, the order of the signals and dropout.
-      settings: of the MLP and its training.
+      key: PRNG key for the initialisation, the order of the signals and dropout.
+      settings: settings of the MLP and its training.
       after_epoch: called with the mean squared error on validation, of standardised numbers.
     Raises:
       ValueError: arrays that do not belong together.

@@ -1,7 +1,7 @@
-"""Operators: what is measured of a signal where that is not its values, as pooled voxels, thick slices or k-space.
+"""Measurement operators, for signals that are not measured point by point: pooled voxels, thick slices, k-space.
 
-An operator A takes values of a field at coordinates of its own and returns measurements, `A(f(x_1), ..., f(x_N)) -> y`.
-`fit_latent(..., observe=A)` then finds latents whose measurements are those given.
+An operator A maps the values of a field at the operator's coordinates to measurements, `A(f(x_1), ..., f(x_N)) -> y`.
+`fit_latent(..., observe=A)` then finds latents with the given measurements.
 
     sinogram = AveragePooling((30, 128), (1, 2)) @ Projections((64, 64), angles=(0.0, 6.0, ...), detectors=128)
     fitted = fit_latent(field, params, measurements, observe=sinogram)  # measurements [B, 30, 64, D]
@@ -26,10 +26,10 @@ _T = TypeVar("_T")
 
 
 class Operator(abc.ABC):
-    """What is measured of a signal: a differentiable function of its values at coordinates.
+    """A measurement of a signal: a differentiable function of its values at coordinates.
 
     A subclass is a frozen dataclass that JAX knows as a pytree, so that it may be an argument of a compiled function.
-    `outer @ inner` measures what `inner` has measured, where that lies on the grid that `outer` takes.
+    `outer @ inner` applies `outer` to the measurements of `inner`, which must lie on the grid of `outer`.
 
     Attributes:
       shape: the grid of the measurements, of M = prod(shape) entries a channel.
@@ -42,16 +42,16 @@ class Operator(abc.ABC):
     @property
     @abc.abstractmethod
     def coords(self) -> Array:
-        """The points whose values it takes, [N, C] in [-1, 1]."""
+        """The points that are measured, [N, C] in [-1, 1]."""
 
     @property
     def grid(self) -> tuple[int, ...] | None:
-        """The grid that the points are, in the order of `coordinates.grid`, or None where they are no grid."""
+        """The shape of the grid of points, in the order of `coordinates.grid`; None if the points form no grid."""
         return None
 
     @property
     def groups(self) -> int:
-        """Equal consecutive parts of the points, each measured by itself; 1 where a measurement needs all points."""
+        """The number of equal consecutive parts of the points that are measured separately; 1 if they cannot be."""
         return 1
 
     @abc.abstractmethod
@@ -285,8 +285,8 @@ class Projections(Operator):
       spacing: between rays, in distances of grid points.
       samples: points on a ray, at equal distances over the diagonal of the image; 0: one a distance of grid points.
 
-    Measurements are [angles, detectors]: integrals of the field along the ray, the distance of grid points the unit of
-    length, as sums over pixels are.
+    Measurements are [angles, detectors]: integrals of the field along the ray, in distances of grid points, as for sums
+    over pixels.
     """
 
     size: tuple[int, int]
@@ -328,7 +328,7 @@ class Projections(Operator):
         shift = self.size[0] // 2 - (self.size[0] - 1) / 2
         places = np.stack([rows, columns], -1).reshape(-1, 2) + shift
         step = 2 / (self.size[0] - 1)
-        return np.clip(places * step, -1 - step, 1 + step)  # whatever lies outside counts as 0
+        return np.clip(places * step, -1 - step, 1 + step)  # points outside count as 0
 
     def __call__(self, values, coords):
         depths = self._depths

@@ -2,8 +2,8 @@
 
     L(theta) = 1/B sum_i L_i(phi_G^(i)(theta); all points)
 
-and its gradient, exactly through the G inner steps (MedFuncta, MIDL 2026, algorithm 1). To follow a signal from here to
-a gradient, read on in `inner_steps` (the steps, forward and back) and `passes` (a step's layers).
+and its gradient, exact through the G inner steps (MedFuncta, MIDL 2026, algorithm 1). `inner_steps` has the steps,
+forward and back, and `passes` the layers of a step.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from medfuncta_jax.inner_steps import InnerLoop, Loop, Observed, Reading, Source
 from medfuncta_jax.point_field import Targets, shares
 from medfuncta_jax.product import FULL
 
-# A smaller part of all points has its features computed again: taken from those of all points, their cotangents would
-# be as large as these, in every step (measured in 3D: a quarter 15 % faster so, a tenth 7 % slower).
+# Smaller contexts compute the features of their points again. Features taken from those of all points have cotangents
+# of that size in every step (measured in 3D: 15 % faster for a quarter of the points, 7 % slower for a tenth).
 _TAKEN_PART = 1 / 6
 
-# Latents phi_G [B, P] to those that are decoded, and a term of the loss.
+# A function from latents phi_G [B, P] to the latents to decode and a term of the loss.
 LatentLoss = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
@@ -81,10 +81,10 @@ def inner_loop(
     coords: Array | None = None,
     step_size: float | Array | None = None,
 ) -> FitResult:
-    """The inner steps alone, from phi_0 = 0, for an outer loss of one's own.
+    """The inner steps alone, from phi_0 = 0, for your own outer loss.
 
-    Differentiable in all arrays, in either mode and to any order, by automatic differentiation, which keeps all of
-    every step; the gradient of `meta_loss` costs less. Arguments and errors are those of `meta_loss`.
+    Differentiable in all arrays, in either mode and to any order, by automatic differentiation, which keeps all arrays
+    of every step; the gradient of `meta_loss` costs less. Arguments and errors are those of `meta_loss`.
 
     Returns:
       FitResult: latents [B, P], and losses [B, G] on the context of each step.
@@ -99,7 +99,7 @@ def _checked(
     field: Field, params: Params, signals: Array, context: Array | None, *, inner: InnerLoop, coords: Array | None,
     step_size: float | Array | None,
 ) -> tuple[Params, jax.Array, _Batch]:  # fmt: skip
-    """Arrays that fit together, of the floating type of `params`; alpha is [P]."""
+    """Checked arrays in the floating type of `params`; alpha is [P]."""
     dtype, entries = params_dtype(params), field.model.latent_dim
     signals = as_array("signals", signals)
     points = points_of(signals, coords, coord_dims=field.coord_dims, channels=field.channels)
@@ -137,7 +137,7 @@ def _context(context: Array | None, inner: InnerLoop, batch: int, points: int) -
 )  # fmt: skip
 @dataclass(frozen=True)
 class _Batch:
-    """What a meta-loss is of, beside what it is differentiated in; the whole batch, or a micro-batch.
+    """The arguments of a meta-loss that it is not differentiated in; of the whole batch, or of a micro-batch.
 
     Attributes:
       field, inner: the network, and the settings of the inner loop.
@@ -168,8 +168,8 @@ class _Batch:
         return self.observed.over_chunks(at, None, self.share)[0].sum() + cost
 
     def value_and_gradient(self, params: Params, alpha: jax.Array) -> tuple[Any, Reading]:
-        """(loss, gradients in the layers that read points and in alpha), and the readings of latents: the G steps' and
-        that of phi_G."""
+        """(loss, gradients in the layers that read points and in alpha), and the readings of the latents of all G steps
+        and of phi_G."""
         point_params, readers = halves = self.field.split(params)
         (outer, source), pull_sources = jax.vjp(self.sources, point_params)
         loop = self.loop(alpha)
@@ -197,8 +197,8 @@ class _Batch:
     def sources(self, point_params: Params) -> tuple[Source, Source]:
         """The sources of the features of the outer loss and of the inner steps.
 
-        Features of all points are computed once, where memory allows, and serve all steps. A context that is small, or
-        each signal's own, has its features computed again.
+        All steps share the features of all points, computed once, if memory allows. Small contexts, and contexts that
+        signals do not share, compute their features again.
         """
         points, chunk, (batch, count, channels) = self.field.points, self.inner.points_per_chunk, self.signals.shape
         every = self.context is None
@@ -265,7 +265,7 @@ def _loss_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
 def _mean_over_parts(function: Callable[[_Batch], tuple[Any, Any]], batch: _Batch) -> tuple[Any, Any]:
     """The mean over micro-batches of the first result of `function`, and its second result stacked.
 
-    Signal i goes to micro-batch i % parts: each then lies on all devices that the batch is split over.
+    Signal i goes to micro-batch i % parts, so that each micro-batch lies on all devices that the batch is split over.
     """
     parts, context = batch.inner.micro_batches, batch.context
     if parts == 1:

@@ -239,7 +239,7 @@ def _rows(modulations: Modulations, features: PointFeatures) -> Rows:
 
 
 def _input(features: PointFeatures, rows: Rows) -> jax.Array | None:
-    """The input of the first modulated layer, where that is not the points themselves."""
+    """The input of the first modulated layer; None if that layer reads the points."""
     return None if features.hidden is None else rows.of(features.hidden)
 
 

@@ -65,7 +65,7 @@ class PointField:
         return False
 
     def summary(self, features: Any, targets: Targets) -> Any:
-        """A replacement of features and targets, for points that the signals share and that have one weight."""
+        """A replacement of features and targets, for points that all signals share with equal weights."""
         raise ValueError("this kind of field has no summary")
 
     def thin(self, kept: Any) -> Any:
@@ -129,7 +129,7 @@ def shares(weights: jax.Array | None, points: int, signals: jax.Array, channel_l
     """`Targets.shares` of a mean over points, and the mean or sum over the channels of `signals`.
 
     Args:
-      weights: [B, n] >= 0, of which only the ratio within a signal counts, all 0 where nothing counts; or None.
+      weights: None, or [B, n] >= 0; only ratios within a signal count, and a signal of weights 0 does not count.
       points: n.
     Returns:
       [B, n]; without weights [1, 1].
@@ -150,14 +150,14 @@ def over_chunks(
     size: int,
     given: Any = None,
 ) -> tuple[Any, Any]:
-    """Sums over points, of which at most `size` a signal are in memory at once.
+    """Sums over points, with at most `size` points a signal in memory at once.
 
     Args:
       function: `function(rows, share, given)` returns (terms to sum over chunks, values to stack).
       rows: the points, integers [n] or [B, n], or None for all.
       share: their `Targets.shares`, [B or 1, n or 1]; those of padding are 0.
       points: n.
-      size: 0 or n: all in one call. Else there are as few chunks of equal length as this allows.
+      size: 0 or n for all points in one call; else the points are in the fewest chunks of equal length up to `size`.
       given: a pytree stacked over chunks, as an earlier call returned it.
     Returns:
       (sums, stacked); stacked as `function` gives it where all is one chunk.

@@ -17,14 +17,14 @@ from medfuncta_jax.units import Units
 
 @dataclass(frozen=True)
 class PreparedSignals:
-    """Signals as a field takes them, and what they were.
+    """Signals as a field takes them, with their original units.
 
     Attributes:
       values: float32 [n, *grid, D] in [0, 1], for `fit_latent`.
       ids: n names.
       units: n of them: the scaling of each.
       affines: float64 [n, 4, 4] of the grid to world (mm, RAS+), None for signals without a place in space.
-      skipped: the reasons of signals that cannot be used, by name.
+      skipped: signals that cannot be used, name to reason.
     """
 
     values: np.ndarray
@@ -50,7 +50,7 @@ class PreparedSignals:
 def prepare(
     run: Path | str, data: Path | str | Array | Sequence[Any], *, affine: np.ndarray | None = None
 ) -> PreparedSignals:
-    """Signals that a field has not seen, as its training would have made them.
+    """New signals for a field, resampled and scaled as in the field's training.
 
         prepared = mf.prepare("runs/chest", "tomorrow/scan.nii.gz")
         fit = mf.fit_latent(field, params, prepared.values)
@@ -58,7 +58,8 @@ def prepare(
         hounsfield = prepared.in_own_units(values)  # [n, N, D]
 
     Args:
-      run: a run directory, or the `field.safetensors` of one; it says the source, its options and the grid.
+      run: a run directory, or the `field.safetensors` of one; the field file holds the source, its options and the
+        grid.
       data: a file of the run's source, a folder of such files, or an array as a file would hold it: a volume [X, Y, Z],
         an image [H, W] or [H, W, D], a series [n] or [n, D]; or a list of such arrays.
       affine: [4, 4] of a volume that is given as an array, voxel indices to mm, RAS+; None: voxels of 1 mm.
@@ -90,7 +91,7 @@ def prepare(
 
 
 def trained_on(run: Path | str) -> tuple[DataSettings, tuple[int, ...], int]:
-    """The data settings, the grid and the channels that a field was trained on.
+    """The data settings, the grid and the channels of a field's training.
 
     Raises:
       CheckpointError: no field, or one that does not say it.

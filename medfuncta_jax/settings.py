@@ -1,7 +1,7 @@
 """Settings: one tree of frozen, hashable dataclasses, built once from a config and validated there.
 
-`Settings.from_dict(config.to_dict())` is the only way in for a run; `to_dict` is what is saved beside every
-artefact. Defaults are the paper's 2D settings (MedFuncta, MIDL 2026, appendix B).
+`Settings.from_dict(config.to_dict())` makes the settings of every run, and `to_dict` the values that are saved beside
+every artefact. Defaults are the paper's 2D settings (MedFuncta, MIDL 2026, appendix B).
 """
 
 from __future__ import annotations
@@ -113,16 +113,16 @@ class ModelSettings:
       latent_grid: () for a latent that is one vector; else the places along each axis of the signal, m_1, ..., m_C, and
         the latent is a vector of P / (m_1 ... m_C) entries at each (Spatial Functa, Bauer et al. 2023), flattened as
         array[m_1, ..., m_C, entries].
-      latent_interpolation: what a point reads of a latent grid. "linear": between places that divide [-1, 1] evenly,
-        both ends included. "nearest": the vector of its cell, of m equal ones along each axis.
+      latent_interpolation: how a point reads a latent grid. "linear" interpolates between places that divide [-1, 1]
+        evenly, both ends included. "nearest" takes the vector of the point's cell, of m equal cells along each axis.
       modulation_hidden: widths of hidden layers (ReLU) between latent and modulations; () is a linear map.
       omega_first, omega_last: w_1 and w_K > 0 of the linear w-schedule.
       residual: h_k = h_{k-1} + s_k instead of s_k (the release; not written in the paper).
       offset: added to the output; 0.5 centres data in [0, 1] (the release).
       modulate_first_layer: the release does, the paper does not (eq. 1).
       modulate_scale: the latent also scales each layer's pre-activation.
-      modulation_init: M_k starts "uniform" (the paper) or "orthogonal" with the same norm, so that no direction of the
-        latent starts with next to no effect; of use where few inner steps meet a latent as large as the layer is wide.
+      modulation_init: M_k starts "uniform" (the paper) or "orthogonal" with the same norm, so that all directions of
+        the latent start with an effect; useful for few inner steps and a latent as large as the layer is wide.
       products: precision of the matrix products of layers 2 to K-1 and of their derivatives. "float32" is full
         float32 on every device. "tensorfloat32" rounds factors to TF32 on a GPU that has it, and is "float32"
         elsewhere. "bfloat16" rounds factors to bfloat16. Sums, and all other products, are full float32.
@@ -157,17 +157,17 @@ class ModelSettings:
 
     @property
     def places(self) -> int:
-        """Vectors that the latent consists of."""
+        """The number of vectors in the latent."""
         return math.prod(self.latent_grid)
 
     @property
     def latent_features(self) -> int:
-        """Entries of each of them: P where there is one."""
+        """The entries of each vector; P for a single vector."""
         return self.latent_dim // self.places
 
     @classmethod
     def from_named(cls, settings: Mapping[str, Any]) -> Self:
-        """From a mapping that may hold other names too, which are ignored; sizes must be there."""
+        """From a mapping; other names are ignored, and sizes are required."""
         known = {f.name for f in fields(cls)}
         for name in ("layers", "width", "latent_dim"):
             _require(name in settings, f"setting {name!r} is missing")
@@ -184,10 +184,10 @@ class InnerSteps:
       selection_ratio: gamma in (0, 1], the part of the points in the context of a step.
       shared_context: one random context a step for the whole batch (the release) instead of one a signal (the paper).
       first_order: hold the inner gradients constant (first-order MAML); exact second order otherwise.
-      remat: the arrays of each step that are kept for the way back. "steps": the latent alone, and the step is computed
-        again; "layers": two arrays a layer, its pre-activation and its gradient; "none": all, and the steps are
-        unrolled, so that nothing is copied. The gradient is the same; `experiments/PERFORMANCE.md` has time and memory
-        of each.
+      remat: the arrays of each step that are kept for the reverse pass. "steps": the latent alone, and the step is
+        computed again; "layers": two arrays a layer, its pre-activation and its gradient; "none": all, and the steps
+        are unrolled, so that nothing is copied. The gradient is the same; `experiments/PERFORMANCE.md` has time and
+        memory of each.
     """
 
     steps: int = 10
@@ -212,8 +212,8 @@ class InnerSettings(InnerSteps):
     """The inner loop of meta-training: `InnerSteps`, how their size is learned, and their metric.
 
     Attributes:
-      learned_step_size: "none", "scalar" or "per_latent" (Meta-SGD, Li et al. 2017), from `step_size` on.
-      step_size_range: (lowest, highest) of a learned step size, beyond which it is clipped; () is none.
+      learned_step_size: "none", "scalar" or "per_latent" (Meta-SGD, Li et al. 2017), initialised at `step_size`.
+      step_size_range: (lowest, highest), to which a learned step size is clipped; () is none.
       gauss_newton_damping: 0 for steps along the gradient (the paper). Above 0 a step of size 1 is a Gauss-Newton step,
         with this damping of phases (see `conditioning`).
     """
@@ -244,17 +244,17 @@ class TrainSettings:
     """The outer loop.
 
     Attributes:
-      method: "meta" differentiates through the inner loop (CAVIA); all others are systems that it is compared with
-        (see `medfuncta_jax.baselines`, and `BaselineSettings`).
+      method: "meta" differentiates through the inner loop (CAVIA); all others are systems that MedFuncta is compared
+        with (see `medfuncta_jax.baselines`, and `BaselineSettings`).
       steps: meta-updates in all.
       batch_size: B signals a meta-update, over all devices.
-      micro_batch: signals in memory at once, a divisor of `batch_size`; the gradient is their sum. 0: all.
+      micro_batch: signals in memory at once, a divisor of `batch_size`; gradients are accumulated. 0: all.
       points_per_chunk: points of a signal in memory at once, in each inner step and in the outer loss. 0: all.
       modulation_shards: devices that together hold one copy of the modulation weights and their moments, a divisor of
-        all devices and of the latent's entries (of one place): of use where these weights, P times the width in each
+        all devices and of the latent's entries (of one place); useful if these weights, P times the width in each
         layer, fill a device. The update is the same to rounding.
-      selection_ratio: in (0, 1], part of the points that a meta-update sees, drawn afresh for each; the context is a
-        part of those. 1 (the paper): the outer loss is on every point.
+      selection_ratio: in (0, 1], part of the points that a meta-update sees, drawn anew for each; contexts are drawn
+        from this part. 1 (the paper): the outer loss is on every point.
       optimizer: "adamw" (the paper), or "muon" for the weights of hidden layers and modulations, beside AdamW for the
         rest.
       learning_rate: beta, the peak rate of AdamW.
@@ -269,7 +269,7 @@ class TrainSettings:
       latent_noise: standard deviation of noise added to the latents in the outer loss.
       channel_loss: squared error averaged ("mean", the release) or summed ("sum", eq. 5) over channels.
       eval_every: meta-updates between validations, each of which also saves a checkpoint.
-      eval_signals: validation signals used in training, at most.
+      eval_signals: maximum number of validation signals used in training.
       checkpoint_every: meta-updates between further checkpoints; 0: only at validations.
       log_every: meta-updates between log lines.
       collapse_db: stop once validation PSNR is this far below the best so far; 0 is off.
@@ -324,7 +324,7 @@ class BaselineSettings:
       codebook_entries: "codebook": entries of a vector, a divisor of those of the latent (of one place).
       last_width: "pyramid": units of the last sine layer.
       contrastive_weight: "contrastive": factor of the contrastive loss in the outer loss.
-      contrastive_temperature: "contrastive": what cosines are divided by, > 0.
+      contrastive_temperature: "contrastive": divisor of the cosines, > 0.
     """
 
     codebook_vectors: int = 256
@@ -346,11 +346,11 @@ class FitSettings:
 
     Attributes:
       steps: H >= 1 first-order steps.
-      batch_size: signals fitted at once, over all devices; 0 takes the number that fits most signals a second on the
-        machine that the run is begun on (see `experiments.runtime.batch_size`).
+      batch_size: signals fitted at once, over all devices; 0 takes the number with the most signals a second on the
+        machine where the run begins (see `experiments.runtime.batch_size`).
       context: "full" steps along the gradient on every point (the paper); "rescaled" gives that gradient the norm
         of the gradient on a random subset of gamma (`inner.selection_ratio`) of the points (the release).
-      safeguard: take back a step that raised a signal's loss and halve its step size, so that a signal unlike the
+      safeguard: undo a step that raised a signal's loss and halve the signal's step size, so that a signal unlike the
         training data cannot diverge; without such a step the latents are the paper's.
     """
 
@@ -394,7 +394,7 @@ class MlpSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Which signals. `options` are the source's own settings, checked by the source (see `datasets`).
+    """The data. `options` are the source's own settings, checked by the source (see `datasets`).
 
     Attributes:
       source: a name in the registry of `medfuncta_jax.datasets`.
@@ -447,9 +447,9 @@ class Settings:
 
     @classmethod
     def from_saved(cls, values: Mapping[str, Any]) -> Self:
-        """From what was saved beside an artefact, by this version or 0.1.
+        """From values saved beside an artefact by this version or 0.1.
 
-        Groups of other programs are left out, and settings that are no more where they were off.
+        Groups of other programs are left out, and so are removed settings if they were off.
 
         Raises:
           SettingsError: as `from_dict`; or an artefact of 0.1 whose method has other settings now.
@@ -464,7 +464,8 @@ class Settings:
         return values
 
 
-# Settings of version 0.1 that are no more, with the value at which they did nothing; None where that is any.
+# Settings of version 0.1 that were removed, with the value at which they did nothing; None where every value did
+# nothing.
 _RETIRED: dict[str, dict[str, Any]] = {
     "model": {"last_width": 0, "codebook": 0, "codebook_features": None},
     "inner": {"context": "random"},

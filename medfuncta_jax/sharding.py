@@ -1,9 +1,9 @@
-"""The one place that makes meshes and shardings: signals split over all devices, parameters on each of them.
+"""Meshes and shardings: signals are split over all devices, and every device holds the parameters.
 
-At large latents the modulation weights [P, L], and Adam's moments of them, are most of what a device holds. They can
-be split along P over a second axis of the mesh, "model": devices that follow each other, best of one node, then hold a
-part each. An update gathers the whole of them, works on each device's own signals as before, and leaves each device the
-mean gradient of its part (ZeRO, Rajbhandari et al. 2020), so no product is computed twice.
+At large latents the modulation weights [P, L], and Adam's moments of them, are most of what a device holds. They can be
+split along P over a second axis of the mesh, "model": consecutive devices, best of one node, then hold a part each. An
+update gathers all parts, computes the gradients of each device's own signals, and leaves each device the mean gradient
+of its part (ZeRO, Rajbhandari et al. 2020), so no product is computed twice.
 
 With several processes (`jax.distributed`) the mesh has the devices of all; each process holds the same whole batch on
 the host and puts the part of its own devices there.

@@ -1,4 +1,4 @@
-"""Distances between latents that are distances between the signals they stand for.
+"""A metric on latents that measures distances between their signals.
 
 Test-time steps move a latent far along directions that hardly change its signal, so Euclidean distances of latents say
 little. To first order a change d of a latent changes the values of its signal by J d, and their mean square is d^T M d
@@ -28,15 +28,15 @@ def signal_metric(
 ) -> np.ndarray:
     """A symmetric A [P, P]: |A (a - b)|^2 is the mean squared difference of the signals of a and b, to first order.
 
-    `latents @ A` are vectors for whatever reads Euclidean distances: neighbours, clusters, maps. A^2 is the mean of
-    g g^T over latents, points and channels, where g [P] is the derivative of one value of a signal in its latent.
+    `latents @ A` are vectors for methods that use Euclidean distances: neighbours, clusters, maps. A^2 is the mean of g
+    g^T over latents, points and channels; g [P] is the derivative of one value of a signal in its latent.
 
     Args:
       field, params: the shared network.
       latents: [B, P], of training signals, around which the derivative is taken; of any framework.
       coords: [N, C] or [*grid, C] in [-1, 1]: the points of a signal.
       key: draws the pairs of a latent and a point that enter the mean.
-      pairs: how many; None takes 32 P. All B N D are taken where they are no more.
+      pairs: number of pairs; None takes 32 P. All B N D are taken if they are no more than `pairs`.
     Returns:
       float64, positive semi-definite.
     Raises:

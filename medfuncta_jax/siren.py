@@ -7,8 +7,8 @@
 
 m_k = 1, or S_k phi + d_k with `modulate_scale` (scale and shift modulation, as in Functa's FiLM). With
 `modulation_hidden`, phi goes through hidden layers first. With a `latent_grid`, phi is a vector at each of its places,
-and the products with M_k and S_k are interpolated at the point. As interpolation weights sum to one, a linear map of
-places gives the same as a map of the interpolated latent, at the cost of the places instead of the points.
+and the products with M_k and S_k are interpolated at the point. Interpolation weights sum to one, so a linear map of
+the places equals a map of the interpolated latent, at the cost of the places instead of the points.
 
 The module has three parts, so that none is computed twice: `features` depends on the points alone, `modulations` on the
 latents alone, and `values` joins them.
@@ -122,11 +122,11 @@ class ModulatedSiren(nn.Module):
         return ("hidden_1",) if self.model.modulation_hidden else self.modulation_layers()
 
     def omega(self, k: int) -> float:
-        """w_k, a Python number, so that it takes the precision of what it multiplies."""
+        """w_k, a Python number, so that products keep the precision of the other factor."""
         return float(omega_schedule(self.model)[k - 1])
 
     def features(self, coords: jax.Array) -> PointFeatures:
-        """The part of the field that needs no latent: coords [1, n, C] shared by the batch, or [B, n, C]."""
+        """The part of the field that does not depend on latents: coords [1, n, C] shared by the batch, or [B, n, C]."""
         model, interpolation = self.model, None
         if model.latent_grid:
             interpolation = interpolation_weights(
@@ -139,7 +139,7 @@ class ModulatedSiren(nn.Module):
         return PointFeatures(hidden, self.layer_2(hidden), interpolation)
 
     def modulations(self, latents: jax.Array) -> Modulations:
-        """The part of the field that needs no point: latents [B, P]."""
+        """The part of the field that does not depend on points: latents [B, P]."""
         model = self.model
         codes = latents.reshape(-1, model.places, model.latent_features) if model.latent_grid else latents
         for i in range(1, len(model.modulation_hidden) + 1):

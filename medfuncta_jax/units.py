@@ -1,4 +1,4 @@
-"""What the numbers of a signal in [0, 1] were before it was scaled, kept with the signal and with its latent."""
+"""The original units of a signal that is scaled to [0, 1], kept with the signal and with its latent."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class Units:
 
     Attributes:
       offset, scale: one a channel, or one for all channels: value = offset + scale * signal.
-      unit: of the values, such as "HU" or "mV"; "" for stored numbers without one.
-      dtype: of the samples as the file stores them, a name of numpy; "" where that is not known or the file is text.
-      slope, intercept: of the file: value = slope * stored sample + intercept.
-      clipped: the part of the file's values that lay outside the range which became [0, 1], in [0, 1].
-      shared: who else has this scale: "" nobody, "channels" all channels of the signal, "signals" all signals.
-      time: of a series, (first, step): the sample k of the grid is at first + step * k; () where it has no times.
-      columns: of a series: the name of the column of times where there are times, then one name a channel; () where
-        the file names none.
+      unit: unit of the values, such as "HU" or "mV"; "" for stored numbers without one.
+      dtype: stored type of the file's samples, a name of numpy; "" if it is unknown or the file is text.
+      slope, intercept: rescaling in the file: value = slope * stored sample + intercept.
+      clipped: the part of the file's values outside the range that became [0, 1], in [0, 1].
+      shared: what shares this scale: "" nothing else, "channels" all channels of the signal, "signals" all signals.
+      time: (first, step) of a series: sample k of the grid is at first + step * k; () for a series without times.
+      columns: column names of a series: the column of times if there is one, then one name a channel; () if the file
+        names none.
     """
 
     offset: tuple[float, ...] = (0.0,)
@@ -51,19 +51,19 @@ class Units:
 
     @property
     def notes(self) -> str:
-        """What a reader of the values must know: a shared scale, clipped values; "" where there is nothing."""
+        """Notes for readers of the values: a shared scale, clipped values; "" if there are none."""
         shared = {"": "", "channels": "one scale for all channels", "signals": "one scale for all signals"}[self.shared]
         clipped = f"{100 * self.clipped:.3g} % of the values were clipped" if self.clipped else ""
         return "; ".join(note for note in (shared, clipped) if note)
 
     def to_json(self) -> str:
-        """One line; what is at its default is left out."""
+        """One line of JSON; entries with default values are left out."""
         default = asdict(Units())
         return json.dumps({name: value for name, value in asdict(self).items() if value != default[name]})
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """What `to_json` wrote; entries that a later version added are left out."""
+        """From the text of `to_json`; entries of later versions are left out."""
         known = {field.name for field in fields(cls)}
         entries: dict[str, Any] = json.loads(text or "{}")
         arguments: dict[str, Any] = {
@@ -84,7 +84,7 @@ def units_between(
 
     Args:
       low, high: in the units of the file.
-      values: those of the file, [..., D], to count what lay outside; None counts nothing.
+      values: the file's values [..., D], to count those outside the range; None counts nothing.
       unit, shared: see `Units`.
     """
     bottom, top = np.atleast_1d(np.asarray(low, np.float64)), np.atleast_1d(np.asarray(high, np.float64))

@@ -1,6 +1,6 @@
 """COIN++ (Dupont et al. 2022) on ChestMNIST at 64x64, sized as in the paper's table 5: 11.5e6 parameters.
 
-A plain SIREN, every sine layer shifted, the first too.
+A plain SIREN with shift modulations of every sine layer, also the first.
 
 Command:   python -m experiments.main --config=configs/baselines/coinpp.py --workdir=runs/NAME
            [--data_dir=DIR]; for two cores `:cpu` (PneumoniaMNIST 28x28) and `:cpu_1d` (ECG).

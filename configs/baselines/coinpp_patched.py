@@ -1,6 +1,6 @@
 """COIN++ on patches of 32x32, ChestMNIST at 64x64, sized as in the paper's table 5: 4.5e6 parameters.
 
-A latent of 512 a patch, 2x2 of them an image; trained on random patches.
+Each patch has a latent of 512, each image 2x2 patches; training is on random patches.
 
 Command:   python -m experiments.main --config=configs/baselines/coinpp_patched.py --workdir=runs/NAME
            [--data_dir=DIR]; for two cores `:cpu` (PneumoniaMNIST 28x28) and `:cpu_1d` (ECG).

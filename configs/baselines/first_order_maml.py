@@ -1,4 +1,4 @@
-"""MedFuncta's network with first-order meta-gradients (Finn et al. 2017), which the paper reports 10 dB below.
+"""MedFuncta's network with first-order meta-gradients (Finn et al. 2017), 10 dB below second order in the paper.
 
 Command:   python -m experiments.main --config=configs/baselines/first_order_maml.py --workdir=runs/NAME
            [--data_dir=DIR]; for two cores `:cpu` (PneumoniaMNIST 28x28) and `:cpu_1d` (ECG).

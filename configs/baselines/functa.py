@@ -1,7 +1,7 @@
 """Functa (Dupont et al. 2022) on ChestMNIST at 64x64, sized as in the paper's table 5: 17.1e6 parameters.
 
-A plain SIREN, every sine layer but the first shifted. A linear map of the latent for each layer is the same as one
-for all of them.
+A plain SIREN with shift modulations of every sine layer but the first. One linear map of the latent a layer equals one
+map for all layers.
 
 Command:   python -m experiments.main --config=configs/baselines/functa.py --workdir=runs/NAME
            [--data_dir=DIR]; for two cores `:cpu` (PneumoniaMNIST 28x28) and `:cpu_1d` (ECG).

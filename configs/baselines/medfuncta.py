@@ -1,4 +1,4 @@
-"""MedFuncta beside the compared systems: `chest_xray.py`, and a `:cpu` size that is cut as theirs are.
+"""MedFuncta beside the compared systems: `chest_xray.py`, and a `:cpu` size with the same reduction as theirs.
 
 Command:   python -m experiments.main --config=configs/baselines/medfuncta.py --workdir=runs/NAME
            [--data_dir=DIR]; for two cores `:cpu` (PneumoniaMNIST 28x28) and `:cpu_1d` (ECG).

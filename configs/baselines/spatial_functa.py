@@ -1,6 +1,7 @@
 """Spatial Functa (Bauer et al. 2023) on ChestMNIST at 64x64, sized as in the paper's table 5: 2.1e6 parameters.
 
-The latent is a grid of 2x2 vectors of 512, interpolated at each point; every sine layer is shifted, the first too.
+The latent is a grid of 2x2 vectors of 512, interpolated at each point; every sine layer has shift modulations, also the
+first.
 
 Command:   python -m experiments.main --config=configs/baselines/spatial_functa.py --workdir=runs/NAME
            [--data_dir=DIR]; for two cores `:cpu` (PneumoniaMNIST 28x28) and `:cpu_1d` (ECG).

@@ -3,11 +3,12 @@
     python -m experiments.ablation --table=methods --preset=cpu --workdir=runs/methods --data_dir=DIR --seconds=300
     python -m experiments.ablation --table=omega --preset=paper --workdir=DIR --data_dir=DIR --shard=3 --shards=25
 
-Every cell is first measured alone (seconds and memory of an update): one that does not fit in memory is skipped, and
-with --seconds the steps of a cell are what it makes in that time. Then its seeds are trained, fitted and evaluated, in
-WORKDIR/CELL/seed-S. A cell that fails is listed and ends nothing. The same command goes on where it was, also after
-Ctrl-C or SIGTERM (exit code 75); the shards of a job array share one WORKDIR. Writes table.json, table.md, table.png,
-and, for methods, components, options and improvements, learning.png.
+Every cell is first measured alone (seconds and memory of an update). A cell that does not fit in memory is skipped, and
+--seconds sets the steps of a cell to the number that takes this time. The seeds of a cell are then trained, fitted and
+evaluated, in WORKDIR/CELL/seed-S. A cell that fails is listed, and the others continue. The same command resumes the
+grid, also after Ctrl-C or SIGTERM (exit code 75); the shards of a job array share one WORKDIR. Writes table.json,
+table.md, table.png, and, for methods, components, options and improvements,
+learning.png.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ log = logging.getLogger("medfuncta")
 
 
 def define_flags() -> None:
-    """The command's flags; not at import, so that tests may import this beside other commands."""
+    """Define the command's flags, not at import, so that tests can import this module beside other commands."""
     flags.DEFINE_enum("table", None, list(TABLES), "What to compare.", required=True)
     flags.DEFINE_enum(
         "preset", "cpu", ["paper", "cpu", "cpu_1d"], "Sizes and data: the paper's, or for two cores (1D: ECG)."
@@ -79,7 +80,7 @@ def main(argv: list[str]) -> None:
     """Flags in, table out."""
     del argv
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
-    logging.getLogger().setLevel(logging.WARNING)  # app.run lets every library's INFO through
+    logging.getLogger().setLevel(logging.WARNING)  # app.run enables INFO logging of every library
     log.setLevel(logging.INFO)
     options = flags.FLAGS
     table = TABLES[options.table]
@@ -89,7 +90,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"--shard must be 0 to {options.shards - 1} (shards - 1), got {options.shard}")
     try:
         grid = grid_of(table, options.preset, _axes_of(options.axis))
-        # What is wrong for all cells, so without what makes one of them.
+        # Errors of all cells are found without the overrides of single cells.
         bare = replace(table, cell=lambda values: (table.cell(values)[0], {}))
         make_cell(bare, grid[0], options.preset, options.set, options.data_dir)
     except (ValueError, SettingsError, DataError) as error:
@@ -98,7 +99,7 @@ def main(argv: list[str]) -> None:
     workdir = Path(options.workdir).absolute()
     steps = options.steps or (table.steps if options.preset == "paper" else None)
     try:
-        with StopRequest() as stop, stop.held():  # until the runs it has started have ended
+        with StopRequest() as stop, stop.held():  # until the started runs have ended
             _run_grid(table, grid, workdir, steps, stop)
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -114,7 +115,7 @@ def main(argv: list[str]) -> None:
 
 
 def _run_grid(table: Table, grid: Sequence[Values], workdir: Path, steps: int | None, stop: StopRequest) -> None:
-    """The cells of this job, all seeds of each, and the table anew after every run.
+    """Run all seeds of the cells of this job, and write the table after every run.
 
     Raises:
       RunError: cells were made with another number of steps.
@@ -136,7 +137,7 @@ def _run_grid(table: Table, grid: Sequence[Values], workdir: Path, steps: int | 
             write_json(place / "refused.json", {"status": measured["status"], "reason": measured["error"]})
             continue
         asked = steps or cell.settings.train.steps
-        if options.seconds:  # what was measured first counts, so that all seeds have the same
+        if options.seconds:  # the first measurement counts, so that all seeds have the same steps
             asked = measured.get("steps", max(1, int(options.seconds / measured["best_s"])))
         if measured.setdefault("steps", asked) != asked:
             raise RunError(f"{place} was made with {measured['steps']} steps, not {asked}; name another --workdir")
@@ -167,7 +168,7 @@ def _run_grid(table: Table, grid: Sequence[Values], workdir: Path, steps: int | 
         ]
         waiting = set(jobs)
         while waiting:
-            # Not for longer: where a signal reaches another thread, Python answers it in this one, once it runs.
+            # The timeout is short because Python handles signals in this thread only when it runs.
             done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
             for job in done:
                 log.info("%s", job.result())

@@ -1,4 +1,4 @@
-"""What a table's cells are: axes, values, and the config and overrides of each cell."""
+"""The cells of a table: axes, values, and the config and overrides of each cell."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _VALIDATIONS = 10
 METHODS = (
     "functa", "coinpp", "spatial_functa", "coinpp_patched", "first_order_maml", "autodecoder", "medfuncta",
 )  # fmt: skip
-# Without the reduced context; by the preset's size, as an override may be.
+# The batch without the reduced context, by the preset's size.
 _HALF_BATCH = {"paper": 12, "cpu": 4}
-# What each part of the recipe brings back, of those that the baseline of the paper's table 5 has off.
+# Overrides that turn off each part of the recipe, as in the baseline of the paper's table 5.
 _OFF: dict[str, dict[str, Any]] = {
     "omega_schedule": {"model.omega_last": 20.0},  # = omega_first
     "cosine": {"train.schedule": "constant"},
     "reduced_context": {"inner.selection_ratio": 1.0, "train.batch_size": _HALF_BATCH},
 }
 COMPONENTS = ("baseline", *_OFF, "all")
-# What the paper reports as of no gain. A pyramid has no residual connections, so ours without them stands beside it.
+# Options without gain in the paper. A pyramid has no residual connections, so the table has ours without them too.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "none": {},
     "gradient_context": {"train.method": "gradient_contexts"},
@@ -47,7 +47,7 @@ _IMPROVEMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "one_layer_gauss_newton": ("baselines.one_layer", _GAUSS_NEWTON),
     "one_layer_both": ("baselines.one_layer", {**_MUON, **_GAUSS_NEWTON}),
 }
-_ONE_LABEL = {"data.flag": {"paper": "pneumoniamnist"}}  # which the contrastive loss needs; the cpu presets have it
+_ONE_LABEL = {"data.flag": {"paper": "pneumoniamnist"}}  # for the contrastive loss; cpu presets have one label
 
 Values = Mapping[str, Any]
 
@@ -58,9 +58,10 @@ class Table:
 
     Attributes:
       axes: name to the values of the presets, those of "cpu" for every "cpu_..."; every combination is a cell.
-      cell: values along the axes to a config and overrides of it, a value for all presets or one for some sizes.
-      steps: meta-updates in the paper, where they are not those of the config.
-      fit_steps: numbers of test-time steps that every cell is also evaluated at.
+      cell: maps values along the axes to a config and its overrides, each one value for all presets or one for some
+        sizes.
+      steps: meta-updates in the paper, if the config has another number.
+      fit_steps: further numbers of test-time steps for the evaluation of every cell.
     """
 
     axes: Mapping[str, Mapping[str, Sequence[Any]]]
@@ -83,7 +84,7 @@ def _option(values: Values) -> tuple[str, Values]:
 
 
 def _along(field: str) -> Callable[[Values], tuple[str, Values]]:
-    """Ours with one setting changed, which has the axis' name."""
+    """Ours with one changed setting, named by the axis."""
     return lambda values: (_OURS, {field: values[field.partition(".")[2]]})
 
 
@@ -123,7 +124,7 @@ TABLES = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One place of a grid: where it is, what its runs are made of, and the shape of its signals."""
+    """One cell of a grid: its values, the arguments of its runs, and the shape of its signals."""
 
     values: Values
     case: Case

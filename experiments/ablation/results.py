@@ -1,4 +1,4 @@
-"""What the files of finished runs say: rows, Markdown, figures."""
+"""Results from the files of finished runs: rows, Markdown, figures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PUBLISHED: dict[str, dict[Any, float]] = {
     "selection_ratio": {0.1: 34.33, 0.25: 35.62, 0.5: 36.22, 0.75: 36.53, 1.0: 36.60},
 }  # fmt: skip
 
-_RANKED = ("methods", "components", "options", "improvements")  # by one axis of names
+_RANKED = ("methods", "components", "options", "improvements")  # tables with one axis of names
 _TITLES = {
     "functa": "Functa", "coinpp": "COIN++", "spatial_functa": "Spatial Functa", "coinpp_patched": "COIN++, patches",
     "first_order_maml": "first-order MAML", "autodecoder": "auto-decoder", "medfuncta": "MedFuncta",
@@ -39,7 +39,7 @@ _TITLES = {
 
 
 def read_rows(grid: Sequence[Values], seeds: int, workdir: Path) -> list[dict[str, Any]]:
-    """A row for each cell, from the files in its folder: values, what was measured, and each seed's outcome."""
+    """A row for each cell, from the files in its folder: values, measurements, and each seed's outcome."""
     rows = []
     for values in grid:
         place = workdir / folder_name(values)
@@ -122,7 +122,7 @@ def _name(value: Any) -> str:
 
 
 def draw(path: Path, table: str, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """The table's figure, where any seed of it is done; says whether it was drawn."""
+    """Draw the table's figure if any seed is done; returns whether it was drawn."""
 
     def of(row: Mapping[str, Any], name: str) -> list[Any]:
         return [outcome[name] for outcome in row["seeds"] if outcome["status"] == "done"]
@@ -173,7 +173,7 @@ def draw(path: Path, table: str, rows: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def draw_learning(path: Path, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Validation PSNR of every cell as its budget is used up, where any seed of it is done; says whether drawn."""
+    """Draw the validation PSNR of every cell over its budget if any seed is done; returns whether it was drawn."""
     finished = {
         _name(next(iter(row["values"].values()))): [
             [psnr for _, psnr in outcome["learning"]] for outcome in row["seeds"] if outcome.get("learning")

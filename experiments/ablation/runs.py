@@ -1,4 +1,4 @@
-"""A cell is measured alone, then each of its seeds is a run of the launcher; what came of it is kept in files."""
+"""Measurement of a cell, and its seeds as runs of the launcher; files keep the outcomes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ _ROOT = Path(__file__).parents[2]
 
 
 def measure(cell: Cell, place: Path, device: str | None) -> dict[str, Any]:
-    """Seconds and memory of an update, once for all seeds, in a process of its own; `error` says why there are none."""
+    """Seconds and memory of an update, once for all seeds, in a separate process; `error` is the reason of a
+    failure."""
     file = place / "measured.json"
     if file.exists():
         return json.loads(file.read_text())
@@ -54,7 +55,7 @@ def run_seed(
     cell: Cell, place: Path, seed: int, extra: Sequence[str], table: Table, data_dir: str | None, device: str | None,
     stop: StopRequest,
 ) -> dict[str, Any]:  # fmt: skip
-    """One seed of one cell to its end; its outcome is kept beside it.
+    """Run one seed of one cell to its end; the outcome is kept beside the run.
 
     Raises:
       Interrupted: a stop was asked for, and passed on to the launcher.
@@ -82,7 +83,7 @@ def run_seed(
         with open(place / f"seed-{seed}.log", "a") as output:
             child = subprocess.Popen(
                 [sys.executable, "-m", "experiments.main", f"--mode={stage}", *words],
-                cwd=_ROOT, stdout=output, stderr=output, start_new_session=True,  # so that a Ctrl-C reaches it once
+                cwd=_ROOT, stdout=output, stderr=output, start_new_session=True,  # so that a Ctrl-C arrives once
                 env=os.environ if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": device},
             )  # fmt: skip
             told = False
@@ -94,10 +95,10 @@ def run_seed(
                         child.send_signal(signal.SIGTERM)
                         told = True
         if child.returncode:
-            stop.check(f"what was finished is in {place}")  # it ended because it was told to, early or late
+            stop.check(f"what was finished is in {place}")  # the process ended because of the stop request
             outcome = {"status": "failed", "reason": _last_line(place / f"seed-{seed}.log", child.returncode)}
             if "collapsed to" in outcome["reason"] or "not finite" in outcome["reason"]:
-                outcome["status"] = "collapsed"  # a result: it would come again
+                outcome["status"] = "collapsed"  # a result: it would collapse again
             write_json(place / f"seed-{seed}.json", outcome)
             return outcome
     outcome = _outcome(run, table)
@@ -111,7 +112,7 @@ def _last_line(file: Path, code: int) -> str:
 
 
 def _outcome(run: Path, table: Table) -> dict[str, Any]:
-    """What a finished run gives to the table."""
+    """The results of a finished run for the table."""
     evaluation = json.loads((run / "evaluation.json").read_text())
     metrics = {
         name: evaluation["test"][name] for name in ("mse", "psnr", "ssim", "lpips") if name in evaluation["test"]
@@ -132,5 +133,5 @@ def _outcome(run: Path, table: Table) -> dict[str, Any]:
 
 
 def is_over(outcome: Path) -> bool:
-    """Whether there is nothing left to do; what failed is tried again, a collapse would come again."""
+    """Whether nothing is left to do: failed runs are tried again, collapsed runs would collapse again."""
     return outcome.exists() and json.loads(outcome.read_text())["status"] in ("done", "collapsed")

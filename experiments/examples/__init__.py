@@ -1,1 +1,1 @@
-"""Worked examples: scripts of cells that run as they are."""
+"""Worked examples: scripts of cells that run without changes."""

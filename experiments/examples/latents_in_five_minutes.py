@@ -1,10 +1,10 @@
-"""What a latent is good for: fit slices never seen, enlarge them, complete them from a few points, go between two.
+"""Uses of a latent: fit unseen slices, enlarge them, complete them from few points, interpolate between two.
 
     python -m experiments.examples.latents_in_five_minutes [RUN]
 
-RUN is the directory of a finished run on grey images, such as runs/quickstart. Where there is none a small field is
-trained there first, in about half a minute. Ends with one figure. The cells (# %%) run one by one in VS Code, Spyder
-and, by way of Jupytext, in Jupyter.
+RUN is the directory of a finished run on grey images, such as runs/quickstart. Without a run there, a small field is
+trained first, in about half a minute. The result is one figure. The cells (# %%) run one by one in VS Code, Spyder and,
+by way of Jupytext, in Jupyter.
 """
 
 # %% Parameters
@@ -32,10 +32,10 @@ parser.add_argument("--data_dir", help="files of the run's data source, where it
 parser.add_argument("--steps", type=int, default=600, help="meta-updates, where it is trained")
 parser.add_argument("--seen", type=float, default=0.1, help="part of the points that the completion sees")
 parser.add_argument("--figure", help="where the picture goes; RUN/figures/latents_in_five_minutes.png by default")
-options, _ = parser.parse_known_args()  # a notebook has arguments of its own
+options, _ = parser.parse_known_args()  # a notebook adds its own arguments
 run = Path(options.run)
 
-# %% A trained field: loaded, or meta-trained on the MRI slices that nibabel brings
+# %% A trained field: loaded, or meta-trained on the MRI slices from nibabel
 if not (run / "field.safetensors").exists():
     config = quickstart.get_config()
     config.train.update(steps=options.steps, eval_every=options.steps)
@@ -49,7 +49,7 @@ field, params = mf.load_field(run)
 # %% One latent for each of two test slices, by a few steps of gradient descent from zero
 test = dataset.splits["test"]
 by_tissue = np.argsort(test.signals(slice(None)).mean((1, 2, 3)))
-images = test.signals(by_tissue[[-1, len(test) // 2]])  # the fullest and one in the middle, [2, H, W, 1] in [0, 1]
+images = test.signals(by_tissue[[-1, len(test) // 2]])  # most tissue, and a middle slice, [2, H, W, 1] in [0, 1]
 fit = mf.fit_latent(field, params, images, steps=settings.fit.steps, safeguard=True)
 
 
@@ -62,17 +62,17 @@ def decoded(latents, shape=dataset.grid):
 reconstructed = decoded(fit.latents)
 print(f"{images[0].size} pixels in {fit.latents.shape[1]} numbers: {metrics.psnr(reconstructed, images).mean():.1f} dB")
 
-# %% The same latents on a grid four times as fine: a field has no resolution of its own, and nothing but its own
-# smoothness says what lies between the pixels that it was trained on
+# %% The same latents on a grid four times as fine: a field has no fixed resolution, and only its smoothness determines
+# values between the training pixels
 enlarged = decoded(fit.latents, tuple(4 * n for n in dataset.grid))
 
-# %% Latents from a tenth of the points: the field knows what such images look like
+# %% Latents from a tenth of the points: the field has learned the distribution of such images
 points = mf.grid(dataset.grid)  # [N, 2] in [-1, 1]
 seen = np.sort(np.random.default_rng(0).permutation(len(points))[: round(options.seen * len(points))])
 observed = images.reshape(len(images), -1, 1)[:, seen]  # [2, n, 1]
 partial = mf.fit_latent(field, params, observed, coords=points[seen], steps=settings.fit.steps, safeguard=True)
 completed = decoded(partial.latents)
-# What one would do without a field: linear interpolation between the points, the nearest one outside of them.
+# The baseline without a field: linear interpolation between the points, the nearest point outside of them.
 linear, nearest = (
     np.stack([griddata(points[seen], values[:, 0], points, method=method) for values in observed]).reshape(images.shape)
     for method in ("linear", "nearest")
@@ -83,12 +83,12 @@ print(
     f"{metrics.psnr(interpolated, images).mean():.1f} dB by linear interpolation"
 )
 
-# %% From one latent to the other in a straight line
+# %% A straight line from one latent to the other
 parts = np.linspace(0, 1, 6)
 start, end = np.asarray(fit.latents)
 between = decoded(np.stack([(1 - part) * start + part * end for part in parts]))
 
-# %% All of it in one picture
+# %% All results in one figure
 mask = np.full(len(points), np.nan)
 mask[seen] = 1
 points_shown = images * mask.reshape(*dataset.grid, 1)
@@ -112,7 +112,7 @@ grid = figure.add_gridspec(3, 6, left=0.01, right=0.99, top=0.92, bottom=0.01, h
 for column, (pictures, titles) in enumerate(columns):
     for row in range(2):
         axes = figure.add_subplot(grid[row, column])
-        axes.set_facecolor("#dce6f2")  # points that were not seen
+        axes.set_facecolor("#dce6f2")  # points that were not observed
         axes.set_title(titles[row], fontsize=8, color="#222222", pad=3)
         axes.imshow(pictures[row, ..., 0], cmap="gray", vmin=0, vmax=1)
 for column, part in enumerate(parts):

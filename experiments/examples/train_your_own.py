@@ -1,8 +1,8 @@
-"""Train a field on images of your own, with a loop of your own and any optax optimizer, and fit images it never saw.
+"""Train a field on your own images, with your own loop and any optax optimizer, and fit unseen images.
 
     python -m experiments.examples.train_your_own [IMAGES.npy] [--steps=600]
 
-IMAGES.npy holds images [n, H, W] or [n, H, W, channels] in [0, 1]; without it, MRI slices that nibabel brings are used.
+IMAGES.npy holds images [n, H, W] or [n, H, W, channels] in [0, 1]; without it, MRI slices from nibabel are used.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def mri_slices() -> np.ndarray:
 
 
 def main() -> float:
-    """The mean PSNR in dB of images that training has not seen."""
+    """Returns the mean PSNR in dB of unseen images."""
     parser = argparse.ArgumentParser(description="Train a field on images of your own.")
     parser.add_argument("images", nargs="?", help="an .npy file of images in [0, 1]")
     parser.add_argument("--steps", type=int, default=600, help="meta-updates")
@@ -48,7 +48,7 @@ def main() -> float:
         batch = train[rng.integers(len(train), size=8)]
         params, state, metrics = train_step(params, state, batch, jax.random.fold_in(key, step))
 
-    params = mf.rescale_latent(field, params, inner.step_size)  # the default step size is now right
+    params = mf.rescale_latent(field, params, inner.step_size)  # for the default step size
     fit = mf.fit_latent(field, params, test, steps=20)
     values = mf.reconstruct(field, params, fit.latents, mf.grid(images.shape[1:3])).reshape(test.shape)
     psnr = float(mf.metrics.psnr(values.clip(0, 1), test).mean())

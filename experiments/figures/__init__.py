@@ -1,4 +1,4 @@
-"""Pictures of a run, as PNG: each is drawn whole in memory and then moved into place, so a file there is finished."""
+"""Figures of a run, as PNG. Each figure is drawn in memory and written whole, so an existing file is complete."""
 
 from experiments.figures.confusion import draw_confusion
 from experiments.figures.latent_map import draw_latent_map

@@ -1,4 +1,4 @@
-"""Confusion matrices of a classification as a figure: what was what, and what it was taken for."""
+"""Confusion matrices of a classification as a figure: true classes against predictions."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MOST_CLASSES = 12
 def draw_confusion(path: str | os.PathLike[str], result: Mapping[str, Any]) -> Path | None:
     """One matrix for each trained classifier and kind of features, as a PNG.
 
-    Rows are true classes and add up to 100 %, over all seeds; parts below 1 % are left empty.
+    Rows are true classes and sum to 100 %, over all seeds; cells below 1 % are left empty.
 
     Args:
       path: the file to write; its folder is made where absent.
-      result: what `classify` returns.
+      result: the result of `classify`.
     Returns:
       `path`, or None where there is nothing to draw: several labels a signal, more than MOST_CLASSES classes, or no
       trained classifier.
@@ -35,7 +35,7 @@ def draw_confusion(path: str | os.PathLike[str], result: Mapping[str, Any]) -> P
     down = -(-len(rows) // across)
     left, top, between, below = 0.85, 0.35, 0.18, 0.45
     if len(classes) > 3:
-        below += 0.07 * min(12, max(map(len, classes)))  # names that stand on end
+        below += 0.07 * min(12, max(map(len, classes)))  # vertical names
     side = (WIDTH - left - MARGIN - (across - 1) * between) / max(across, 2)
     block = top + side + below
     figure = new_page(down * block, left + across * side + (across - 1) * between + MARGIN)
@@ -52,7 +52,7 @@ def draw_confusion(path: str | os.PathLike[str], result: Mapping[str, Any]) -> P
                 axes.text(predicted, true, f"{100 * value:.0f}", ha="center", va="center", fontsize=SMALL,
                           color="white" if value > 0.6 else INK)  # fmt: skip
         names = [name if len(name) <= 12 else name[:11] + "…" for name in classes]
-        # Long names stand on end below, and at the left where two or three have the room.
+        # Long names are vertical below, and also at the left for up to three classes.
         short = max(map(len, names)) <= 3
         axes.set_xticks(range(len(names)), names, rotation=0 if short or len(names) <= 3 else 90)
         axes.set_yticks(range(len(names)), names if column == 0 else [""] * len(names),

@@ -13,7 +13,7 @@ from experiments.figures.page import axes_at, new_page, plain, write
 from experiments.figures.style import BLUE, GREEN, GREY, INK, MARGIN, NORMAL, ORANGE, RULE, SMALL, WIDTH
 from experiments.stages.principal_axes import principal_axes
 
-# Classes beyond these are drawn in one grey: more colours cannot be told apart.
+# Colours of classes; further classes are grey, because more colours are hard to distinguish.
 _CLASS_COLOURS = (BLUE, ORANGE, GREEN, "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#222222", "#a65628")
 
 
@@ -26,15 +26,15 @@ def draw_latent_map(
     classes: Sequence[str] = (),
     psnr: np.ndarray | None = None,
 ) -> Path:
-    """Latents on the first two principal axes of those of training, as a PNG.
+    """Latents on the first two principal axes of training latents, as a PNG.
 
     Args:
       path: the file to write; its folder is made where absent.
-      train: [n, P], n >= 2, which the axes are of.
-      latents: [m, P], which are drawn.
-      labels: [m], a class each or -1 (drawn in grey, below the others); None colours by `psnr`.
-      classes: their names.
-      psnr: [m] in dB, where there are no labels.
+      train: [n, P], n >= 2, the latents that define the axes.
+      latents: [m, P], the latents to draw.
+      labels: [m], a class or -1 for each (-1 is grey, below the others); None colours by `psnr`.
+      classes: names of the classes.
+      psnr: [m] in dB, for colours without labels.
     Returns:
       `path`.
     """

@@ -20,8 +20,8 @@ _Series = tuple[np.ndarray, np.ndarray]  # steps and values of one curve
 def draw_learning_curve(path: str | os.PathLike[str], records: Sequence[Mapping[str, Any]]) -> Path:
     """PSNR in training and validation against meta-updates, gradient norm and learning rate below, as a PNG.
 
-    Training PSNR is that of each record (the mean loss since the one before), drawn faint, with a running median; the
-    best validation is marked. Where a step was logged more than once (a run that resumed), the last record counts.
+    Training PSNR is that of each record (from the mean loss since the previous record), drawn faint, with a running
+    median; the best validation is marked. If a step was logged more than once (a resumed run), the last record counts.
     Values that are missing or not finite are left out, and a panel without any is not drawn.
 
     Args:
@@ -37,7 +37,7 @@ def draw_learning_curve(path: str | os.PathLike[str], records: Sequence[Mapping[
     if not training[0].size and not validation[0].size:
         raise ValueError("no record holds a finite psnr or val_psnr: nothing to draw")
     norms, rates = _series(records, "gradient_norm"), _series(records, "learning_rate")
-    norms = (norms[0][norms[1] > 0], norms[1][norms[1] > 0])  # its axis is logarithmic
+    norms = (norms[0][norms[1] > 0], norms[1][norms[1] > 0])  # the axis is logarithmic
     lower = [(name, series) for name, series in (("gradient norm", norms), ("learning rate", rates)) if series[0].size]
 
     left, head, height, small, between = 0.75, 0.42, 2.9, 0.75, 0.14
@@ -63,7 +63,7 @@ def draw_learning_curve(path: str | os.PathLike[str], records: Sequence[Mapping[
         plain(axes)
         axes.grid(axis="y", color=RULE, linewidth=0.4)
         axes.set_axisbelow(True)
-        # Labels in one line down the page, however wide the numbers beside them are.
+        # Labels are aligned down the page for any width of the numbers beside them.
         axes.yaxis.set_label_coords(0.2 / WIDTH, 0.5, blended_transform_factory(figure.transFigure, axes.transAxes))
         axes.tick_params(labelbottom=axes is panels[-1])
     panels[-1].xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}" if step == round(step) else "")
@@ -88,13 +88,13 @@ def _draw_psnr(axes: Axes, training: _Series, validation: _Series) -> None:
         axes.plot(step, value, "o", markersize=6, markerfacecolor="white", markeredgecolor=ORANGE, markeredgewidth=1.6,
                   linestyle="none", label=f"best validation: {value:.2f} dB at {step:,}", zorder=5)  # fmt: skip
     axes.set_ylabel("PSNR (dB)", fontsize=NORMAL, color=INK)
-    # Above the panel, where no curve can pass beneath it.
+    # The legend is above the panel, where it covers no curve.
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, frameon=False, fontsize=SMALL, labelcolor=INK,
                 borderaxespad=0.2, borderpad=0.2, columnspacing=1.8, handlelength=1.6)  # fmt: skip
 
 
 def _line(axes: Axes, series: _Series, *, noisy: bool = False, **style: Any) -> None:
-    """A line; few points are marked, so that a single one is seen, and many noisy ones get a running median."""
+    """A line. Few points get markers, so that a single point is visible; many noisy points get a running median."""
     few = series[0].size < 20
     if noisy and not few:
         faint = {"linewidth": 0.5, "alpha": 0.3} if series[0].size > 500 else {"linewidth": 0.7, "alpha": 0.5}

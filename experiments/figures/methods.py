@@ -1,4 +1,4 @@
-"""Signals beside what several methods make of their measurements, and sheets of signals."""
+"""Signals beside reconstructions by several methods from their measurements, and sheets of signals."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def draw_methods(
     names: Sequence[str],
     title: str,
 ) -> Path:
-    """A row a signal: the signal itself, then each method's, with its PSNR, as a PNG.
+    """A row per signal: the signal, then the reconstruction of each method with its PSNR, as a PNG.
 
     Args:
       path: the file to write; its folder is made where absent.
       signals: [n, *grid, D] in [0, 1].
-      images: method to the same shape.
+      images: method to reconstructions of the same shape.
       rows: which signals are drawn.
-      names: of all n.
+      names: names of all n signals.
       title: above the page.
     Returns:
       `path`.
@@ -66,7 +66,7 @@ def draw_sheet(
 
     Args:
       path: the file to write; its folder is made where absent.
-      blocks: name and signals [at most across, *grid, D] in [0, 1] of each row; "" for a row that goes on.
+      blocks: name and signals [at most across, *grid, D] in [0, 1] of each row; "" continues the previous row.
       across: signals in a row.
       title: above the page.
     Returns:

@@ -1,4 +1,4 @@
-"""Placing things in inches on a page, which is written whole; no global state of matplotlib is used."""
+"""Placement in inches on a page, which is written whole; no global state of matplotlib is used."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def axes_at(figure: Figure, left: float, top: float, width: float, height: float
 
 
 def text_at(figure: Figure, left: float, top: float, text: str, **style: Any) -> None:
-    """Text at a place in inches from the top left; dollars in names are no mathematics."""
+    """Text at a place in inches from the top left; dollar signs are literal."""
     style = {"fontsize": SMALL, "color": INK, **style}
     figure.text(left / WIDTH, 1 - top / figure.get_figheight(), text, parse_math=False, **style)
 
@@ -43,6 +43,6 @@ def plain(axes: Axes) -> None:
 def write(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """The figure as a PNG that appears whole or not at all."""
     with atomic_path(Path(path)) as unfinished:
-        # Without matplotlib's version in it, the same data give the same file.
+        # The file leaves out matplotlib's version, so that the same data give the same file.
         figure.savefig(unfinished, format="png", metadata={"Software": None})
     return Path(path)

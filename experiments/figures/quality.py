@@ -1,4 +1,4 @@
-"""Curves of quality: along what a fit is given, and along the bits of a code."""
+"""Curves of quality against the input of a fit, and against the bits of a code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.transforms import blended_transform_factory
 from experiments.figures.page import axes_at, new_page, plain, write
 from experiments.figures.style import BLUE, COLUMN, GREEN, INK, MARGIN, ORANGE, RULE, SERIES, SMALL
 
-# A method keeps its colour, marker and line in every picture, and is told apart in grey too.
+# A method has the same colour, marker and line in every picture, distinct also in grey.
 _METHODS = {
     "field": ("field", BLUE, "o", "-"),
     "linear": ("linear interpolation", ORANGE, "s", "--"),
@@ -32,14 +32,14 @@ def draw_quality(
     ticks: Mapping[float, str],
     marked: float | None = None,
 ) -> Path:
-    """PSNR and SSIM of each method along one quantity, with the intervals of their means, as a PNG.
+    """PSNR and SSIM of each method against one quantity, with the intervals of their means, as a PNG.
 
     Args:
       path: the file to write; its folder is made where absent.
       points: at least one; `along` to a value above 0, and each of "field", "linear", "cubic", "inverse distance" that
-        was measured to what `metrics.summary` gives.
-      along, label: the quantity on the horizontal axis, which is logarithmic, and its name in words.
-      ticks: places on it and what is written there; texts that would touch the one before are left out.
+        was measured to the result of `metrics.summary`.
+      along, label: the quantity on the logarithmic horizontal axis, and its name in words.
+      ticks: places on the axis and their labels; labels that would touch the previous one are left out.
       marked: a place drawn as a thin line, the setting of the run.
     Returns:
       `path`.
@@ -48,10 +48,10 @@ def draw_quality(
     figure = new_page(head + 2 * height + between + foot, COLUMN)
     low, high = min(ticks), max(ticks)
     few, span = len(ticks) <= 3, high / low if high > low else 2.0
-    room = span ** (0.3 if few else 0.06)  # few places have long texts
+    room = span ** (0.3 if few else 0.06)  # few places have long labels
     shown: dict[float, str] = {}
     for place in sorted(ticks):
-        if not shown or place / max(shown) >= (high / low) ** 0.125:  # an eighth of the axis is what a text needs
+        if not shown or place / max(shown) >= (high / low) ** 0.125:  # a label needs an eighth of the axis
             shown[place] = ticks[place]
     for i, (name, unit) in enumerate((("psnr", "PSNR (dB)"), ("ssim", "SSIM"))):
         axes = axes_at(figure, left, head + i * (height + between), COLUMN - left - MARGIN, height)
@@ -62,7 +62,7 @@ def draw_quality(
             title, colour, marker, line = _METHODS[method]
             there = [point for point in points if method in point]
             places = np.array([point[along] for point in there], float)
-            if few:  # side by side, where intervals would hide each other
+            if few:  # side by side, because intervals would hide each other
                 places *= span ** (0.05 * (k - (len(measured) - 1) / 2))
             means = [point[method][name] for point in there]
             bounds = np.array([point[method]["interval"][name] for point in there])
@@ -96,7 +96,7 @@ def draw_rate_distortion(
     Args:
       path: the file to write; its folder is made where absent.
       curves: name to (rate > 0, PSNR in dB) in any order.
-      unit: of the rate.
+      unit: unit of the rate.
     Returns:
       `path`.
     """

@@ -40,7 +40,7 @@ def draw_reconstructions(
     Input and reconstruction share one scale, [0, 1]; reconstructions are clipped to it, as the metrics do. The
     differences of all signals share one scale, drawn below the pictures. Time series are drawn as curves, one over the
     other, with the difference below. Images are grey with one channel and in colour with three (then the difference
-    is the mean over channels); of any other number of channels, and in volumes, the first is shown.
+    is the mean over channels); with any other number of channels, and in volumes, the first channel is shown.
 
     Volumes are shown as three orthogonal slices through the centre. RAS+ volumes stand upright, superior or anterior
     up, the radiological way: the patient's right is on the left of coronal and axial slices, anterior on the left of
@@ -50,12 +50,12 @@ def draw_reconstructions(
       path: the file to write; its folder is made where absent.
       signals: floating, [n, *grid, D] in [0, 1] with one to three grid axes, 1 <= n <= MOST_SIGNALS.
       reconstructions: the same shape.
-      titles: n names, shortened in the middle where they do not fit.
+      titles: n names, shortened in the middle if they do not fit.
       psnr: n values in dB, written beside the names.
       difference_max: end of the scale of differences, > 0; None takes the 99.9th percentile of what is shown, rounded
-        up. Larger differences are drawn as this one, and the scale ends in an arrow.
+        up. Larger differences are clipped to this value, and the scale ends in an arrow.
       spacing: size of a grid step along each axis, in any unit; None for equal ones.
-      oriented: volumes are RAS+. False draws slices as they lie in the array and names the axis they cut.
+      oriented: volumes are RAS+. False draws slices in array order and names the axis of each cut.
     Returns:
       `path`.
     Raises:
@@ -100,7 +100,7 @@ def _views(shape: Sequence[int], spacing: Sequence[float], oriented: bool) -> li
         cuts = (lambda v: v[x], lambda v: v[:, y], lambda v: v[:, :, z])
         return [_View(f"across axis {k}", "", cuts[k], sizes[k]) for k in range(3)]
     # RAS+: indices grow to the right, to anterior and to superior. Rows run from top to bottom and columns from left to
-    # right, so each axis is reversed whose growing end belongs on top or on the left.
+    # right, so axes whose growing end belongs on top or on the left are reversed.
     return [
         _View("sagittal", "A", lambda v: v[x, ::-1, ::-1].swapaxes(0, 1), (extent[2], extent[1])),
         _View("coronal", "R", lambda v: v[::-1, y, ::-1].swapaxes(0, 1), (extent[2], extent[0])),
@@ -124,7 +124,7 @@ def _pictures(signals, shown, captions, difference_max, spacing, oriented) -> Fi
     label = _ROW_LABEL if volume else 0.0
     block = (WIDTH - 2 * MARGIN - label - (across - 1) * 2 * MARGIN) / across
     cell = (block - 2 * _GAP) / 3
-    # One scale for all views, so that slices of one volume have the size they have in the body.
+    # One scale for all views, so that slices of one volume keep their relative sizes in the body.
     scale = min(cell / max(v.size[1] for v in views), 1.5 * cell / max(v.size[0] for v in views))
     heights = [max(scale * view.size[0], 0.05) for view in views]
     block_height = _TITLE + sum(heights) + _GAP * len(views)
@@ -189,7 +189,7 @@ def _curves(signals, shown, captions, difference_max) -> Figure:
         _caption(figure, left, top_edge + _TITLE - 0.06, width, caption)
         upper = axes_at(figure, left, top_edge + _TITLE, width, height)
         lower = axes_at(figure, left, top_edge + _TITLE + height + between, width, below)
-        # The input is broad and pale, so that it shows at both sides of a reconstruction that runs along it.
+        # The input is broad and pale, so that it is visible on both sides of the reconstruction.
         broad = upper.plot(signals[i] + lanes, color="#b0b0b0", linewidth=3, solid_capstyle="round")
         thin = upper.plot(shown[i] + lanes, color=BLUE, linewidth=1)
         upper.set_ylim(-0.05, channels + 0.05)
@@ -203,7 +203,7 @@ def _curves(signals, shown, captions, difference_max) -> Figure:
         for axes in (upper, lower):
             plain(axes)
             axes.set_xlim(0, max(points - 1, 1))
-        last = i + across >= count  # nothing below it
+        last = i + across >= count  # no panel below
         upper.tick_params(labelbottom=False)
         lower.tick_params(labelbottom=last)
         lower.set_xlabel("sample" if last else "", fontsize=SMALL, color=GREY, labelpad=1)
@@ -251,7 +251,7 @@ def _footer(figure: Figure, notes: Sequence[str], top: float, clipped: bool) -> 
 def _caption(figure: Figure, left: float, base: float, width: float, caption: tuple[str, str]) -> None:
     """Name on the left, PSNR on the right of a block."""
     title, value = caption
-    most = max(4, int((width - 0.7) / (0.0087 * NORMAL)))  # of characters, at the font's mean width
+    most = max(4, int((width - 0.7) / (0.0087 * NORMAL)))  # characters at the font's mean width
     if len(title) > most:
         title = title[: most // 2 - 1] + "…" + title[-(most - most // 2) :]
     text_at(figure, left, base, title, va="baseline", fontsize=NORMAL)

@@ -22,12 +22,12 @@ from experiments.figures.style import BLUE, COLUMN, GREY, INK, MARGIN, NORMAL, O
 def draw_ranking(
     path: str | os.PathLike[str], names: Sequence[str], panels: Mapping[str, Sequence[Sequence[float]]]
 ) -> Path:
-    """Figures of several systems, one below the other: every seed as a ring, their mean as a bar, as a PNG.
+    """Results of several systems, one below the other: every seed as a ring, the mean as a bar, as a PNG.
 
     Args:
       path: the file to write; its folder is made where absent.
-      names: of the systems, from the top.
-      panels: side by side; name and unit to the values of each system, one a seed, none where there is none.
+      names: names of the systems, from the top.
+      panels: panels side by side; name and unit to the values of each system, one per seed, or none.
     Returns:
       `path`.
     """
@@ -70,15 +70,15 @@ def draw_heat_map(
     labels: tuple[str, str],
     unit: str,
 ) -> Path:
-    """A grid of figures in colour and in words, as a PNG; cells in which a run collapsed are hatched.
+    """A grid of values as colours and numbers, as a PNG; cells with a collapsed run are hatched.
 
     Args:
       path: the file to write; its folder is made where absent.
-      values: [rows, columns], NaN where there is none.
+      values: [rows, columns], NaN for a missing value.
       marked: bool [rows, columns]: a run collapsed.
-      ticks: what is written at columns and rows.
-      labels: of both axes.
-      unit: of the values.
+      ticks: labels of columns and rows.
+      labels: names of both axes.
+      unit: unit of the values.
     Returns:
       `path`.
     """
@@ -122,14 +122,14 @@ def draw_sweep(
     ticks: Sequence[Any],
     label: str,
 ) -> Path:
-    """Figures along one setting, means over seeds with every seed as a point, as a PNG.
+    """Results against one setting, means over seeds with every seed as a point, as a PNG.
 
     Args:
       path: the file to write; its folder is made where absent.
-      panels: one above the other; name and unit to the series, by name ("" for a single one), each with the values of
-        every seed at every tick, none where there is none.
-      ticks: the values of the setting, which stand at equal distances.
-      label: its name in words.
+      panels: panels one above the other; name and unit to the series, by name ("" for a single one), each with the
+        values of every seed at every tick, or none.
+      ticks: the values of the setting, at equal distances.
+      label: the setting's name in words.
     Returns:
       `path`.
     """

@@ -1,11 +1,11 @@
-"""What a run needs on a GPU that is not here: memory, seconds an update, the largest batch, hours.
+"""Predict the needs of a run on a GPU that is not here: memory, seconds an update, the largest batch, hours.
 
     python -m experiments.plan --config=configs/chest_xray.py --target=h100
     python -m experiments.plan --config=configs/brain_mri.py --target=a100 --config.train.batch_size=8
 
-The programs of the run are compiled for that GPU, which takes JAX's CUDA plugin (extra `plan`) and no GPU, and their
-kernels' bytes and products are added up (see `roofline`). Nothing is run, and no data is read: where the shape of the
-signals does not follow from the config, `--grid` and `--channels` give it.
+The programs of the run are compiled for that GPU, which needs JAX's CUDA plugin (extra `plan`) and no GPU, and the
+bytes and products of their kernels are summed (see `roofline`). Nothing is run, and no data is read: `--grid` and
+`--channels` give the shape of the signals if the config does not determine it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a GPU that is here may be somebody else's
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a local GPU may be in use
 
 import jax
 from absl import app, flags
@@ -36,7 +36,7 @@ REMATS = ("steps", "layers", "none")
 
 
 def define_flags() -> None:
-    """The command's flags; not at import, so that tests may import this beside other commands."""
+    """Define the command's flags, not at import, so that tests can import this module beside other commands."""
     config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/chest_xray.py.")
     flags.DEFINE_enum("target", "h100", list(TARGETS), "The GPU.")
     flags.DEFINE_list("grid", [], "Points along each axis of a signal, where the config does not tell.")
@@ -44,7 +44,7 @@ def define_flags() -> None:
 
 
 def shape_of(settings: Settings) -> tuple[tuple[int, ...], int]:
-    """Grid and channels of the signals that a config asks its source for.
+    """Grid and channels of the signals of a config.
 
     Raises:
       RunError: they depend on the files.
@@ -68,7 +68,7 @@ def shape_of(settings: Settings) -> tuple[tuple[int, ...], int]:
 
 
 def plan(target: Target, field: Field, settings: Settings, shape: tuple[int, ...]) -> Iterator[str]:
-    """The plan, a line after each compilation."""
+    """The plan, line by line after each compilation."""
     memory, train = USABLE * target.memory_bytes, settings.train
     at_once = train.micro_batch or train.batch_size
     yield f"{target.name}: {memory / 1e9:.0f} of {target.memory_bytes / 1e9:.0f} GB are JAX's; predicted, not measured"
@@ -81,7 +81,7 @@ def plan(target: Target, field: Field, settings: Settings, shape: tuple[int, ...
     for remat in REMATS if train.method == "meta" else [settings.inner.remat]:
         inner = replace(settings.inner, remat=remat)  # type: ignore[arg-type]
         found = programs.update(target, field, replace(settings, inner=inner), shape)
-        # Temporaries grow with the signals at once; counting all of them so leaves a margin.
+        # Temporaries grow with the number of signals; scaling all of them leaves a margin.
         most = int((memory - found.resident) // (found.temporary / at_once))
         mark = " (this config)" if remat == settings.inner.remat else ""
         yield (

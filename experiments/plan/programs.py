@@ -23,17 +23,17 @@ from medfuncta_jax.meta_step import Training
 from medfuncta_jax.methods import METHODS
 from medfuncta_jax.settings import Settings
 
-# The part of a GPU's memory that JAX takes for arrays by itself.
+# The part of a GPU's memory that JAX allocates for arrays by default.
 USABLE = 0.75
 
 
 class Predicted(NamedTuple):
-    """What a compiled program tells.
+    """Memory and time of a compiled program.
 
     Attributes:
-      resident: bytes of arguments and results, of which parameters and their optimizer are most.
-      temporary: bytes of everything between them.
-      seconds: of one run.
+      resident: bytes of arguments and results, mostly parameters and their optimizer.
+      temporary: bytes of all intermediate arrays.
+      seconds: time of one run.
       text: the compiled program.
     """
 
@@ -44,18 +44,18 @@ class Predicted(NamedTuple):
 
     @property
     def bytes(self) -> float:
-        """All device memory that it takes."""
+        """All device memory of the program."""
         return self.resident + self.temporary
 
 
 def compile_for(target: Target, function: Any, *arguments: Any) -> jax.stages.Compiled:
-    """Compiles a function for one GPU of a kind that need not be here.
+    """Compiles a function for one GPU, which need not be here.
 
-    Products keep the kernels that the compiler chooses without timing them, which takes the GPU.
+    Products keep the kernels that the compiler chooses without timing, because timing needs the GPU.
 
     Args:
       function: plain or jitted.
-      arguments: a tree of arrays or `jax.ShapeDtypeStruct` each.
+      arguments: trees of arrays or `jax.ShapeDtypeStruct`.
     Raises:
       RunError: JAX has no CUDA plugin here.
     """
@@ -63,7 +63,7 @@ def compile_for(target: Target, function: Any, *arguments: Any) -> jax.stages.Co
         described = topologies.get_topology_desc(
             "", platform="cuda", topology="1x1x1", target_config=target.description()
         )
-    except Exception as error:  # of several types, by what is absent
+    except Exception as error:  # the type depends on what is absent
         raise RunError(
             "planning needs JAX's CUDA plugin, which compiles without a GPU: pip install 'medfuncta_jax[plan]' "
             f"({str(error).splitlines()[0][:120]})"

@@ -1,6 +1,6 @@
-"""The time that a compiled GPU program needs, read off its own text.
+"""The time that a compiled GPU program needs, from the program's text.
 
-Every kernel takes the longer of moving its bytes and multiplying its factors, and a launch:
+A kernel's time is the longer of moving its bytes and multiplying its factors, plus a launch:
 
     seconds = max(bytes / bandwidth, sum of flop / rate of their precision) + launch
 
@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from experiments.plan.targets import Target
 
-LAUNCH_SECONDS = 1.5e-6  # of a kernel that does nothing, in a command buffer
+LAUNCH_SECONDS = 1.5e-6  # an empty kernel in a command buffer
 
 _BYTES = {
     "f64": 8, "s64": 8, "u64": 8, "c64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2,
@@ -28,7 +28,7 @@ _BYTES = {
 _ARRAY = re.compile(rf"\b({'|'.join(_BYTES)})\[([\d,]*)\]")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
-# Names for memory, and the second halves of asynchronous pairs: no work of their own.
+# Operations without work: names for memory, and the second halves of asynchronous pairs.
 _FREE = {
     "parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all", "partition-id", "replica-id",
     "async-done", "async-update", "fusion-done", "copy-done",
@@ -37,7 +37,7 @@ _PRECISIONS = {"highest": "float32", "high": "tensorfloat32", "default": "tensor
 
 
 class Instruction(NamedTuple):
-    """One line of a computation: its name, its type, its operation, and all that follows."""
+    """One line of a computation: its name, its type, its operation, and the rest of the line."""
 
     name: str
     kind: str
@@ -50,14 +50,14 @@ class Instruction(NamedTuple):
         return re.findall(r"%([\w.\-]+)", self.rest.split(")")[0])
 
     def called(self, key: str = "calls|to_apply|body") -> str | None:
-        """The computation that it calls."""
+        """The computation that the instruction calls."""
         found = re.search(rf"(?:{key})=%?([\w.\-]+)", self.rest)
         return found.group(1) if found else None
 
 
 @dataclass
 class Cost:
-    """What kernels of one kind cost together, or all of a program.
+    """The total cost of all kernels of one kind, or of a program.
 
     Attributes:
       seconds, launches, moved (bytes).
@@ -85,7 +85,7 @@ class Program:
                 current.append(Instruction(*found.groups()))
 
     def kernels(self) -> Iterator[tuple[str, int, float, dict[str, float]]]:
-        """Label, times, bytes and flop by precision of every kernel."""
+        """Label, number of runs, bytes and flop by precision of every kernel."""
         yield from self._kernels(self.entry, 1)
 
     def _kernels(self, name: str, times: int):
@@ -112,7 +112,7 @@ class Program:
                 yield re.sub(r"[._]\d+", "", one.name), times, moved, dict(self._flop(one, kinds))
 
     def _moved(self, called: str | None, kind: str, given: list[str]) -> float:
-        """Bytes that a kernel reads and writes: slices and updates in place touch their part of an array only."""
+        """Bytes that a kernel reads and writes; slices and updates in place count only their part of an array."""
         body = self.computations.get(called or "", [])
         kinds = {one.name: one.kind for one in body}
         updated = sum(_size(kinds.get(one.operands[1], "")) for one in body if one.operation == "dynamic-update-slice")
@@ -146,7 +146,7 @@ class Program:
 
 
 def cost(text: str, target: Target) -> tuple[Cost, dict[str, Cost]]:
-    """The cost of a compiled program on a target: in all, and by kind of kernel."""
+    """The cost of a compiled program on a target, in total and by kind of kernel."""
     total = Cost()
     by_label: dict[str, Cost] = defaultdict(Cost)
     for label, times, moved, flop in Program(text).kernels():

@@ -1,4 +1,4 @@
-"""The GPUs that a run can be planned for: what the compiler has to know of them, and how fast they are."""
+"""The GPUs that a run can be planned for: descriptions for the compiler, and rates."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ class Target:
     """A GPU.
 
     Attributes:
-      name: as its driver gives it.
-      capability: its compute capability, major and minor.
+      name: the name in the driver.
+      capability: compute capability, major and minor.
       cores: streaming multiprocessors.
       core_memory: bytes of shared memory a core; a block can have 1024 fewer.
       fpus: float32 units a core.
-      clock_ghz, l2_bytes, memory_bytes, bandwidth: by the data sheet, for the compiler; bytes and bytes a second.
+      clock_ghz, l2_bytes, memory_bytes, bandwidth: from the data sheet, for the compiler; bytes and bytes a second.
       reached_bandwidth: bytes a second that kernels of this size reach.
       flops: float operations a second that products of 24,576 x 256 x 256 and more reach, by the precision of
         their factors: "float32", "tensorfloat32" and "bfloat16".
@@ -35,7 +35,7 @@ class Target:
     flops: Mapping[str, float]
 
     def description(self) -> str:
-        """What XLA's compiler asks for, as the text of its message `GpuTargetConfigProto`."""
+        """The description for XLA's compiler, as the text of its message `GpuTargetConfigProto`."""
         major, minor = self.capability
         return f"""gpu_device_info {{
   threads_per_block_limit: 1024
@@ -64,7 +64,7 @@ device_description_str: "{self.name}"
 """
 
 
-# The H200's rates were measured on one (see experiments/PERFORMANCE.md); those of the others are its rates scaled by
+# The H200's rates were measured (see experiments/PERFORMANCE.md); the rates of the others are scaled from the H200 by
 # the data sheets.
 TARGETS = {
     "a100": Target(

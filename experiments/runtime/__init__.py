@@ -1,1 +1,1 @@
-"""What every run needs around its stages: its directory, processes, interruption, progress, memory."""
+"""Services for the stages of a run: its directory, processes, interruption, progress, memory."""

@@ -1,7 +1,7 @@
 """The launcher's command-line words, in the order and form that absl and ml_collections need.
 
-Flags may stand in any order and be written `--name=value` or `--name value`; of a setting that is given twice the last
-counts; and a directory that holds a run brings its config with it.
+Flags may have any order and the form `--name=value` or `--name value`. If a setting is given twice, the last value
+counts. A directory that holds a run provides the config.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ def wants_help(argv: Sequence[str]) -> bool:
 
 
 def arranged(argv: Sequence[str]) -> list[str]:
-    """The words of a command: its name, words that are no flags of settings, the config, settings each once.
+    """The words of a command: its name, words other than settings, the config, and each setting once.
 
-    Where no config is named and the directory of the run holds one, that one is taken; a `config.json` is read by
-    `stored_config`.
+    If no config is named, the one in the run's directory is taken; `stored_config` reads a `config.json`.
     """
     command, *words = argv
-    given: dict[str, str] = {}  # by the name of the flag, the last one
+    given: dict[str, str] = {}  # by the name of the flag, the last word
     others: list[str] = []
     while words:
         word = words.pop(0)

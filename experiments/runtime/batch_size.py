@@ -1,7 +1,7 @@
-"""The fastest number of signals to fit at once, where the config leaves it to the machine (`fit.batch_size` = 0).
+"""The fastest number of signals to fit at once, if the config leaves it to the machine (`fit.batch_size` = 0).
 
-Numbers are tried on the run's own network and signals, the best one is kept in `WORKDIR/batch_size.json`, and whatever
-starts in that directory later, here or elsewhere, takes it from there: other numbers would give latents that differ by
+Numbers are tried on the run's own network and signals, and the best is kept in `WORKDIR/batch_size.json`. Every later
+start in that directory, on any machine, uses this number, because other numbers would give latents that differ by
 rounding.
 """
 
@@ -33,12 +33,12 @@ from medfuncta_jax.methods import METHODS
 if TYPE_CHECKING:  # the settings of stages are in their modules, which import this one
     from experiments.settings import RunSettings
 
-# Points of all signals together that the first number comes to (as many as `fit_latent` evaluates at once), and the
-# most signals that it is, where signals are short.
+# The first number: at most this many points of all signals together (as many as `fit_latent` evaluates at once), and at
+# most this many signals.
 _POINTS, _SIGNALS = 65_536, 64
-# What another number must gain to be worth its memory, and what trying may cost of the time that all signals take.
+# The speed-up that makes another number worth its memory, and the part of the time of all signals that trying may cost.
 _GAIN, _COST = 1.05, 0.05
-# A number is timed this long, so that fast ones are not told apart by chance.
+# Minimum seconds of timing a number, so that chance does not decide between fast ones.
 _SECONDS = 0.5
 
 
@@ -65,7 +65,7 @@ def settled(settings: RunSettings, dataset: Dataset, run: RunDirectory) -> RunSe
 
 
 def _keep(file: Path, rates: dict[int, float]) -> None:
-    """Write the choice atomically; among the jobs of an array the first choice stays."""
+    """Write the choice atomically; the first choice among the jobs of an array stays."""
     values = {
         "batch_size": best(rates),
         "signals_per_s": {str(size): rate for size, rate in rates.items()},
@@ -82,19 +82,19 @@ def _keep(file: Path, rates: dict[int, float]) -> None:
 
 
 def best(rates: dict[int, float]) -> int:
-    """The smallest number tried that no other beats by more than the margin."""
+    """The smallest tried number that no other number exceeds by more than the margin."""
     return min(size for size, rate in rates.items() if _GAIN * rate >= max(rates.values()))
 
 
 def climb(first: int, *, unit: int, signals: int, rate_of: Callable[[int], float]) -> dict[int, float]:
-    """Try numbers by doubling from `first`, and where that gains nothing, by halving, each as long as it gains.
+    """Try numbers by doubling from `first`, or by halving if that gains nothing, each while it gains.
 
     Args:
-      first: where to begin, `unit` times a power of two.
-      unit: the least number.
-      signals: how many there are to fit. No number is above it, and once trying takes a notable part of the time that
-        they take, it ends.
-      rate_of: signals a second at a number; 0 where memory does not allow it.
+      first: the first number, `unit` times a power of two.
+      unit: the smallest number.
+      signals: number of signals to fit, an upper bound of the numbers. The trial ends when it takes a notable part of
+        the time of all signals.
+      rate_of: signals a second at a number; 0 if memory does not suffice.
     Returns:
       The signals a second of every number tried.
     """

@@ -1,4 +1,4 @@
-"""Exit codes and one-line errors of the commands beside the launcher, which are the launcher's own."""
+"""Exit codes and one-line errors of the other commands, the same as the launcher's."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def parse(argv: Sequence[str], *, required: Sequence[str] = (), example: str = "
     """Read flags.
 
     Args:
-      argv: of the process, the command's name first.
+      argv: the process's arguments, the command's name first.
       required: flags that must have a value.
-      example: of them, for the message.
+      example: an example of the flags, for the message.
     Raises:
       absl.flags.Error: a flag is wrong, unknown or missing, or a word is no flag.
     """
@@ -39,13 +39,13 @@ def parse(argv: Sequence[str], *, required: Sequence[str] = (), example: str = "
 def carry_out(
     work: Callable[[], None], *, refusals: tuple[type[Exception], ...], place: Path, when_stopped: str
 ) -> int:
-    """Run the work of a command; every error of a user ends in one line.
+    """Run the work of a command; every user error ends in one line.
 
     Args:
-      work: what to do; raises Interrupted where a stop was asked for.
+      work: the function to run; raises Interrupted if a stop was asked for.
       refusals: exceptions whose text tells a user what to do.
-      place: named for an OSError without a file.
-      when_stopped: what is true after a KeyboardInterrupt.
+      place: the name in the message of an OSError without a file.
+      when_stopped: the message after a KeyboardInterrupt.
     Returns:
       The exit code: 0 done, 1 refused, 75 interrupted, 130 stopped at once.
     """

@@ -1,4 +1,4 @@
-"""Compiled programs are kept between runs, so that the second start of a run does not wait for the compiler."""
+"""A cache of compiled programs, so that the second start of a run does not wait for the compiler."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ import jax
 
 log = logging.getLogger("medfuncta")
 
-# Processes at one time that keep programs; more of them compile their own.
+# Maximum number of simultaneous processes with a cache; further processes compile their own programs.
 _FOLDERS = 64
 
 
 def keep_compiled(cache: Path) -> None:
     """Keep compiled programs below `cache`, unless JAX is configured with another place.
 
-    The many small programs of a start take as long together as the large one.
+    The many small programs of a start together take as long as the large one.
 
-    Code for a CPU fits that kind of CPU alone, so each kind has a folder; homes are shared by the nodes of a cluster.
-    In it each process at work has a folder of its own, because JAX writes in place: another process would read, or
-    write, what is half written. What the others have is copied at the start. A folder that cannot be written costs a
-    recompilation, nothing else.
+    Code for a CPU fits only that kind of CPU, and cluster nodes share home folders, so each kind has a folder. Each
+    running process has its own folder in it, because JAX writes in place: another process could read or write a partial
+    entry. Entries of the other processes are copied at the start. A folder that cannot be written costs only a
+    recompilation.
     """
     if getattr(jax.config, "jax_compilation_cache_dir", None) or "JAX_ENABLE_COMPILATION_CACHE" in os.environ:
         return
@@ -48,18 +48,18 @@ def keep_compiled(cache: Path) -> None:
 
 
 def _own_folder(kind: Path) -> Path | None:
-    """A folder of this process alone until it ends, cleared of what an earlier process left half written."""
+    """A folder for this process alone until it ends, without partial entries of an earlier process."""
     for number in range(_FOLDERS):
         own = kind / str(number)
         own.mkdir(parents=True, exist_ok=True)
-        # Never closed: the lock ends with the process, however that ends.
+        # Never closed: the lock ends with the process, in any way that the process ends.
         lock = os.open(own / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
             continue
-        since = os.stat(lock).st_mtime_ns  # when the process before this one began: older entries have been looked at
+        since = os.stat(lock).st_mtime_ns  # start of the previous process: older entries have been checked
         damaged = [
             entry for entry in own.glob("*-cache") if entry.stat().st_mtime_ns >= since and not _whole(entry)
         ]  # fmt: skip
@@ -78,7 +78,7 @@ def _copy_from_others(own: Path) -> None:
         for entry in other.glob("*-cache") if other != own else ():
             if entry.name not in have:
                 copy = Path(shutil.copyfile(entry, own / entry.name))
-                if not _whole(copy):  # its writer is at it, or was killed
+                if not _whole(copy):  # another process is writing it, or was killed
                     copy.unlink()
                     continue
                 have.add(entry.name)
@@ -96,7 +96,7 @@ def _whole(entry: Path) -> bool:
         except ModuleNotFoundError:
             importlib.import_module("zstandard").ZstdDecompressor().decompress(packed)
     except ModuleNotFoundError:
-        return False  # nobody here can read it
-    except Exception:  # each of the three has errors of its own
+        return False  # no module here can read the entry
+    except Exception:  # each of the three has its own errors
         return False
     return True

@@ -1,4 +1,4 @@
-"""The config that a command names: a file, a shipped config by its name, or either with the data of another source.
+"""The config of a command: a file, a shipped config by name, or either with the data of another source.
 
     --config=quickstart                                         configs/quickstart.py, from any directory
     --config=methods/mine.py:cpu                                a file of the user's own
@@ -23,7 +23,7 @@ SHIPPED = Path(__file__).parents[2] / "configs"
 
 
 def resolved(argv: Sequence[str]) -> list[str]:
-    """The words of a command, its config replaced by a file.
+    """The words of a command, with the config replaced by a file.
 
     Raises:
       ValueError: no file and no shipped config of that name.
@@ -47,7 +47,7 @@ def resolved(argv: Sequence[str]) -> list[str]:
 
 
 def found(config: str) -> str:
-    """FILE or FILE:VARIANT of a config that may be given by name.
+    """FILE or FILE:VARIANT of a config given by file or by name.
 
     Raises:
       ValueError: neither a file nor the name of a shipped config.
@@ -59,7 +59,7 @@ def found(config: str) -> str:
         if place.is_file():
             return f"{place}{colon}{variant}"
     if "/" in file or file.endswith(".py"):
-        return config  # whose absence is said with its path
+        return config  # a later error names the path if the file is absent
     names = sorted(path.stem for path in SHIPPED.rglob("*.py") if path.stem not in ("__init__", "base"))
     raise ValueError(
         f"--config={config}: no such file, and no shipped config of that name, which are {', '.join(names)}"
@@ -67,7 +67,7 @@ def found(config: str) -> str:
 
 
 def get_config(text: str) -> ConfigDict:
-    """SOURCE:CONFIG: a config with the options of another source, at their defaults but for those that both have."""
+    """SOURCE:CONFIG: a config with the options of another source, at their defaults except options of both sources."""
     source, _, config = text.partition(":")
     file, _, variant = config.partition(":")
     spec = importlib.util.spec_from_file_location("config_of_another_source", file)
@@ -84,7 +84,7 @@ def get_config(text: str) -> ConfigDict:
     shared = {name: former[name] for name in defaults if name in former}
     try:
         kind(**(defaults | shared))
-    except SettingsError:  # a size that the other source has not
+    except SettingsError:  # a size that the other source lacks
         shared = {}
     with values.unlocked():
         values.data = ConfigDict({"source": source, "cache_dir": former["cache_dir"]} | defaults | shared)

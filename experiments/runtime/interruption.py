@@ -1,9 +1,9 @@
-"""Ctrl-C and a cluster's preemption notice (SIGTERM): answered at once, and heard within two seconds.
+"""Ctrl-C and a cluster's preemption notice (SIGTERM): acknowledged at once, and obeyed within two seconds.
 
-A stage looks at its `StopRequest` where it can stop well. Between two looks the process may be in a compiled program, a
-compressed file or a download, which know nothing of it; and as every file is written whole or not at all, and finished
-ones are kept, the process may be left there. Only where a state is in memory alone (training) it is held until that
-is saved; training then leaves it in the middle of a validation, which the next start does first.
+A stage checks its `StopRequest` at suitable points. Between two checks the process may be in a compiled program, a
+compressed file or a download, which cannot check. Every file is written whole or not at all, and finished files are
+kept, so the process can end there. It is held only while a state is in memory alone (training), until this state is
+saved. Training then ends even during a validation, which the next start repeats first.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ EXIT_INTERRUPTED = 75
 # The exit code of a second request, a shell's own for Ctrl-C.
 EXIT_AT_ONCE = 130
 
-# How long a stage may take to hear of it before the process is left.
+# Seconds for a stage to notice a request before the process ends.
 _GRACE_SECONDS = 1.5
 
 
 class Interrupted(Exception):
-    """The run was asked to stop and has saved all it had; carries what to tell the user."""
+    """The run was asked to stop and has saved its state; the message is for the user."""
 
 
 class StopRequest:
-    """Turns the first SIGINT or SIGTERM into a flag that the stages look at; a second one stops at once."""
+    """Turns the first SIGINT or SIGTERM into a flag that the stages check; a second signal stops at once."""
 
     def __init__(self):
         self.signal: signal.Signals | None = None
         self._earlier: dict[int, object] = {}
-        self._heard = threading.Event()  # a stage has seen it and ends by itself
+        self._heard = threading.Event()  # a stage has noticed the request and ends by itself
         self._held = threading.Lock()
 
     def __enter__(self) -> Self:
-        # The system's own handler writes to the socket whatever the main thread does.
+        # The system's handler writes to the socket even while the main thread is busy.
         self._ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         self._theirs = theirs
@@ -64,7 +64,7 @@ class StopRequest:
         self.signal = signal.Signals(number)
 
     def _watch(self) -> None:
-        """Answer a request, and leave the process if no stage does so in time."""
+        """Acknowledge a request, and end the process if no stage does so in time."""
         with self._ours:
             number = self._next_signal()
             if number is None:
@@ -80,7 +80,7 @@ class StopRequest:
                 os._exit(EXIT_AT_ONCE)
 
     def _next_signal(self) -> int | None:
-        """The number of the next signal of ours, None once the request is over."""
+        """The next SIGINT or SIGTERM; None once the request is over."""
         while received := self._ours.recv(1):
             if received[0] in (signal.SIGINT, signal.SIGTERM):
                 return received[0]
@@ -90,7 +90,7 @@ class StopRequest:
         if self._heard.wait(_GRACE_SECONDS):
             return
         with self._held:
-            # A stage that was held has looked by now, or is about to.
+            # A held stage has checked by now, or is about to.
             if self._heard.wait(_GRACE_SECONDS / 4):
                 return
             print(
@@ -104,12 +104,12 @@ class StopRequest:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Context in which the process is not left: its state is in memory alone, and it looks for a stop itself."""
+        """Context in which the process is not ended: the state is in memory alone, and the stage checks for a stop."""
         with self._held:
             yield
 
     def check(self, saved: str) -> None:
-        """Raise Interrupted if a stop was asked for; `saved` says what is safe."""
+        """Raise Interrupted if a stop was asked for; `saved` names the saved state."""
         if self.signal is not None:
             self.tell(saved)
 
@@ -121,6 +121,6 @@ class StopRequest:
 
 
 def leave(interrupted: Interrupted) -> NoReturn:
-    """End the process now, as one that was interrupted: an orderly end would wait for programs under way."""
+    """End the process now with the code of an interruption; a clean shutdown would wait for running programs."""
     print(interrupted, file=sys.stderr, flush=True)
     os._exit(EXIT_INTERRUPTED)

@@ -1,8 +1,8 @@
-"""One writer a run directory: a lock that its holder's death gives back, on this machine and on others.
+"""One writer per run directory: a lock that is released when its holder dies, on this machine or on others.
 
-The lock is the operating system's (`flock`), which network file systems carry to other machines, most of them. For
-those that do not, each holder also keeps a small file beside it, `WORKDIR/.lock/HOST-PID.json`, and renews its time as
-long as it lives; a holder on another machine counts until its file is `STALE_SECONDS` old.
+The lock is the operating system's (`flock`), which most network file systems share between machines. For the others,
+each holder also keeps a small file beside the lock, `WORKDIR/.lock/HOST-PID.json`, and renews its time while alive; a
+holder on another machine counts until its file is `STALE_SECONDS` old.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from experiments.runtime.interruption import StopRequest
 from experiments.runtime.progress import log
 from medfuncta_jax.atomic import atomic_path
 
-# A holder renews its file this often, and one on another machine counts as dead when its file is so old.
+# Seconds between renewals of a holder's file, and the age at which a holder on another machine counts as dead.
 BEAT_SECONDS, STALE_SECONDS = 5.0, 60.0
 
-# Between two tries to get the lock.
+# Seconds between two attempts to get the lock.
 _AGAIN_SECONDS = 0.5
 
 
@@ -37,9 +37,9 @@ class Holder:
 
     Attributes:
       host, pid: the process.
-      machine: differs between machines of one name.
-      since: when it began, local time.
-      what: for people.
+      machine: differs between machines with the same name.
+      since: start of the process, local time.
+      what: a description for people.
       shared: whether others that share may hold the lock at the same time.
     """
 
@@ -56,13 +56,13 @@ class Holder:
 
 @contextlib.contextmanager
 def held(workdir: Path, what: str, *, shared: bool, stop: StopRequest) -> Iterator[None]:
-    """Hold the lock of a run directory, waiting for it where another process has it.
+    """Hold the lock of a run directory, after waiting for another process if necessary.
 
     Args:
-      workdir: which is there.
-      what: the stage, told to those who wait.
-      shared: with others that share, such as the jobs of an array; else alone.
-      stop: heard while waiting.
+      workdir: an existing directory.
+      what: the stage, shown to waiting processes.
+      shared: whether to share the lock with others that share it, such as the jobs of an array.
+      stop: checked while waiting.
     Raises:
       Interrupted: a stop was asked for while waiting.
       OSError: the directory cannot be written.
@@ -90,7 +90,7 @@ def _acquire(lock: int, place: Path, file: Path, own: Holder, stop: StopRequest)
         if by_system is not False and not others:
             with atomic_path(file) as partial:
                 partial.write_text(json.dumps(asdict(own)) + "\n")
-            others = _others(place, file, own, by_system)  # one that asked at the same moment gives way, or both do
+            others = _others(place, file, own, by_system)  # of two simultaneous requests, one or both give way
             if not others:
                 return
             file.unlink(missing_ok=True)
@@ -124,12 +124,12 @@ def _others(place: Path, file: Path, own: Holder, by_system: bool | None) -> lis
         try:
             holder = Holder(**json.loads(path.read_text()))
             age = path.stat().st_mtime
-        except (OSError, ValueError, TypeError):  # gone by now, or no file of ours
+        except (OSError, ValueError, TypeError):  # already removed, or not a holder's file
             continue
         if own.shared and holder.shared:
             continue
         here = holder.machine == own.machine
-        if here and by_system:  # the system would not have given what a process of this machine holds
+        if here and by_system:  # the system would not have given a lock that a process of this machine holds
             path.unlink(missing_ok=True)
             continue
         if not (here and by_system is False):
@@ -144,7 +144,7 @@ def _others(place: Path, file: Path, own: Holder, by_system: bool | None) -> lis
 
 
 def _now(place: Path) -> float:
-    """The time on the clock that dates the files there, which may be a server's."""
+    """The time by the clock that dates files there, perhaps a server's."""
     probe = place / f".now-{socket.gethostname()}-{os.getpid()}"
     probe.touch()
     try:
@@ -154,7 +154,7 @@ def _now(place: Path) -> float:
 
 
 def _beat(file: Path, workdir: Path, ended: threading.Event) -> None:
-    """Renew the holder's file; without it the lock is another's, and what is written from here on could do harm."""
+    """Renew the holder's file. Without it, another process may take the lock, and further writes could conflict."""
     while not ended.wait(BEAT_SECONDS):
         try:
             os.utime(file)
@@ -167,7 +167,7 @@ def _beat(file: Path, workdir: Path, ended: threading.Event) -> None:
                 file=sys.stderr, flush=True,
             )  # fmt: skip
             os._exit(1)
-        except OSError:  # a server that is away for a moment
+        except OSError:  # a server that is unavailable for a moment
             continue
 
 

@@ -17,7 +17,7 @@ REMEDY = (
 
 
 def program_bytes(program: jax.stages.Compiled) -> int | None:
-    """Bytes of arguments, results and temporaries on one device; None where the compiler does not say."""
+    """Bytes of arguments, results and temporaries on one device; None if the compiler does not report them."""
     analysis = program.memory_analysis()
     if analysis is None:
         return None
@@ -45,7 +45,7 @@ def host_free_bytes() -> int | None:
         amounts.append(int(lines["MemAvailable"].split()[0]) * 1024)
     except (OSError, KeyError, ValueError):
         pass
-    try:  # a Slurm job's own limit
+    try:  # the limit of a Slurm job
         group = Path("/sys/fs/cgroup") / Path("/proc/self/cgroup").read_text().strip().rpartition("::/")[2]
         most, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
         amounts.append(int(most) - int(used))  # "max" is no number
@@ -55,7 +55,7 @@ def host_free_bytes() -> int | None:
 
 
 def check_memory(program: jax.stages.Compiled, what: str) -> str:
-    """A line that says what `program` needs.
+    """A line with the memory that `program` needs.
 
     Raises:
       RunError: more than there is, with the settings to change.
@@ -69,6 +69,6 @@ def check_memory(program: jax.stages.Compiled, what: str) -> str:
 
 
 def return_freed() -> None:
-    """Return memory freed by the compiler to the system: about 0.3 GB, which glibc would keep."""
+    """Return memory freed by the compiler to the system; glibc would keep about 0.3 GB."""
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,7 +1,7 @@
 """Several processes, on one machine or many, as one run.
 
-Slurm's are found by themselves (`srun` with several tasks); others are named by --coordinator, --processes, --process.
-All train one batch together; each fits its own files of latents; the first alone writes what is written once.
+Slurm's processes are detected (`srun` with several tasks); --coordinator, --processes and --process name others. All
+processes train one batch together; each fits its own files of latents; the first alone writes shared files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NoReturn
 import jax
 import numpy as np
 
-# A process that is gone is noticed after this long, and ends the others.
+# Seconds until a missing process is noticed, which ends the others.
 _HEARTBEAT_SECONDS = 20
 
 
@@ -29,9 +29,9 @@ def join(slurm: bool, coordinator: str | None, processes: int | None, process: i
 
     Args:
       slurm: the tasks of one Slurm step are one run; else each is on its own.
-      coordinator: HOST:PORT of the first process; None where Slurm says so.
-      processes: how many.
-      process: which one this is, from 0.
+      coordinator: HOST:PORT of the first process; None if Slurm provides it.
+      processes: number of processes.
+      process: number of this process, from 0.
     Raises:
       ProcessesError: one of the three is missing or out of range, the others did not come, or the GPUs of this node
         cannot be shared by its processes.
@@ -44,7 +44,7 @@ def join(slurm: bool, coordinator: str | None, processes: int | None, process: i
         raise ProcessesError(f"--process must be 0 to {processes - 1} (--processes less one), got {process}")
     if not any(given) and not by_slurm:
         return
-    # SIGTERM is for us: the run saves and says so (interruption.py).
+    # The run itself handles SIGTERM and saves its state (interruption.py).
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -59,13 +59,13 @@ def join(slurm: bool, coordinator: str | None, processes: int | None, process: i
 
 
 def own_devices(environment: Mapping[str, str]) -> list[int]:
-    """The GPUs of this process among those that it sees, as JAX numbers them; an empty list means all.
+    """The GPUs of this process among its visible ones, by JAX's numbers; an empty list means all.
 
-    Under Slurm, JAX would take the one GPU whose number is that of the task on its node. This is right only where each
+    Under Slurm, JAX would take the one GPU whose number is that of the task on its node. This is right only if each
     task has one GPU and sees those of the others.
 
     Args:
-      environment: of the process.
+      environment: the process's environment variables.
     Raises:
       ProcessesError: several tasks of a node see GPUs that cannot be shared evenly.
     """
@@ -73,10 +73,10 @@ def own_devices(environment: Mapping[str, str]) -> list[int]:
     seen = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     on_node = int(environment.get("SLURM_GPUS_ON_NODE", len(seen)))
     if tasks == 1 or len(seen) == 1 or len(seen) < on_node or "SLURM_GPUS_PER_TASK" in environment:
-        return []  # all that it sees: nobody else is here, or Slurm has bound each task to its own
+        return []  # all visible GPUs: the process is alone, or Slurm has bound each task to its own
     local = int(environment.get("SLURM_LOCALID", 0))
     if not seen:
-        return [local]  # nothing says how many there are
+        return [local]  # the number of GPUs is unknown
     if len(seen) % tasks:
         raise ProcessesError(
             f"{tasks} tasks on this node cannot share its {len(seen)} GPUs evenly; set --ntasks-per-node to 1 or "
@@ -108,7 +108,7 @@ def devices() -> str:
 
 
 def first() -> bool:
-    """Whether this process is the one that writes the files of all."""
+    """Whether this process writes the shared files."""
     return jax.process_index() == 0
 
 
@@ -122,14 +122,14 @@ def agreed(flag: bool) -> bool:
 
 
 def leave_after_error(code: int) -> NoReturn:
-    """Exits hard in a run of several processes; a clean shutdown would deadlock on the barrier."""
+    """Exits hard in multi-process runs; a clean shutdown would deadlock on the barrier."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def wait_for_all(name: str) -> None:
-    """Barrier of all processes; `name` is that of the place."""
+    """Barrier of all processes; `name` identifies the place."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 

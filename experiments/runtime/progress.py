@@ -15,7 +15,7 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 class Progress:
-    """Counts work; on a terminal a bar with rate, time left and a note, otherwise a line now and then."""
+    """Counts work and shows a bar with rate, time left and a note on a terminal, else an occasional line."""
 
     def __init__(self, title: str, *, total: int, done: int = 0, unit: str):
         self._title, self._total, self._done, self._unit = title, total, done, unit
@@ -28,7 +28,7 @@ class Progress:
             )
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
-        """Count `count` more as done, 0 to show life; `note` replaces the text behind the figures (current PSNR)."""
+        """Count `count` more as done, 0 to refresh; `note` replaces the text after the numbers (current PSNR)."""
         self._done += count
         if note is not None:
             self._note = note

@@ -1,4 +1,4 @@
-"""What every stage is given."""
+"""The argument of every stage."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Run:
     """A run that a stage works on.
 
     Attributes:
-      directory: where everything of the run is, with the settings asked for.
-      stop: whether the user wants it to stop.
-      data: signals, with the labels asked for where the stage goes by labels; None for a stage without `needs_data`.
+      directory: the run's directory, with the settings asked for.
+      stop: whether the user has asked the run to stop.
+      data: signals, with the requested labels if the stage uses labels; None for a stage without `needs_data`.
       data_dir: the folder of the source's files; for `apply` the new file or folder.
-      out: the folder for results, where the user names one.
+      out: the folder for results, if the user names one.
     """
 
     directory: RunDirectory

@@ -1,4 +1,4 @@
-"""The directory of one run: its files, its settings, and which of them identify the run."""
+"""The directory of one run: its files, its settings, and the settings that identify the run."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:  # the settings of stages are in their modules, which import t
     from experiments.settings import RunSettings
 
 _S = TypeVar("_S", bound=Settings)
-# What makes two runs the same run; the rest belongs to stages after training, whose results have names of their own.
+# Settings that identify a run; the others belong to stages after training, whose results have separate names.
 _OF_THE_RUN = ("data", "seed", "model", "inner", "train", "baselines")
-# What the latents of a run depend on beside its field.
+# Settings that the latents of a run depend on beside its field.
 _OF_LATENTS = ("fit.", "extract.dtype")
 _VARIANTS, _LONGEST_NAME = "variants", 120
-# Where things lie on one machine or another, which changes no result.
+# Paths on a machine, which do not change results.
 _PLACES = ("data.cache_dir",)
 _PLACES_FILE = "places.json"
-# What trades time for memory and changes rounding alone: a run that was too large for its device can go on.
+# Settings that trade time for memory and change only rounding: a run that was too large for its device can resume.
 _TRADES = (
     "inner.remat", "train.micro_batch", "train.points_per_chunk", "train.modulation_shards", "fit.batch_size"
 )  # fmt: skip
@@ -53,7 +53,7 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, none where there is no file; a last line cut off by a crash is left out."""
+    """The records of a metrics.jsonl, none without a file; a last line that a crash cut off is left out."""
     records = []
     if file.exists():
         for line in file.read_text().splitlines():
@@ -65,14 +65,14 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 
 
 def stored_settings(workdir: Path | str, kind: type[_S]) -> _S | None:
-    """The settings in a run's `config.json`, of type `kind`; None where there are none.
+    """The settings in a run's `config.json`, of type `kind`; None without a file.
 
     Raises:
       RunError: it is damaged, or of another version.
     """
     file = Path(workdir).expanduser() / "config.json"
     try:
-        # Settings that have come since are at their defaults, which leave a run what it was.
+        # Newer settings have their defaults, which do not change a run.
         return kind.from_saved(json.loads(file.read_text()))
     except FileNotFoundError:
         return None
@@ -83,13 +83,13 @@ def stored_settings(workdir: Path | str, kind: type[_S]) -> _S | None:
 
 
 def free_labels(settings: Settings) -> tuple[str, ...]:
-    """Settings that choose labels without changing signals; none where labels are columns of the signals' own table."""
+    """Settings that choose labels without changing signals; none if labels are columns of the signals' own table."""
     options = dict(settings.data.options)
     return () if options.get("layout") == "row" and not options.get("labels") else LABELS
 
 
 def with_labels_of(settings: _S, other: Settings) -> _S:
-    """`settings` with the labels of `other`, so that its signals are those of `other`."""
+    """`settings` with the label settings of `other`, and so with the signals of `other`."""
     values, labels = settings.to_dict(), other.to_dict()["data"]
     for name in free_labels(other):
         short = name.partition(".")[2]
@@ -100,7 +100,7 @@ def with_labels_of(settings: _S, other: Settings) -> _S:
 
 
 def _variant_name(values: Mapping[str, Any]) -> str:
-    """A folder's name, NAME=VALUE, in characters that file systems take; a long one is cut and gets a checksum."""
+    """A folder's name, NAME=VALUE, in characters that file systems accept; a long name is cut and gets a checksum."""
     words = []
     for name, value in sorted(values.items()):
         items = value if isinstance(value, (list, tuple)) else [value]
@@ -123,25 +123,24 @@ def remembered_data_dir(workdir: Path | str) -> str | None:
 class RunDirectory:
     """Paths and small files of one run.
 
-    Holds `config.json, signals.json` (what is in which split), `checkpoints/, field.safetensors, metrics.jsonl,
-    tensorboard/, latents/, decoded/, evaluation.json, figures/`, `seconds.json` (time spent a stage) and `places.json`
-    (where its data is).
+    Holds `config.json, signals.json` (the signals of each split), `checkpoints/, field.safetensors, metrics.jsonl,
+    tensorboard/, latents/, decoded/, evaluation.json, figures/`, `seconds.json` (time per stage) and `places.json` (the
+    place of its data).
 
-    Results of other settings than those in `config.json`, where these are no part of the run's identity, lie below
-    `variants/NAME=VALUE,.../`, in the same layout: the test-time fit (`fit.*`), the type of stored latents, labels, and
-    the settings of a stage.
+    Results with other settings than in `config.json` that do not identify the run lie below `variants/NAME=VALUE,.../`,
+    in the same layout: the test-time fit (`fit.*`), the type of stored latents, labels, and the settings of a stage.
 
     Attributes:
       own: the settings in `config.json`.
-      settings: those asked for; what makes the run is the same.
+      settings: the settings asked for, equal in those that identify the run.
     """
 
     def __init__(self, path: Path | str, settings: RunSettings, *, writes: bool = True):
         """Open or make the directory.
 
         Args:
-          path, settings: of the run.
-          writes: of several processes one does; the methods of the others that write do nothing.
+          path, settings: the run's directory and settings.
+          writes: whether this process writes, one of several; in the others, methods that write do nothing.
         Raises:
           RunError: it cannot be written, or holds a run of other settings, whose differing fields are listed.
         """
@@ -169,14 +168,14 @@ class RunDirectory:
 
     @property
     def training_settings(self) -> RunSettings:
-        """The settings asked for, with the test-time fit that the run began with, which validation uses."""
+        """The settings asked for, with the first test-time fit of the run, which validation uses."""
         own = dataclasses.replace(self.own.fit, batch_size=self.settings.fit.batch_size)
         return dataclasses.replace(self.settings, data=self.own.data, fit=own)
 
     def results(self, stage: str) -> Path:
-        """The folder of a stage's results at the settings asked for, where later stages read them.
+        """The folder of a stage's results at the settings asked for, read by later stages.
 
-        The run directory, or one of `variants/`, which holds all settings in `settings.json`.
+        The folder is the run directory, or one of `variants/`, which holds all settings in `settings.json`.
         """
         groups = _OF_LATENTS + STAGES[stage].depends
         differing = {name: value for name, value in self._differing.items() if name.startswith(groups)}
@@ -208,14 +207,14 @@ class RunDirectory:
         self._differing = {name: asked.get(name) for name in differing}
 
     def settings_of_the_run(self) -> dict[str, Any]:
-        """Settings that latents depend on: those of the run but places and labels, and the test-time fit."""
+        """Settings that latents depend on: the run's without places and labels, and the test-time fit."""
         values = self.settings.to_dict()
         for name in ("data.cache_dir", *free_labels(self.own)):
             values["data"].pop(name.partition(".")[2], None)
         return {group: values[group] for group in (*_OF_THE_RUN, "fit")}
 
     def remember_data_dir(self, data_dir: str | None) -> None:
-        """Store the data directory, for commands that name the run alone."""
+        """Store the data directory, for commands that name only the run."""
         if self.writes and data_dir is not None:
             place = str(Path(data_dir).expanduser().absolute())
             if place != remembered_data_dir(self.path):
@@ -233,7 +232,7 @@ class RunDirectory:
         return read_metrics(self.metrics_file)
 
     def rewind_metrics(self, step: int, *, validated: bool = True) -> None:
-        """Drop lines after `step`, and with `validated` False its validation: a resumed run writes them again."""
+        """Drop lines after `step`, and with `validated` False also its validation; a resumed run writes them again."""
         if not self.writes:
             return
         kept = [

@@ -1,10 +1,10 @@
-"""The signals of a run and their splits, as the run first met them: kept in `WORKDIR/signals.json` for good.
+"""A permanent record of a run's signals and their first splits, in `WORKDIR/signals.json`.
 
-The files of a data directory change: tomorrow's patients come in, a file goes, another directory is named. What a run
-has trained on must not be tested on then, and what it tested on stays comparable. So every start compares the signals
-that are there with the record. A signal that the record knows, by its name, by its content under another name, or by
-its patient, goes where these were (of several splits to the first of train, val and test); a new one goes where its
-hash says (`medfuncta_jax.datasets.splits`), and is recorded.
+The files of a data directory change: new patients come in, a file is removed, another directory is named. Training
+signals must not become test signals then, and test signals stay comparable. Every start therefore compares the present
+signals with the record. A signal that the record knows, by its name, by its content under another name, or by its
+patient, stays in the recorded split (the first of train, val and test, if there are several); a new signal is split by
+its hash (`medfuncta_jax.datasets.splits`) and recorded.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from medfuncta_jax.datasets import Dataset
 from medfuncta_jax.datasets.dataset import SPLITS
 from medfuncta_jax.datasets.equal_signals import equal, near
 
-# A fingerprint of the same values prepared on another machine may differ by its last digit.
+# Tolerance of fingerprints: the last digit may differ for the same values prepared on another machine.
 _SAME = 2
 
-# Names that a line of the log lists.
+# Maximum number of names in a line of the log.
 _NAMED = 3
 
 
@@ -42,17 +42,17 @@ class _Entry:
 
     def same_content(self, other: _Entry) -> bool:
         if self.fingerprint is None or other.fingerprint is None:
-            return True  # nothing says otherwise
+            return True  # no evidence of a difference
         if self.fingerprint.shape != other.fingerprint.shape:
             return False
         return bool(np.abs(self.fingerprint.astype(int) - other.fingerprint.astype(int)).max() <= _SAME)
 
 
 def held_apart(dataset: Dataset, run: RunDirectory) -> Dataset:
-    """The dataset with every signal in the split in which this run first met it; the record is written or extended.
+    """The dataset with every signal in its first split in this run; the record is written or extended.
 
-    What has changed is logged: signals that are missing, changed, new, renamed, or held in another split than they
-    would be drawn for today.
+    Changes are logged: signals that are missing, changed, new, renamed, or kept in another split than a new draw would
+    give.
 
     Raises:
       RunError: the record is damaged, or missing in a run that was trained; none of its signals is there; or a split is
@@ -98,7 +98,7 @@ def held_apart(dataset: Dataset, run: RunDirectory) -> Dataset:
 
 
 def _known_before(dataset: Dataset, run: RunDirectory) -> list[_Entry]:
-    """The signals of a run from before there was a record, whose split was drawn in another way: its field names them.
+    """The signals of a run without a record, which drew its split in another way; its field names them.
 
     Raises:
       RunError: it does not.
@@ -120,7 +120,7 @@ def _known_before(dataset: Dataset, run: RunDirectory) -> list[_Entry]:
 
 
 class _Found:
-    """Result of a comparison; `known_as` has the entry of each signal, or None."""
+    """The result of a comparison; `known_as` has the entry of each signal, or None."""
 
     def __init__(self, entries: list[_Entry], known: list[_Entry], places: list[tuple[str, int]]):
         self.entries, self.places = entries, places
@@ -137,7 +137,7 @@ class _Found:
 
 
 def _compared(dataset: Dataset, entries: list[_Entry], known: list[_Entry]) -> _Found:
-    """Assign each entry to its split by the rules at the head of this file."""
+    """Assign each entry to its split by the rules of the module's docstring."""
     places = [(split, row) for split in SPLITS for row in range(len(dataset.splits[split]))]
     found = _Found(entries, known, places)
     twins = _same_content(dataset, found, known)
@@ -162,7 +162,7 @@ def _compared(dataset: Dataset, entries: list[_Entry], known: list[_Entry]) -> _
 
 
 def _same_content(dataset: Dataset, found: _Found, known: list[_Entry]) -> dict[int, list[_Entry]]:
-    """Known signals with the content of each that is new or changed, by its row."""
+    """Known signals with the same content as a new or changed signal, by the row of the latter."""
     rows = [i for i, entry in enumerate(found.entries) if not found.unchanged(entry)]
     held = [one for one in known if one.fingerprint is not None]
     if not rows or not held or found.entries[0].fingerprint is None:
@@ -176,7 +176,7 @@ def _same_content(dataset: Dataset, found: _Found, known: list[_Entry]) -> dict[
     def is_equal(row: int, one: _Entry) -> bool:
         there = place_of.get(one.id)
         if there is None or not found.entries[there].same_content(one):
-            return True  # its values are gone: the fingerprint must do, on the safe side
+            return True  # the values are gone: the fingerprint decides, on the safe side
         return equal(signal(row), signal(there))
 
     candidates = near(

@@ -17,7 +17,7 @@ from medfuncta_jax.settings import dataclass_from_dict
 
 
 def get_config(path: str) -> ConfigDict:
-    """All settings of a run; options of its source that have come since are at their defaults.
+    """All settings of a run; newer options of its source have their defaults.
 
     Raises:
       ValueError: no such file, a damaged one, or one of another version.

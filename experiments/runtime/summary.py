@@ -1,4 +1,4 @@
-"""One screen that says what a run did and where its results are."""
+"""A summary of a run and the places of its results, on one screen."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a mode of the launcher runs.
+"""The stages that the launcher's modes run.
 
 A stage is one module here with a function of the same name that takes a `Run`, one line in `STAGES`, and, if it has
-settings of its own, a dataclass of them, which is one line in `experiments/settings.py`.
+settings, a dataclass of them, with one line in `experiments/settings.py`.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from experiments.runtime.run import Run
 
-# Settings of the data that say labels, which are joined to the signals by their ids.
+# Settings of labels, which are joined to the signals by their ids.
 LABELS = ("data.labels", "data.label_column", "data.no_value")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What is to be known of a stage before it runs.
+    """Properties of a stage that are needed before it runs.
 
     Attributes:
-      needs_data: it reads the dataset of the run; other stages need nothing but the directory.
-      by_all: it is run by all processes together; other stages by the first alone.
-      by_labels: it goes by the labels asked for, which need not be those of training.
-      beside: it writes what no other stage reads, and may run beside others.
+      needs_data: the stage reads the dataset of the run; other stages need only the directory.
+      by_all: all processes run the stage together; the first alone runs other stages.
+      by_labels: the stage uses the labels asked for, which need not be those of training.
+      beside: no other stage reads its results, and it may run beside others.
       depends: settings that its results depend on beside those of the latents, or the beginnings of their names.
-        Results with others than the run was begun with lie in `variants/`.
-      writes: files and folders that it leaves in the directory of a run; of those that end in "/", each entry is a
-        result.
+        Results with other values than the run's first ones lie in `variants/`.
+      writes: files and folders that the stage writes in the directory of a run; each entry of a folder with "/" at the
+        end is a result.
     """
 
     needs_data: bool = True
@@ -62,10 +62,10 @@ STAGES = {
     "decode": Stage(needs_data=False, beside=True, writes=("decoded/",)),
 }  # fmt: skip
 
-# Those of --mode=all, in this order.
+# The stages of --mode=all, in this order.
 ALL = ("train", "extract", "evaluate")
 
 
 def function_of(stage: str) -> Callable[[Run], object]:
-    """The function of a stage. Its module is imported by now and not before, as plots and splines take a second."""
+    """The function of a stage. Its module is imported only here, because plots and splines take a second."""
     return getattr(importlib.import_module(f"experiments.stages.{stage}"), stage)

@@ -1,4 +1,4 @@
-"""A finished field on new signals: latents, reconstructions, PSNR, and which signals are unlike those of the run."""
+"""A finished field on new signals: latents, reconstructions, PSNR, and signals that are unlike those of the run."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ from medfuncta_jax.latent_file import LatentStoreError
 from medfuncta_jax.latent_store import load_latents
 from medfuncta_jax.prepare import trained_on
 
-# The part of the run's own held-out signals that would be called unlike the others too.
+# The part of the run's own held-out signals that would also count as unlike the others.
 _UNUSUAL = 0.01
-# Training latents that mean and spread are taken of, evenly spaced.
+# Number of training latents for mean and spread, evenly spaced.
 _LATENTS = 4096
 
 
 def apply(run: Run) -> Path:
     """Fit the run's field to new signals; returns the folder of the results.
 
-    Signals are resampled and scaled as in training. Written are `latents/` (a latent store with the one split "new"),
-    `reconstructions/` in the units of the files, `signals.csv` (a row a signal: PSNR, scale, whether it is unlike those
-    of the run and why) and `apply.json`. What is there is kept, so the same command goes on after a stop.
+    Signals are resampled and scaled as in training. The stage writes `latents/` (a latent store with the one split
+    "new"), `reconstructions/` in the units of the files, `signals.csv` (a row per signal: PSNR, scale, whether it is
+    unlike those of the run and why) and `apply.json`. Existing files are kept, so the same command resumes after a
+    stop.
 
     Args:
-      run: its `data_dir` is a file, or a folder of files, of the run's source; `out` the folder for the results, None
+      run: `data_dir` is a file, or a folder of files, of the run's source; `out` is the folder for the results, None
         for `WORKDIR/applied/NAME`, by the name of that file or folder.
     Raises:
       CheckpointError: no field.
@@ -100,13 +101,14 @@ def apply(run: Run) -> Path:
 
 @dataclass(frozen=True)
 class Usual:
-    """How signals of a run look that were not trained on.
+    """Statistics of a run's held-out signals.
 
     Attributes:
-      psnr: most of them have more, dB.
-      distance: most latents are nearer to the mean of training, in standard deviations (root mean square of entries).
-      mean, spread: of training latents, [P].
-      said: what they were taken from.
+      psnr: lower limit of most held-out signals, dB.
+      distance: upper limit of the distance of most latents from the mean of training, in standard deviations (root mean
+        square of entries).
+      mean, spread: statistics of training latents, [P].
+      said: the origin of these statistics, in words.
     """
 
     psnr: float
@@ -116,7 +118,7 @@ class Usual:
     said: str
 
     def reasons(self, latents: np.ndarray, psnr: np.ndarray) -> list[str]:
-        """Why each of n signals is unlike those of the run, "" for one that is not."""
+        """The reasons why each of n signals is unlike those of the run, "" for the others."""
         return [
             "; ".join(filter(None, (
                 "" if quality >= self.psnr else f"PSNR {quality:.2f} dB, usual is above {self.psnr:.2f}",

@@ -1,4 +1,4 @@
-"""How well a classifier did, by scikit-learn's definitions; what is not defined is None, never NaN."""
+"""Scores of a classifier, by scikit-learn's definitions; undefined scores are None, never NaN."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def scores(labels: np.ndarray, probabilities: np.ndarray, *, task: Task) -> dict
       probabilities: [n, classes]; the largest of a row is the prediction, or every label from above 0.5.
       task: the data set's.
     Returns:
-      accuracy, macro_f1, balanced_accuracy and auroc (one against the rest), each in [0, 1] and the mean over classes
-      but for accuracy, which over several labels is the mean over labels too; auroc_of_class [classes]. Classes that
-      are not among the true ones have neither recall nor AUROC and are left out of these means. "ordinal-regression"
-      adds mean_absolute_error, in classes, and quadratic_kappa; "multi-label" adds accuracy_of_class [classes].
+      accuracy, macro_f1, balanced_accuracy and auroc (one against the rest), each in [0, 1]. All but accuracy are means
+      over classes; accuracy is a mean over labels if there are several. auroc_of_class [classes]. Classes without true
+      signals have neither recall nor AUROC and are left out of these means. "ordinal-regression" adds
+      mean_absolute_error, in classes, and quadratic_kappa; "multi-label" adds accuracy_of_class [classes].
     """
     classes = range(probabilities.shape[1])
     truth = labels if task == "multi-label" else labels[:, None] == np.arange(len(classes))
@@ -33,7 +33,7 @@ def scores(labels: np.ndarray, probabilities: np.ndarray, *, task: Task) -> dict
         predicted = (probabilities > 0.5).astype(np.int64)
         result: dict[str, Any] = {
             "accuracy": float(np.mean(predicted == labels)),
-            # A label that is neither there nor predicted has no F1.
+            # A label that is neither true nor predicted has no F1.
             "macro_f1": _mean(metrics.f1_score(labels, predicted, average=None, zero_division=np.nan)),
             "balanced_accuracy": _mean([_recall(labels[:, c], predicted[:, c]) for c in classes]),
         }
@@ -56,7 +56,7 @@ def scores(labels: np.ndarray, probabilities: np.ndarray, *, task: Task) -> dict
 
 
 def _recall(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """Mean recall of the classes that are there."""
+    """Mean recall of the classes with true signals."""
     return float(metrics.recall_score(labels, predicted, labels=np.unique(labels), average="macro"))
 
 

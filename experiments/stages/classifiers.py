@@ -1,4 +1,4 @@
-"""The classifiers that are compared: k-NN and the MLP on vectors, Keras's networks on images."""
+"""The compared classifiers: k-NN and the MLP on vectors, Keras's networks on images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from experiments.runtime.run_directory import RunError
 from medfuncta_jax.mlp_classifier import fit_mlp
 from medfuncta_jax.settings import MlpSettings
 
-# The least side of an image that Keras's ResNet50 and EfficientNet accept.
+# The smallest side of an image that Keras's ResNet50 and EfficientNet accept.
 _LEAST_SIDE = 32
 
 IMAGE_NETWORKS = {"resnet50": "ResNet50", "efficientnet_b0": "EfficientNetB0"}
@@ -32,13 +32,13 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one classifier did.
+    """The result of one classifier.
 
     Attributes:
       probabilities: [n, classes], of the test split.
-      seconds: for training and prediction.
-      parameters: trained ones.
-      val_accuracy: of the epoch that was kept, in [0, 1]; None where none was chosen.
+      seconds: time of training and prediction.
+      parameters: number of trained parameters.
+      val_accuracy: validation accuracy of the kept epoch, in [0, 1]; None if none was chosen.
     """
 
     probabilities: np.ndarray
@@ -50,8 +50,8 @@ class Outcome:
 def nearest_neighbours(train: Labelled, test: Labelled, *, neighbours: int, classes: int) -> Outcome:
     """The labels of the `neighbours` nearest training vectors (Euclidean), each with one vote.
 
-    Equal to scikit-learn's KNeighborsClassifier, with probabilities for several labels and for classes that no
-    training vector has.
+    The result equals scikit-learn's KNeighborsClassifier, with probabilities also for several labels and for classes
+    without training vectors.
     """
     began = time.monotonic()
     search = NearestNeighbors(n_neighbors=neighbours).fit(train.features)
@@ -94,7 +94,7 @@ def image_network(
     after_epoch: Callable[[float], None],
     after_batch: Callable[[], None],
 ) -> Outcome:
-    """One of Keras's networks (a key of IMAGE_NETWORKS) from random weights, on JAX, trained as the MLP is.
+    """One of Keras's networks (a key of IMAGE_NETWORKS) from random weights, on JAX, trained like the MLP.
 
     Raises:
       RunError: as `keras_on_jax`.
@@ -128,7 +128,7 @@ def fit_keras(
     after_epoch: Callable[[float], None],
     after_batch: Callable[[], None],
 ) -> tuple[np.ndarray, float]:
-    """Train a Keras model that gives logits and keep its best epoch: probabilities of test, accuracy of val.
+    """Train a Keras model of logits and keep its best epoch; returns test probabilities and validation accuracy.
 
     `after_epoch` is called with the validation accuracy of every epoch, `after_batch` after every batch of training and
     validation; either may raise, which ends the training.
@@ -147,7 +147,7 @@ def fit_keras(
 
         def on_epoch_end(self, epoch, logs=None):
             if logs["val_accuracy"] > self.accuracy:
-                # Copies, because the next step overwrites the buffers.
+                # Weights are copied, because the next step overwrites the buffers.
                 self.accuracy, self.weights = logs["val_accuracy"], [np.array(w.value) for w in self.model.weights]
             after_epoch(logs["val_accuracy"])
 

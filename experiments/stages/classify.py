@@ -1,4 +1,4 @@
-"""Classification of a finished run's latents, as the paper's table 3, beside PCA of equal size and the signals."""
+"""Classification of a finished run's latents, as in the paper's table 3, beside PCA of equal size and the signals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 JSON_FILE, TABLE_FILE, FIGURE_FILE = "classification.json", "classification.md", "confusion.png"
 ROWS_FILE = "classification.rows.json"
-# A row that is more than this part of the work is said before it begins.
+# Rows above this part of the work are logged before they begin.
 _COSTLY = 0.4
 
 _NETWORKS = {"resnet50": "ResNet50", "efficientnet_b0": "EfficientNet-B0"}
@@ -49,15 +49,15 @@ _COLUMNS = (
 class ClassifySettings(MlpSettings):
     """Classification of a finished run's latents (MedFuncta, table 3), beside PCA of equal size and raw values.
 
-    Attributes: beside those of `MlpSettings`, which image networks go by too,
-      classifiers: of "knn", "mlp", "resnet50" and "efficientnet_b0"; the last two see images and need the extra
+    Attributes: beside those of `MlpSettings`, which also apply to image networks,
+      classifiers: some of "knn", "mlp", "resnet50" and "efficientnet_b0"; the last two take images and need the extra
         `classify-images`.
-      features: what k-NN and the MLP see: "latents", "metric" (latents whose distances are those of their signals, see
+      features: inputs of k-NN and the MLP: "latents", "metric" (latents whose distances are those of their signals, see
         `signal_metric`), "pca" (as many components as the latent has entries) and "values" (the signal, flattened).
-      normalise: what the MLP's features go through first, see `fit_mlp`. Of several the one with the best validation
-        accuracy is kept for each kind of features; k-NN sees features as they are.
-      neighbours: every k of k-NN.
-      seeds: repetitions of what is trained: seeds `seed`, `seed` + 1 and so on.
+      normalise: normalisations of the MLP's features, see `fit_mlp`. The one with the best validation accuracy is kept
+        for each kind of features; k-NN takes unchanged features.
+      neighbours: all k of k-NN.
+      seeds: repetitions of each training: seeds `seed`, `seed` + 1 and so on.
 
     The paper writes that the MLP's `hidden` layers are 1024 and 512 wide, but its 1.2e6 parameters (P = 2048) are those
     of 512 and 256; 1024 and 512 have 2.6e6.
@@ -83,8 +83,9 @@ def classify(run: Run) -> dict[str, Any]:
     """Write `classification.json`, `classification.md` and a figure of confusion matrices; returns the first.
 
     Everything is trained on the training split, chosen on validation and scored once, on test. Signals without a label
-    are left out, except that PCA, as the field, has seen all training signals. Which rows cost most is said before they
-    begin; each is kept in `classification.rows.json` as soon as it is done, so that a stop loses the one in work.
+    are left out, except that PCA, like the field, uses all training signals. The most expensive rows are logged before
+    they begin; each row is kept in `classification.rows.json` when it is done, so that a stop loses only the current
+    row.
 
     Raises:
       RunError: no labels, latents of other data, or an extra not installed.
@@ -100,7 +101,7 @@ def classify(run: Run) -> dict[str, Any]:
             raise
         raise RunError("--mode=classify needs scikit-learn: pip install 'medfuncta_jax[classify]'") from error
 
-    from experiments import figures  # not before, as the settings of this stage are read at every start
+    from experiments import figures  # imported late, because every start reads this stage's settings
 
     began, settings, dataset = time.monotonic(), run.settings, run.dataset
     ours = settings.classify
@@ -133,7 +134,7 @@ def classify(run: Run) -> dict[str, Any]:
         run.stop.check(f"finished rows are in {kept.path}")
 
     def watched(name: str) -> Callable[[float], None]:
-        """What the training of a classifier calls after every epoch."""
+        """The function that the training of a classifier calls after every epoch."""
         epochs = itertools.count(1)
 
         def after_epoch(accuracy: float) -> None:
@@ -245,12 +246,12 @@ def classify(run: Run) -> dict[str, Any]:
 
 
 def say_costs(run: Run, count: int, normalisations: Sequence[str], features: Sequence[str]) -> None:
-    """Log which rows take most of the time, and what leaves them out.
+    """Log the rows that take most of the time, and the settings that leave them out.
 
     Args:
-      run: what is classified.
+      run: the run to classify.
       count: labelled training signals.
-      normalisations, features: of the MLPs, () for none.
+      normalisations, features: those of the MLPs, () for none.
     """
     settings, dataset = run.settings, run.dataset
     ours, values = settings.classify, math.prod(dataset.grid) * dataset.channels
@@ -287,7 +288,7 @@ def presence_notes(
     latents: Mapping[str, LatentSplit],
     dataset: Dataset,
 ) -> list[str]:
-    """What is unusual about the labels, one sentence each, which is also logged.
+    """Unusual properties of the labels, one sentence each, which are also logged.
 
     Raises:
       RunError: a split without labels, or a training split with one class.
@@ -315,7 +316,7 @@ def presence_notes(
 def summary_of(
     outcomes: Sequence[Outcome], labels: np.ndarray, scores: Callable[..., dict[str, Any]], task: Task
 ) -> dict[str, Any]:
-    """Scores over the seeds of one classifier; `confusion` adds up the seeds, true classes in rows."""
+    """Scores over the seeds of one classifier; `confusion` is a sum over seeds, with true classes in rows."""
     results = [scores(labels, outcome.probabilities, task=task) for outcome in outcomes]
     confusion = None
     if task != "multi-label":

@@ -1,4 +1,4 @@
-"""How few bits a signal takes as a latent (COIN++), beside JPEG and JPEG 2000: --mode=compress."""
+"""Compression of signals as latents (COIN++), beside JPEG and JPEG 2000: --mode=compress."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class CompressSettings:
     Attributes:
       bits: numbers of bits, 1 to 16, of a latent entry before entropy coding.
       spread: bins span this many standard deviations to both sides of each entry's mean.
-      signals: test signals used at most, evenly spaced over the split.
-      beside: directories of other finished runs on the same data, whose curves are drawn too.
+      signals: maximum number of test signals, evenly spaced over the split.
+      beside: directories of other finished runs on the same data, to draw their curves too.
     """
 
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
@@ -61,7 +61,7 @@ def compress(run: Run) -> None:
     """Write `compression.json` and `figures/rate_distortion.png` from the stored latents.
 
     `compression.json` holds the curves of "field" and, for images, "JPEG" and "JPEG 2000": points of `bits_per_point`,
-    `psnr` and `ssim`, and of files `bits_per_point_of_file` with their headers.
+    `psnr` and `ssim`, and for files `bits_per_point_of_file`, which includes headers.
 
     Raises:
       CheckpointError, LatentStoreError: nothing to compress yet.
@@ -70,7 +70,7 @@ def compress(run: Run) -> None:
     """
     if importlib.util.find_spec("constriction") is None:
         raise RunError("--mode=compress needs the package constriction; pip install 'medfuncta_jax[compress]'")
-    from experiments import figures  # not before, as the settings of this stage are read at every start
+    from experiments import figures  # imported late, because every start reads this stage's settings
 
     dataset, directory, wanted = run.dataset, run.directory, run.settings.compress
     field, params = load_field(directory.path)
@@ -140,12 +140,12 @@ _CODECS: dict[str, tuple[tuple[int, ...], Callable[[Image.Image, io.BytesIO, int
     "JPEG": ((5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95), _jpeg),
     "JPEG 2000": ((20, 22, 24, 26, 28, 30, 32, 34, 36, 40, 44, 48), _jpeg_2000),
 }
-# The marker after which a file's headers are over: start of scan, start of data.
+# The marker that ends a file's headers: start of scan, start of data.
 _HEADER_ENDS = {"JPEG": b"\xff\xda", "JPEG 2000": b"\xff\x93"}
 
 
 def _as_files(signals: np.ndarray, levels: tuple[int, ...], save: Callable[..., None]) -> list[tuple[dict, np.ndarray]]:
-    """For each level the mean sizes, and the images [n, *grid, D] in [0, 1] read back."""
+    """The mean sizes for each level, and the images [n, *grid, D] in [0, 1] read back."""
     marker = _HEADER_ENDS["JPEG" if save is _jpeg else "JPEG 2000"]
     points = int(np.prod(signals.shape[1:-1]))
     pixels = np.rint(np.clip(signals, 0, 1) * 255).astype(np.uint8)

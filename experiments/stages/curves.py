@@ -1,4 +1,4 @@
-"""How good reconstructions of test signals are, against what the fit is given, each beside a classical method.
+"""Quality of reconstructed test signals against the input of the fit, beside classical methods.
 
 Three curves, of PSNR and SSIM with 95 % intervals of the mean:
 
@@ -36,7 +36,7 @@ from medfuncta_jax.datasets.volumes import resample
 from medfuncta_jax.latent_store import field_checksum
 from medfuncta_jax.settings import SettingsError
 
-# Values that are decoded and compared at once.
+# Number of values that are decoded and compared at once.
 _VALUES_AT_ONCE = 2**22
 
 _CONVENTIONS = {
@@ -59,10 +59,10 @@ _CONVENTIONS = {
 
 @dataclass(frozen=True)
 class CurvesSettings:
-    """Quality of test signals against what a fit is given (--mode=curves).
+    """Quality of test signals against the input of a fit (--mode=curves).
 
     Attributes:
-      signals: test signals used at most, evenly spaced over the split.
+      signals: maximum number of test signals, evenly spaced over the split.
       steps: numbers H >= 1 of test-time steps.
       fractions: parts of the points that are observed, in (0, 1].
       scales: multiples >= 2 of the training resolution.
@@ -138,7 +138,7 @@ def curves(run: Run) -> None:
         observed = order < points  # [n, N]
         point = {"fraction": fraction, "points": points}
         point["field"] = of_field(fitted(settings.fit.steps, observed.astype(np.float32)))
-        if points < order.shape[1]:  # an interpolation of all points is the signal
+        if points < order.shape[1]:  # with all points, the interpolation is the signal
             images = []
             for signal, seen in zip(signals, observed, strict=True):
                 images.append(interpolated(signal, seen))
@@ -177,7 +177,7 @@ def curves(run: Run) -> None:
     with Progress("curves", total=len(asked), done=sum(done), unit="points") as progress:
         for (along, value), is_done in zip(asked, done, strict=True):
             name = f"{along} {value:g}"
-            # A finer grid that is absent may have come since.
+            # An absent finer grid may be available by now.
             if not is_done or "absent" in kept.rows[name]:
                 kept.add(name, makers[along][0](value))
             if "absent" in kept.rows[name]:
@@ -201,16 +201,16 @@ def curves(run: Run) -> None:
 
 
 def _random_orders(seed: int, rows: np.ndarray, points: int) -> np.ndarray:
-    """int [n, N]: each signal's points in its own random order, which depends on nothing but the seed and its row."""
+    """int [n, N]: each signal's points in its own random order, which depends only on the seed and the row."""
     return np.stack([np.random.default_rng([seed, int(row)]).permutation(points) for row in rows])
 
 
 def interpolated(signal: np.ndarray, observed: np.ndarray) -> np.ndarray:
     """The observed points of a signal, interpolated on its grid.
 
-    Series and images linearly (Delaunay), and by the nearest point outside the hull. Volumes by the mean of the 8
-    nearest points, weighted by the inverse cube of their distance: on brain MRI within 0.7 dB of linear, which takes
-    seconds for each volume of 32x32x32.
+    Series and images are interpolated linearly (Delaunay), and by the nearest point outside the hull. Volumes take the
+    mean of the 8 nearest points, weighted by the inverse cube of their distance: on brain MRI this is within 0.7 dB of
+    linear interpolation, which takes seconds for each volume of 32x32x32.
 
     Args:
       signal: [*grid, D].
@@ -218,7 +218,7 @@ def interpolated(signal: np.ndarray, observed: np.ndarray) -> np.ndarray:
     Returns:
       [*grid, D]; observed points keep their values.
     """
-    from scipy import interpolate  # not before, as the settings of this stage are read at every start
+    from scipy import interpolate  # imported late, because every start reads this stage's settings
     from scipy.spatial import KDTree, QhullError
 
     coords, values = grid(signal.shape[:-1]), signal.reshape(-1, signal.shape[-1])
@@ -238,7 +238,7 @@ def interpolated(signal: np.ndarray, observed: np.ndarray) -> np.ndarray:
 
 
 def _against_truth(field, params, latent: np.ndarray, signal: np.ndarray, truth: np.ndarray) -> dict:
-    """Figures [1] of one signal on a finer grid, by method."""
+    """Metrics [1] of one signal on a finer grid, by method."""
     from scipy import ndimage
 
     coarse, fine = signal.shape[:-1], truth.shape[:-1]
@@ -247,7 +247,7 @@ def _against_truth(field, params, latent: np.ndarray, signal: np.ndarray, truth:
     zoom = [m / n for n, m in zip(coarse, fine, strict=True)] + [1]
     results = {"field": _decoded_quality(field, params, latent, coords, expected)}
     for name, degree in (("linear", 1), ("cubic", 3)):
-        # The grid mode of scipy has our convention: samples are the middles of cells.
+        # The grid mode of scipy has the same convention: samples are the centres of cells.
         image = ndimage.zoom(signal, zoom, order=degree, mode="reflect", grid_mode=True)
         results[name] = _quality(image[inner][None], expected)
     steps = [m / n for n, m in zip(coarse, fine, strict=True)]
@@ -257,7 +257,7 @@ def _against_truth(field, params, latent: np.ndarray, signal: np.ndarray, truth:
 
 
 def _decoded_quality(field, params, latents, coords: np.ndarray, signals: np.ndarray) -> dict[str, np.ndarray]:
-    """Figures [n] of the fields of latents [n, P] at the points [N, C] of signals [n, *grid, D]."""
+    """Metrics [n] of the fields of latents [n, P] at the points [N, C] of signals [n, *grid, D]."""
     size = max(1, _VALUES_AT_ONCE // int(np.prod(signals.shape[1:])))
     found = []
     for start, images in zip(

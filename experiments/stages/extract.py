@@ -29,23 +29,23 @@ from medfuncta_jax.latent_store import field_checksum, load_latents
 from medfuncta_jax.settings import SettingsError
 
 CARD = "README.md"
-# Where the source's files lie and when they were copied there, in which the machines of one job array may differ, and
-# the names in each split, which the ids say; and what else was there.
+# Entries that may differ between the machines of one job array, such as places and times of files; names in each split,
+# which the ids hold; and other files of the source.
 _NOT_KEPT = ("folder", "files", "split", "repeated", "labels")
-# What may change without another fit: the labels, and what they mean.
+# Entries that may change without another fit: the labels and their meaning.
 _OF_LABELS = ("classes", "task")
 
 
 @dataclass(frozen=True)
 class ExtractSettings:
-    """Writing the latents of every split, in files of which several jobs can each write their own.
+    """Writing the latents of every split, in files that several jobs can share.
 
     Attributes:
-      splits: which; without "train" much is saved where latents serve the evaluation alone.
-      signals_per_file: latents a file, at most.
+      splits: names of the splits; leaving out "train" saves much time if only the evaluation needs latents.
+      signals_per_file: maximum number of latents in a file.
       shard, shards: this job is number `shard` (from 0) of `shards`, and fits every file whose number over all splits
         leaves `shard` when divided by `shards`. The files are the same for any number of jobs.
-      dtype: of the stored latents; "float16" halves the files, and the PSNR beside them is that of the rounded latent.
+      dtype: type of the stored latents; "float16" halves the files, and the stored PSNR is that of the rounded latent.
     """
 
     splits: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
@@ -67,14 +67,14 @@ class ExtractSettings:
 
 @dataclass(frozen=True)
 class _Part:
-    """One file to write: its place, and the rows of the split that it holds."""
+    """One file to write: its path, and its rows of the split."""
 
     path: Path
     rows: range
 
 
 def extract(run: Run) -> None:
-    """Write `latents/SPLIT-K-of-N.safetensors` for the splits asked for, and `latents/README.md` once all are there.
+    """Write `latents/SPLIT-K-of-N.safetensors` for the splits asked for, and `latents/README.md` when all exist.
 
     Raises:
       CheckpointError, LatentStoreError, Interrupted: as `write_store`.
@@ -85,11 +85,11 @@ def extract(run: Run) -> None:
 
 
 def write_store(run: Run, folder: Path) -> bool:
-    """Write the latents of the splits asked for, or of all new signals, to a folder; returns whether any was fitted.
+    """Write the latents of the splits asked for, or of all new signals, to a folder; returns whether any were fitted.
 
-    A file is written as soon as its signals are fitted, and one that this very field has been through already is
-    kept, so a run that was killed fits only what is missing. With `extract.shards` above 1 only the files of this job
-    are fitted; files and layout are the same, whatever the number of jobs.
+    A file is written as soon as its signals are fitted, and existing files of the same field are kept, so a killed run
+    fits only missing files. With `extract.shards` above 1 only the files of this job are fitted; files and layout are
+    the same for any number of jobs.
 
     Raises:
       CheckpointError: no trained field.
@@ -100,7 +100,7 @@ def write_store(run: Run, folder: Path) -> bool:
     config = settings.extract
     field, params = load_field(run.directory.path)
     mesh = sharding.data_mesh(jax.local_devices())
-    # Each of several processes is a job of its own.
+    # Each of several processes counts as a job.
     shard = config.shard * jax.process_count() + jax.process_index()
     shards = config.shards * jax.process_count()
     fitted_any = False
@@ -114,7 +114,7 @@ def write_store(run: Run, folder: Path) -> bool:
         if not left:
             continue
         fitted_any = True
-        (folder / CARD).unlink(missing_ok=True)  # it speaks for a whole store
+        (folder / CARD).unlink(missing_ok=True)  # the card describes a complete store
         job = f" (job {shard} of {shards})" if shards > 1 else ""
         total, missing = (sum(len(part.rows) for part in some) for some in (own, left))
         psnr = []
@@ -136,7 +136,7 @@ def write_store(run: Run, folder: Path) -> bool:
                     **fit_options(settings),
                 )  # fmt: skip
                 psnr.append(fitted.psnr)
-                for write in writes:  # one file is written while the next one is fitted
+                for write in writes:  # one file is written while the next is fitted
                     write.result()
                 writes.append(writer.submit(_write, part, about, examples, fitted))
             for write in writes:
@@ -184,11 +184,11 @@ def _about(name: str, splits: Mapping[str, Split], dataset: Dataset, run: RunDir
         "settings": run.settings_of_the_run()
         | {"extract": {"signals_per_file": config.signals_per_file, "dtype": config.dtype}},
     }
-    return json.loads(json.dumps(about))  # as it is read back: tuples are lists
+    return json.loads(json.dumps(about))  # in the form that is read back: tuples become lists
 
 
 def _is_fitted(part: _Part, about: dict[str, Any], examples: Annotations) -> bool:
-    """Whether a file holds, undamaged, this field's latents of these signals; labels that have changed are written."""
+    """Whether a file holds undamaged latents of these signals by this field; changed labels are written to the file."""
     try:
         file = LatentFile(part.path)
     except LatentStoreError:
@@ -219,7 +219,7 @@ def _write(part: _Part, about: dict[str, Any], examples: Annotations, fitted: Fi
 
 
 def _finish(run: RunDirectory, folder: Path, shards: int) -> None:
-    """Describe the store if it is whole; of several jobs, the one that ends last finds it so."""
+    """Describe the store if it is complete, as it is for the last of several jobs."""
     try:
         store = load_latents(folder, field=run.path)
     except LatentStoreError as error:

@@ -1,4 +1,4 @@
-"""What classifiers and regressions of signals see: latents, PCA of equal size, or the values themselves."""
+"""Features for classifiers and regressions of signals: latents, PCA of equal size, or the values themselves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from medfuncta_jax.latent_store import LatentSplit, load_latents
 from medfuncta_jax.settings import SettingsError
 from medfuncta_jax.signal_metric import signal_metric
 
-# Kinds of features, and what tables call them.
+# Kinds of features, and their names in tables.
 FEATURES = {"latents": "latents", "metric": "latents, signal metric", "pca": "PCA", "values": "values"}
 
 
@@ -38,7 +38,7 @@ def matching_latents(run: Run) -> dict[str, LatentSplit]:
         place, remedy = directory.latents / name, "remove the latents and extract again (--mode=extract)"
         stored, known = latents[name], dataset.splits[name].annotations()
         about = json.loads(json.dumps(without_labels(dataset.about)))
-        described = without_labels(stored.about.get("data", {}))  # a part of what the data set says of itself
+        described = without_labels(stored.about.get("data", {}))  # a part of the data set's description
         same = bool(described) and all(about.get(key) == value for key, value in described.items())
         same = same and list(stored.ids) == list(known.ids)
         if not same:
@@ -49,7 +49,7 @@ def matching_latents(run: Run) -> dict[str, LatentSplit]:
 
 
 def vectors(kind: str, run: Run, latents: Mapping[str, LatentSplit], notes: list[str]) -> dict[str, np.ndarray]:
-    """One kind of features, [n, F] of all signals of a split; `notes` gets what is to be said about them."""
+    """One kind of features, [n, F] of all signals of a split; remarks about them are added to `notes`."""
     if kind in ("latents", "metric"):
         found = {name: np.asarray(split.latents) for name, split in latents.items()}
         if kind == "metric":
@@ -83,7 +83,7 @@ def digest(*arrays: np.ndarray) -> str:
 
 
 def mean_and_spread(values: list[Any]) -> Any:
-    """Mean and standard deviation (of a sample) over seeds; None where a value is not defined; lists by their items."""
+    """Mean and standard deviation (of a sample) over seeds, item by item for lists; None if a value is not defined."""
     if isinstance(values[0], list):
         return [mean_and_spread(list(items)) for items in zip(*values, strict=True)]
     if any(value is None for value in values):
@@ -92,7 +92,7 @@ def mean_and_spread(values: list[Any]) -> Any:
 
 
 def require_distinct(name: str, values: Sequence[Any]) -> None:
-    """Refuse a setting that lists nothing, or something twice.
+    """Refuse an empty list, or one with repeated items, in a setting.
 
     Raises:
       SettingsError: names the setting.

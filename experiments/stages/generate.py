@@ -1,4 +1,4 @@
-"""Generation: new signals from a flow on the latents of a finished run, at any resolution, and how good they are."""
+"""Generation of new signals by a flow on the latents of a finished run, at any resolution, and their scores."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ class GenerateSettings:
     """New signals from a flow on latents (--mode=generate).
 
     Attributes:
-      samples: signals written; of labelled sets as many of each class as of all others.
-      judged: samples that figures are of, at most as many as there are test signals.
+      samples: number of written signals; classes of labelled sets have equal numbers.
+      judged: number of samples for the scores, at most the number of test signals.
       resolution, scale: the grid of the files, as in `DecodeSettings`.
       flow_steps: steps of the integration from noise to latents.
-      steps, batch_size, learning_rate: of the flow's training.
-      width, blocks: of its residual MLP.
-      decay: of the exponential moving average of its weights.
-      components: of PCA, in which the Frechet distance and neighbours are taken.
+      steps, batch_size, learning_rate: settings of the flow's training.
+      width, blocks: size of the flow's residual MLP.
+      decay: decay of the exponential moving average of the flow's weights.
+      components: components of PCA, the space of the Frechet distance and neighbours.
       neighbours: k of density and coverage.
     """
 
@@ -90,7 +90,7 @@ class GenerateSettings:
 
     @property
     def training(self) -> FlowTraining:
-        """Those of the flow."""
+        """The settings of the flow."""
         return FlowTraining(
             self.width, self.blocks, self.steps, self.batch_size, self.learning_rate, self.decay
         )  # fmt: skip
@@ -99,8 +99,8 @@ class GenerateSettings:
 def generate(run: Run) -> None:
     """Write `generated/` (a file a sample, `signals.csv`), `generation.json` and pictures.
 
-    The flow is kept beside the latents that it is made of, in `flows/`, under a name for all that it depends on; other
-    samples or another grid of the same flow take no training.
+    The flow is kept beside its training latents, in `flows/`, under a name for everything that it depends on; other
+    samples or another grid of the same flow need no training.
 
     Raises:
       CheckpointError, LatentStoreError: no field, or no latents of training signals.
@@ -108,7 +108,7 @@ def generate(run: Run) -> None:
       SettingsError: a grid that the field, the files or the memory cannot give.
       Interrupted: a stop was asked for; training goes on from there, files that are there are kept.
     """
-    from experiments import figures  # not before, as the settings of this stage are read at every start
+    from experiments import figures  # imported late, because every start reads this stage's settings
     from experiments.stages.generation_scores import nearest
 
     settings, dataset, directory, wanted = run.settings, run.dataset, run.directory, run.settings.generate
@@ -144,7 +144,7 @@ def generate(run: Run) -> None:
     def features(signals: np.ndarray) -> np.ndarray:
         return axes.scores(signals.reshape(len(signals), -1))
 
-    # The samples that are written, and their nearest training signals.
+    # The written samples, and their nearest training signals.
     kinds = present[np.arange(wanted.samples) % len(present)]
     noise = np.asarray(
         jax.random.normal(jax.random.key(settings.seed + 1), (wanted.samples, latents.shape[1]), np.float32)
@@ -204,7 +204,7 @@ def generate(run: Run) -> None:
 
 
 def as_table(result: Mapping[str, Any]) -> str:
-    """A line a kind of samples."""
+    """A table with a line per kind of samples."""
     return "\n".join(
         f"{name}: density {of['density']:.3f}, coverage {of['coverage']:.3f}, Frechet {of['frechet']:.3f}, "
         f"nearest training signal {of['nearest']:.3f}"
@@ -213,12 +213,12 @@ def as_table(result: Mapping[str, Any]) -> str:
 
 
 def _classes(dataset: Dataset) -> tuple[str, ...]:
-    """Names of the kinds that the flow knows: the classes, or one."""
+    """Names of the flow's classes; a single name without labels."""
     return ("signal",) if dataset.task in ("none", "multi-label") else dataset.classes
 
 
 def _kinds(dataset: Dataset, split: str) -> np.ndarray:
-    """int [n]: the kind of each signal. One without a label is left out of training, where its kind is -1."""
+    """int [n]: the class of each signal; -1 for a signal without a label, which is left out of training."""
     labels = dataset.splits[split].annotations().labels
     return np.zeros(len(labels), int) if dataset.task in ("none", "multi-label") else labels
 
@@ -227,7 +227,7 @@ def _trained(
     latents: np.ndarray, labels: np.ndarray, classes: int, training: FlowTraining, *, seed: int, folder: Path,
     stop: StopRequest,
 ) -> tuple[Flow, str]:  # fmt: skip
-    """The flow, trained on from what an earlier start has left in `folder`, and a checksum of all it is made of."""
+    """The flow, resumed from the state of an earlier start in `folder`, and a checksum of everything it depends on."""
     latents, labels = latents[labels >= 0], labels[labels >= 0]
     made_of = hashlib.sha256(json.dumps([asdict(training), seed, classes]).encode() + latents.tobytes()
                              + labels.astype(np.int64).tobytes()).hexdigest()  # fmt: skip
@@ -256,14 +256,14 @@ def _kept(file: Path, like: FlowState) -> FlowState | None:
     try:
         return serialization.from_bytes(like, file.read_bytes())
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # none, or a damaged one, is begun anew
+        return None  # training starts anew without a state or with a damaged one
 
 
 def _write(
     folder: Path, names: Sequence[str], latents: np.ndarray, shape: tuple[int, ...], network: tuple[Field, Params], *,
     trained: tuple[int, ...], size: int, stop: StopRequest,
 ) -> None:  # fmt: skip
-    """Decode samples on a grid, and write those whose files are not there."""
+    """Decode samples on a grid, and write missing files."""
     left = [row for row, name in enumerate(names) if not (folder / name).exists()]
     with Progress("generate: files", total=len(names), done=len(names) - len(left), unit="files") as progress:
         rows = iter(left)
@@ -277,11 +277,11 @@ def _write(
 def _gaussian(
     vectors: np.ndarray, by_class: Sequence[np.ndarray], kinds: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draws [n, F], one a kind, from the Gaussian with mean and covariance of the vectors [m, F] of that class."""
+    """Gaussian draws [n, F], one per entry of `kinds`, with mean and covariance of the class's vectors [m, F]."""
     out = np.empty((len(kinds), vectors.shape[1]))
     for kind in np.unique(kinds):
         some, places = vectors[by_class[kind]].astype(np.float64), kinds == kind
-        # Deviations from the mean with random factors have their covariance, which is never formed.
+        # Sums of deviations with random factors have the covariance of the vectors, without forming it.
         factors = rng.standard_normal((int(places.sum()), len(some))) / np.sqrt(max(1, len(some) - 1))
         out[places] = some.mean(0) + factors @ (some - some.mean(0))
     return out
@@ -304,7 +304,7 @@ def _scores(
 def _pairs(
     signals: np.ndarray, copies: np.ndarray, kinds: np.ndarray, classes: tuple[str, ...]
 ) -> list[tuple[str, np.ndarray]]:
-    """Rows of samples of a class, and below each row their nearest training signals."""
+    """Rows of samples of a class, with their nearest training signals below."""
     rows, shown = [], np.unique(kinds)[:_MOST_ROWS]
     for kind in shown:
         places = np.flatnonzero(kinds == kind)
@@ -318,7 +318,7 @@ def _ways(
     noise: np.ndarray, kinds: np.ndarray, classes: tuple[str, ...],
     made: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> list[tuple[str, np.ndarray]]:  # fmt: skip
-    """For each class with two samples the way from one to the other, along the circle through their noise."""
+    """For each class with two samples, an interpolation between them along the circle through their noise."""
     rows = []
     for kind in np.unique(kinds)[:_MOST_ROWS]:
         ends = noise[kinds == kind][:2]

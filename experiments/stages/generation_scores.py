@@ -1,4 +1,4 @@
-"""How near samples are to real signals, from features of both."""
+"""Scores of samples against real signals, from features of both."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from scipy.spatial import KDTree
 def density_and_coverage(real: np.ndarray, samples: np.ndarray, *, neighbours: int) -> dict[str, float]:
     """Density and coverage (Naeem et al. 2020).
 
-    A ball around each real signal reaches to its k-th nearest other one. Density is the number of balls a sample lies
-    in, over k and on average (1 is as dense as the real ones, more is denser); coverage the part of the balls with a
-    sample in them, in [0, 1].
+    A ball around each real signal reaches to its k-th nearest real neighbour. Density is the mean number of balls that
+    contain a sample, divided by k (1 is as dense as the real signals, more is denser). Coverage is the part of the
+    balls that contain a sample, in [0, 1].
 
     Args:
       real: features [n, F], n > k.
@@ -20,7 +20,7 @@ def density_and_coverage(real: np.ndarray, samples: np.ndarray, *, neighbours: i
     """
     if not 1 <= neighbours < len(real):
         raise ValueError(f"neighbours must be 1 to {len(real) - 1}, fewer than the real signals, got {neighbours}")
-    radii = KDTree(real).query(real, k=[neighbours + 1])[0][:, 0]  # the nearest is itself
+    radii = KDTree(real).query(real, k=[neighbours + 1])[0][:, 0]  # the nearest one is the signal itself
     inside = np.stack([np.square(samples - one).sum(1) <= radius**2 for one, radius in zip(real, radii, strict=True)])
     return {"density": float(inside.sum() / (neighbours * len(samples))), "coverage": float(inside.any(1).mean())}
 
@@ -36,6 +36,6 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def nearest(known: np.ndarray, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distances [n] of features [n, F] to the nearest of the known ones [m, F], and which these are."""
+    """Distances [n] of features [n, F] to the nearest known features [m, F], and the rows of the latter."""
     distances, rows = KDTree(known).query(features)
     return distances, rows

@@ -1,16 +1,15 @@
-"""Inverse problems: signals from measurements that are no points, by a finished field and by classical methods.
+"""Inverse problems: signals from indirect measurements, by a finished field and by classical methods.
 
-Every problem has one operator for all signals (`medfuncta_jax.operators`), whose measurements of test signals are all
-that a method is given:
+Every problem has one operator for all signals (`medfuncta_jax.operators`); a method gets only the operator's
+measurements of test signals:
 
   slices_2, slices_4  slices 2 or 4 points thick along one axis, through a Gaussian profile
-  kspace_4            a quarter of k-space: the centre, and samples that are rarer further out
+  kspace_4            a quarter of k-space: the centre, and samples with a density that falls outwards
   projections_30      30 parallel-beam projections over 180 degrees (images with equal sides)
   points_10           a tenth of the points, at random
 
-The field is fitted from a latent of zeros, as in training, and what is not measured is left to it: a descent that stops
-early stays near to what it knows. Its number of steps and the weight of total variation are those that are best on
-validation signals.
+The field is fitted from a latent of zeros, as in training. Early stopping keeps unmeasured values near the field's
+prior. Validation signals choose the number of steps and the weight of total variation.
 """
 
 from __future__ import annotations
@@ -48,11 +47,11 @@ PROBLEMS = get_args(Name)
 _FILE = "inverse.json"
 _PICTURED = 6
 _VALIDATION_SIGNALS = 6
-# Weights of total variation: the first one that is tried, the factor from one to the next, and how many to both sides.
+# Weights of total variation: the first trial, the factor between trials, and the maximum number of trials to each side.
 _TV_FIRST, _TV_RATIO, _TV_SIDE = 1e-3, math.sqrt(10), 5
-# Iterations end at the smaller change of images, relative to them, and are at most so many.
+# Iterations end at this relative change of images, or at these numbers of steps.
 _TV_CHANGE, _TV_STEPS, _TV_INNER_STEPS = 5e-4, 300, 10
-# Entries of what is computed of a matrix at once.
+# Entries of a matrix that are computed at once.
 _ENTRIES_AT_ONCE = 2**24
 _CONVENTIONS = {
     "values": "clipped to [0, 1]; interval: percentile bootstrap of the mean over signals, 95 %",
@@ -77,14 +76,15 @@ _CONVENTIONS = {
 
 @dataclass(frozen=True)
 class InverseSettings:
-    """Signals from measurements that are no points (--mode=inverse), beside classical methods.
+    """Signals from indirect measurements (--mode=inverse), beside classical methods.
 
     Attributes:
       problems: "slices_2", "slices_4" (thick slices), "kspace_4" (a quarter of k-space), "projections_30", "points_10"
-        (a tenth of the points); () is all that the signals have.
-      signals: test signals used at most, evenly spaced over the split.
-      steps: numbers of steps of the fit, of which the one that is best on validation signals is taken.
-      noise: standard deviation of Gaussian noise on the measurements, in those of the measurements of test signals.
+        (a tenth of the points); () is all problems that the signals have.
+      signals: maximum number of test signals, evenly spaced over the split.
+      steps: numbers of steps of the fit; the best one on validation signals is taken.
+      noise: standard deviation of Gaussian noise on the measurements, relative to that of the measurements of test
+        signals.
     """
 
     problems: tuple[Name, ...] = ()
@@ -108,9 +108,9 @@ class Problem:
     """One kind of measurement.
 
     Attributes:
-      title: for people.
-      operator: of points in [-1, 1].
-      classical: name and method of what is usually done, from measurements [*shape, D] of one signal to [*grid, D].
+      title: name for people.
+      operator: the operator, with points in [-1, 1].
+      classical: name and function of the usual method, from measurements [*shape, D] of one signal to [*grid, D].
     """
 
     title: str
@@ -128,7 +128,7 @@ def inverse(run: Run) -> None:
     """
     if importlib.util.find_spec("skimage") is None:
         raise RunError("--mode=inverse needs the package scikit-image; pip install 'medfuncta_jax[inverse]'")
-    from experiments import figures  # not before, as the settings of this stage are read at every start
+    from experiments import figures  # imported late, because every start reads this stage's settings
 
     settings, dataset, directory = run.settings, run.dataset, run.directory
     wanted = settings.inverse
@@ -203,7 +203,7 @@ def inverse(run: Run) -> None:
 
 
 def as_table(result: Mapping[str, Any]) -> str:
-    """A line a problem: PSNR and SSIM of every method, and the field's difference with its interval."""
+    """A line per problem: PSNR and SSIM of every method, and the field's difference with its interval."""
     lines = []
     for problem in result["problems"].values():
         cells = [f"{name} {of['psnr']:.2f} dB, {of['ssim']:.3f}" for name, of in problem["methods"].items()]
@@ -216,7 +216,7 @@ def as_table(result: Mapping[str, Any]) -> str:
 
 
 def problem_of(name: str, shape: tuple[int, ...], *, seed: int) -> Problem | None:
-    """A problem on signals of a grid, None where they do not have it."""
+    """A problem on signals of a grid; None if the grid does not allow it."""
     rng = np.random.default_rng(seed)
     if name.startswith("slices"):
         factor, axis = int(name.partition("_")[2]), (0 if len(shape) < 3 else 2)
@@ -259,10 +259,10 @@ def problem_of(name: str, shape: tuple[int, ...], *, seed: int) -> Problem | Non
 
 
 def mask_of(shape: tuple[int, ...], factor: int, rng: np.random.Generator) -> np.ndarray:
-    """A mask of k-space, bool [*shape] with zero frequency first: whole lines along the last axis, as they are read
-    out, whose number is `factor` times smaller than all.
+    """A mask of k-space, bool [*shape] with zero frequency first: whole lines along the last axis, the readout axis;
+    their number is `factor` times smaller than all.
 
-    Lines nearer to the centre than a 25th of the axis are all there, others at random, with a probability that falls
+    All lines nearer to the centre than a 25th of the axis are included, others at random, with a probability that falls
     with the square of their distance.
     """
     phases = np.meshgrid(*(np.fft.fftfreq(n) for n in shape[:-1]), indexing="ij")
@@ -275,8 +275,8 @@ def mask_of(shape: tuple[int, ...], factor: int, rng: np.random.Generator) -> np
 
 
 def zero_filled(operator: operators.KSpace, measured: np.ndarray) -> np.ndarray:
-    """The real signal [*grid, D] of least energy with the measured samples [2, S, D]: a sample tells that of the
-    opposite frequency, and all others are 0."""
+    """The real signal [*grid, D] of least energy with the measured samples [2, S, D]: a sample also gives the opposite
+    frequency, and all others are 0."""
     size, axes = operator.size, tuple(range(len(operator.size)))
     spectrum = np.zeros((math.prod(size), measured.shape[-1]), complex)
     there = np.zeros((math.prod(size), 1))
@@ -312,14 +312,14 @@ def solved(
     channel_loss: ChannelLoss,
     may_stop: Callable[[], None],
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Test signals [n, *grid, D] as each method finds them, and what was chosen on validation signals.
+    """Test signals [n, *grid, D] by each method, and the choices on validation signals.
 
     Args:
       linear: the problem's operator on the grid of the signals.
       val: validation signals, [n, *grid, D].
-      measured: of "test" and "val", [n, M, D].
+      measured: measurements of "test" and "val", [n, M, D].
       steps: numbers of steps to choose from.
-      channel_loss: of the field's training.
+      channel_loss: as in the field's training.
     """
     shape = (*problem.operator.shape, val.shape[-1])
 
@@ -360,7 +360,7 @@ def solved(
 
 
 def best_weight(quality: Callable[[float], float]) -> tuple[float, dict[str, float]]:
-    """The weight of the highest quality, whose neighbours are no better, and the quality of all that were tried."""
+    """The weight of the highest quality, with neighbours that are no better, and the quality of all trials."""
     tried: dict[int, float] = {}
     place, best = None, 0
     while place != best:
@@ -373,7 +373,7 @@ def best_weight(quality: Callable[[float], float]) -> tuple[float, dict[str, flo
 
 
 class _LinearMap:
-    """An operator on signals of a grid, which are interpolated linearly between grid points, and its adjoint."""
+    """An operator on signals of a grid, with linear interpolation between grid points, and its adjoint."""
 
     def __init__(self, operator: operators.Operator, shape: tuple[int, ...]):
         self._operator, self._shape = operator, shape
@@ -381,7 +381,7 @@ class _LinearMap:
         self._places = tuple((coords[:, k] + 1) / 2 * (n - 1) for k, n in enumerate(shape))
         self._coords = jnp.asarray(coords, jnp.float32)
         self._on_grid = operator.grid == shape
-        # A matrix where that is small; rays pass far more places than there are pixels and measurements.
+        # A matrix if it is small: rays have far more places than there are pixels and measurements.
         entries = math.prod(shape) * math.prod(operator.shape)
         self._matrix = None if self._on_grid or entries > 2**26 else self._as_matrix()
 
@@ -393,14 +393,14 @@ class _LinearMap:
         return jax.vmap(jax.vmap(read, in_axes=-1, out_axes=-1))(signals)
 
     def _as_matrix(self) -> np.ndarray:
-        """[M, points of the grid]: what is measured of each grid point alone, in few rows at a time."""
+        """[M, points of the grid]: the measurements of each grid point alone, a few rows at a time."""
         rows, count = [], math.prod(self._shape)
         each = len(self._coords) // self._operator.groups
         several = each * max(1, _ENTRIES_AT_ONCE // (each * count))
         for start in range(0, len(self._coords), several):
             part = slice(start, start + several)
             values = np.zeros((len(self._coords[part]), count), np.float32)
-            # The 2^C corners around a place, each with its share.
+            # The 2^C corners around a place, each with its weight.
             low = [
                 np.clip(np.floor(p[part]).astype(int), 0, n - 2) for p, n in zip(self._places, self._shape, strict=True)
             ]

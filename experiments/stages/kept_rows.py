@@ -1,4 +1,4 @@
-"""Rows of a result that takes long, kept one by one, so that a stop loses only the one in work."""
+"""Rows of a slow result, kept one by one, so that a stop loses only the current row."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from experiments.runtime.run_directory import write_json
 
 
 class KeptRows:
-    """Rows of a table in a file, each there as soon as it is done; rows made of something else are left behind.
+    """Rows of a table in a file, each written when it is done; rows of another origin are dropped.
 
     Attributes:
-      path: of the file.
+      path: the file.
       rows: by name.
-      notes: what is to be said of each kind of features.
+      notes: remarks on each kind of features.
     """
 
     def __init__(self, path: Path, made_of: dict[str, Any]):
@@ -27,9 +27,9 @@ class KeptRows:
             if stored["made_of"] == made_of:
                 self.rows, self.notes = stored["rows"], stored["notes"]
         except (OSError, ValueError, KeyError, TypeError):
-            pass  # none, or a damaged one, is begun anew
+            pass  # a missing or damaged file starts anew
 
     def add(self, name: str, row: dict[str, Any]) -> None:
         """Keep a row."""
-        self.rows[name] = json.loads(json.dumps(row))  # as it is read back
+        self.rows[name] = json.loads(json.dumps(row))  # in the form that is read back
         write_json(self.path, {"made_of": self._made_of, "rows": self.rows, "notes": self.notes})

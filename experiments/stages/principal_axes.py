@@ -1,4 +1,4 @@
-"""Principal axes of vectors: the linear code that a latent is put beside, and the plane that latents are shown on."""
+"""Principal axes of vectors: the linear code that latents are compared with, and the plane of latent maps."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class PrincipalAxes:
-    """A mean and orthonormal axes about it, that of the largest variance first.
+    """A mean and orthonormal axes, in the order of falling variance.
 
     Attributes:
       mean: [F], float64.
       axes: [k, F], float64; the largest entry of each is positive.
-      shares: [k], of the variance along each in the whole, in [0, 1].
+      shares: [k], the part of the total variance along each axis, in [0, 1].
     """
 
     mean: np.ndarray
@@ -27,9 +27,9 @@ class PrincipalAxes:
 
 
 def principal_axes(vectors: np.ndarray, components: int) -> PrincipalAxes:
-    """The first principal axes of vectors [n, F], as many as there are: at most `components`, n - 1 and F.
+    """The first principal axes of vectors [n, F]: at most `components`, n - 1 and F.
 
-    Computed in numpy, since scikit-learn is an extra; through the covariance where there are more vectors than entries.
+    The computation is in numpy, since scikit-learn is an extra; it uses the covariance for more vectors than entries.
     """
     vectors = np.asarray(vectors, np.float64)
     mean = vectors.mean(0)

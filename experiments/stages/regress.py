@@ -1,4 +1,4 @@
-"""Numbers of signals, such as an age, from a finished run's latents, beside PCA of equal size and the signals."""
+"""Regression of numbers, such as an age, on a finished run's latents, beside PCA of equal size and the signals."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ JSON_FILE, TABLE_FILE, ROWS_FILE = "regression.json", "regression.md", "regressi
 
 @dataclass(frozen=True)
 class RegressSettings(MlpSettings):
-    """Numbers of signals, such as an age, from a finished run's latents (--mode=regress), beside PCA and raw values.
+    """Regression of numbers, such as an age, on a finished run's latents (--mode=regress), beside PCA and raw values.
 
     Attributes: beside those of `MlpSettings`,
-      column: of the table, which holds the numbers.
+      column: the table's column of numbers.
       table: CSV or TSV, relative to the data directory; "" is that of `data.labels`.
-      models: "ridge" (linear, with the penalty that is best on validation) and "mlp".
+      models: "ridge" (linear, with the best penalty on validation) and "mlp".
       features: "latents", "metric", "pca" and "values", as in `ClassifySettings`.
-      penalties: > 0, of ridge, for features and numbers of unit variance.
+      penalties: > 0, penalties of ridge, for features and numbers of unit variance.
       seeds: repetitions of the MLP: seeds `seed`, `seed` + 1 and so on.
     """
 
@@ -71,8 +71,8 @@ def regress(run: Run) -> dict[str, Any]:
     """Write `regression.json` and `regression.md`: R2 and mean absolute error on the test split; returns the first.
 
     Everything is trained on the training split, chosen on validation and scored once, on test. Signals without a number
-    are left out, except that PCA, as the field, has seen all training signals. The first row predicts the mean of
-    training. Each row is kept as soon as it is done.
+    are left out, except that PCA, like the field, uses all training signals. The first row predicts the mean of
+    training. Each row is kept when it is done.
 
     Raises:
       SettingsError: no column or no table is named.
@@ -183,7 +183,7 @@ def table_of(run: Run) -> Path:
 
 
 def numbers_of(table: Path, column: str, dataset: Dataset) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The rows of the signals that have a number, and these numbers, float64, by split.
+    """The rows of signals with a number, and the numbers, float64, by split.
 
     Raises:
       DataError: as `label_table.read_numbers`.

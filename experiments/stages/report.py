@@ -1,4 +1,4 @@
-"""One self-contained page about a run, `report.html`: figures inline, nothing loaded from anywhere."""
+"""One self-contained page about a run, `report.html`, with inline figures and no external files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from medfuncta_jax.latent_store import LatentSplit, load_latents
 from medfuncta_jax.settings import Settings
 
 REPORT_FILE = "report.html"
-# Best and worst reconstructions shown, of each.
+# Number of best and of worst reconstructions shown.
 _EXTREMES = 4
 
 _METRICS = (
@@ -79,9 +79,9 @@ summary { cursor: pointer; } code { font-size: .9em; overflow-wrap: anywhere; }
 
 
 def report(run: Run) -> Path:
-    """Write `report.html` from what the run's stages have left, and return its path.
+    """Write `report.html` from the results of the run's stages, and return its path.
 
-    What was not run (curves, classification) is named with the command that makes it.
+    The page names missing results (curves, classification) with their commands.
 
     Raises:
       RunError: nothing was evaluated yet.

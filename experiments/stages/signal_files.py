@@ -1,4 +1,4 @@
-"""Signals as files, in the units of the files they come from: NIfTI, PNG or TIFF, CSV."""
+"""Signals as files, in the units of the original files: NIfTI, PNG or TIFF, CSV."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from medfuncta_jax.coordinates import grid, resampled_affine
 from medfuncta_jax.nifti import write_volume
 from medfuncta_jax.units import Units
 
-# Characters of a file's name; file systems allow 255 bytes, and the row and the suffix take some.
+# Maximum characters of an id in a file's name; file systems allow 255 bytes, and the row and the suffix take some.
 _LONGEST_NAME = 120
-# What says that values are those of the field and no file's.
+# The units of the field's values, without a file.
 UNIT = Units()
 
 
 def file_name(row: int, *, count: int, name: str, suffix: str) -> str:
-    """A name that every file system takes: the row, which makes it unique and keeps the order, and what is left of the
-    id without its folders and suffixes.
+    """A name that every file system accepts: the row, which makes it unique and keeps the order, and the id without its
+    folders and suffixes.
 
     Args:
-      row: of the split.
+      row: row in the split.
       count: signals in the split, which fixes the digits of the row.
       name: the id.
       suffix: from `suffix_of`.
@@ -37,7 +37,7 @@ def file_name(row: int, *, count: int, name: str, suffix: str) -> str:
 
 
 def suffix_of(axes: int, channels: int, units: Units) -> str:
-    """The suffix of a signal's file, by the axes of its grid; images that fit a PNG (8 bits, grey of 16) are one."""
+    """The suffix of a signal's file, by the axes of its grid; images that fit a PNG (8 bits, grey of 16) are PNG."""
     if axes != 2:
         return {1: ".csv", 3: ".nii.gz"}[axes]
     if units.dtype in ("", "uint8"):
@@ -53,16 +53,16 @@ def write_signal(
     """Write one signal [*shape, D] in [0, 1], whole or not at all.
 
     Volumes have the affine of their grid, channels in a fourth axis, and the type, slope and intercept of their file,
-    or float32 where none is known. Images have their samples as they are stored, where a PNG holds them, else float32
-    values; 8-bit pictures of [0, 1] where no type is known. Series have a column of times, or else of positions in
-    samples of the training grid, and one a channel, by their names.
+    or float32 if none is known. Images have the stored samples if a PNG can hold them, else float32 values, and are
+    8-bit pictures of [0, 1] if no type is known. Series have a column of times, or else of positions in samples of the
+    training grid, and one named column per channel.
 
     Args:
-      path: with the suffix that `suffix_of` gives.
+      path: the file, with the suffix from `suffix_of`.
       signal: clipped to [0, 1].
-      units: what the signal was before it was scaled; `UNIT` writes [0, 1].
+      units: the signal's original units; `UNIT` writes [0, 1].
       trained: points along each axis of the training grid.
-      affine: [4, 4] of the training grid, None for none.
+      affine: [4, 4] of the training grid, or None.
     """
     *shape, channels = signal.shape
     if len(shape) == 3:
@@ -81,7 +81,7 @@ def write_signal(
 
 
 def _pixels(signal: np.ndarray, units: Units, suffix: str) -> np.ndarray:
-    if suffix == ".tif":  # Pillow writes neither signed nor wide whole numbers that all readers take
+    if suffix == ".tif":  # Pillow's signed and wide integers are not accepted by all readers
         return units.values(signal).astype(np.float32)
     if not units.dtype:
         return np.rint(signal * 255).astype(np.uint8)
@@ -105,7 +105,7 @@ def _write_series(path: Path, signal: np.ndarray, units: Units, trained: Sequenc
 
 
 def units_said(units: Sequence[Units]) -> str:
-    """What a reader must know of the values of several signals, in a few words."""
+    """Notes on the values of several signals, in a few words."""
     kinds = sorted({one.unit or "stored values" for one in units})
     shared = sorted({one.shared for one in units} - {""})
     words = [f"in {' and '.join(kinds)}"]
@@ -118,7 +118,7 @@ def units_said(units: Sequence[Units]) -> str:
 
 
 def write_list(path: Path, names: Sequence[str], ids: Sequence[str], psnr: np.ndarray, units: Sequence[Units]) -> None:
-    """A table of files: id, PSNR, and the scale from [0, 1] with what is to be known of it."""
+    """A table of files: id, PSNR, and the scale from [0, 1] with notes."""
     with atomic_path(path) as partial, partial.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["file", "id", "psnr", "offset", "scale", "unit", "dtype", "notes"])

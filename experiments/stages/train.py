@@ -1,4 +1,4 @@
-"""Meta-training: read top to bottom, this is a run."""
+"""Meta-training: a run, in reading order from top to bottom."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from medfuncta_jax.field import Params
 from medfuncta_jax.methods import METHODS
 from medfuncta_jax.product import has_tensorfloat32
 
-# How long a stop may go unheard during a validation.
+# Seconds between checks for a stop during a validation.
 _LOOK_SECONDS = 0.1
 _REMEDY = "try a lower train.learning_rate, inner.step_size or model.omega_last, or train.warmup_steps"
 
 
 def train(run: Run) -> None:
-    """Meta-train to `train.steps`, from the newest checkpoint where there is one, and export the best field.
+    """Meta-train to `train.steps`, from the newest checkpoint if there is one, and export the best field.
 
     Raises:
       RunError: a loss that is not finite, or a collapse; the checkpoints before it stay.
@@ -76,7 +76,7 @@ def _board(run: RunDirectory, start: int) -> SummaryWriter:
 
 
 class _Loop:
-    """The loop's bookkeeping: what is logged, validated, saved, and when to give up."""
+    """The loop's bookkeeping: logs, validations, checkpoints, and the detection of a collapse."""
 
     def __init__(self, settings, dataset, run, field, mesh, checkpoints, progress_so_far):
         self.settings, self.dataset, self.run, self.field, self.mesh = settings, dataset, run, field, mesh
@@ -84,7 +84,7 @@ class _Loop:
         self.best_psnr: float | None = progress_so_far["best_psnr"]
         self.seconds_before: float = progress_so_far["seconds"]
         self.owes_validation: bool = progress_so_far.get("owes_validation", False)
-        self.fit_under_way = False  # one that a stop did not wait for
+        self.fit_under_way = False  # a validation fit that a stop did not wait for
         self.began = time.monotonic()
         self.pending: list[tuple[int, dict[str, jax.Array]]] = []  # metrics of updates, still on the device
         count = min(settings.train.eval_signals, len(dataset.splits["val"]))
@@ -124,7 +124,7 @@ class _Loop:
             for step in range(start + 1, config.steps + 1):
                 batch = sharding.split_batch(self.mesh, (next(stream).reshape(shape), self._rows(step)))
                 state, metrics = update(state, batch[0], key, batch[1])
-                if self.pending:  # one update in flight: the queue stays short, a Ctrl-C is heard at once
+                if self.pending:  # one update in flight: the queue stays short, and a Ctrl-C is noticed at once
                     jax.block_until_ready(self.pending[-1][1]["loss"])
                 self.pending.append((step, metrics))
                 last, stopping = step == config.steps, processes.agreed(bool(stop))
@@ -146,19 +146,19 @@ class _Loop:
         self.run.set_seconds("train", self.seconds())
 
     def _saved(self, step: int) -> str:
-        """What is safe once the checkpoint of `step` is written, which is waited for."""
+        """Wait for the checkpoint of `step`; returns a description of the saved state."""
         self.checkpoints.wait()
         self.run.set_seconds("train", self.seconds())
         next_is = ", and is validated first" if self.owes_validation else ""
         return f"step {step} of {self.settings.train.steps} is saved in {self.run.path}{next_is}"
 
     def _rows(self, step: int) -> np.ndarray:
-        """The numbers in the training split of the signals of update `step`."""
+        """The rows in the training split of the signals of update `step`."""
         size, signals = self.settings.train.batch_size, len(self.dataset.splits["train"])
         return batch_rows(signals, batch_size=size, seed=self.settings.seed, step=step - 1).astype(np.int32)
 
     def _log(self) -> str | None:
-        """Fetch the pending metrics, refuse what is not finite, write one record; returns the bar's note."""
+        """Fetch the pending metrics, refuse values that are not finite, write one record; returns the bar's note."""
         if not self.pending:
             return None
         steps = [step for step, _ in self.pending]
@@ -173,7 +173,7 @@ class _Loop:
                     + (f"The checkpoint of step {kept} is kept" if kept else "Nothing was saved before it")
                 )
         loss = float(np.mean([metrics["loss"] for metrics in values]))
-        # PSNR of the mean: a loss summed over channels is brought back to the mean first.
+        # PSNR of the mean: a loss summed over channels is first divided by their number.
         channels = self.dataset.channels if self.settings.train.channel_loss == "sum" else 1
         record = {
             "step": steps[-1],
@@ -193,7 +193,7 @@ class _Loop:
         method = METHODS[self.settings.train.method]
         coords = jnp.asarray(grid(self.dataset.grid), jnp.float32)
         params = method.exported_params(self.field, state.trainable, self.settings.inner, coords)
-        params = sharding.replicate(self.mesh, params)  # for the time of a validation, also where they are split
+        params = sharding.replicate(self.mesh, params)  # for the duration of a validation, also if they are split
         psnr = self._validation_psnr(params, stop)
         if psnr is None:
             self.fit_under_way = True
@@ -209,7 +209,7 @@ class _Loop:
             raise RunError(f"step {step}: training collapsed to {psnr:.2f} dB validation PSNR{best}; {_REMEDY}")
         better = self.best_psnr is None or psnr > self.best_psnr
         self.best_psnr = psnr if better else self.best_psnr
-        if better and self.run.writes:  # before the checkpoint that knows of it, so that no kill parts the two
+        if better and self.run.writes:  # before the checkpoint that refers to it, in case of a kill
             about = {
                 "grid": list(self.dataset.grid),
                 "classes": list(self.dataset.classes),
@@ -223,10 +223,10 @@ class _Loop:
         self._save(step, state, val_psnr=psnr)
 
     def _validation_psnr(self, params: Params, stop: StopRequest) -> float | None:
-        """Mean PSNR of the validation signals in dB; None if a stop came first, and their fit is still under way.
+        """Mean PSNR of the validation signals in dB; None if a stop came first, while their fit is still running.
 
-        The fit is in a thread of its own, since nothing ends a program that compiles or runs. Several processes fit
-        together, and hear of a stop once the validation is done.
+        The fit is in a separate thread, because a compiling or running program cannot be ended. Several processes fit
+        together, and notice a stop after the validation.
         """
         done: Future[float] = Future()
 

@@ -1,4 +1,4 @@
-"""Time and memory of one meta-update or one fit, at the settings of a config, on made-up signals of its shape.
+"""Time and memory of one meta-update or one fit, at the settings of a config, on random signals of its shape.
 
     python -m experiments.tools.benchmark --case=2d --mode=train --batch=8 [--set=inner.remat=none,model.width=128]
     python -m experiments.tools.benchmark --case=1d,2d,3d --mode=fit --batch=1,2,4,8
@@ -6,16 +6,16 @@
     python -m experiments.tools.benchmark --case=2d --batch=1 --vs=CHECKOUT
     python -m experiments.tools.benchmark --case=2d --batch=8 --vs=torch
 
-Prints one JSON line for each. Signals are split over all devices; on a processor JAX_NUM_CPU_DEVICES=2 makes two.
-Several cases (`--case=ecg,chest_xray,brain_mri`, or `--case=all`) or batches run in a process each, one after the
-other, as the peak of resident memory is a process's, and end in a table.
+The command prints one JSON line for each. Signals are split over all devices; JAX_NUM_CPU_DEVICES=2 makes two CPU
+devices. Several cases (`--case=ecg,chest_xray,brain_mri`, or `--case=all`) or batches run one after the other in
+separate processes, because the peak of resident memory is per process, and end in a table.
 
-`--vs=CHECKOUT` runs the same program of another checkout in turns with this one's, each in a process of its own, and
-prints the ratios of time and memory, this over the other: what else a shared machine does then meets both alike.
-`--vs=torch` does so beside the same update in PyTorch (torch_program.py; extra `peer`), on processors.
+`--vs=CHECKOUT` runs the same program of another checkout and of this one in turns, each in a separate process, and
+prints the ratios of time and memory, this over the other. Other load on a shared machine then affects both equally.
+`--vs=torch` compares with the same update in PyTorch (torch_program.py; extra `peer`), on CPUs.
 
-`--mode=input` times updates on the signals of the config as training reads them, and on one batch that is there
-already: the difference is what the device waits for.
+`--mode=input` times updates on the signals of the config as training reads them, and on one resident batch; the
+difference is the device's waiting time.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _NOT_IN_TORCH = {
     "train": ("method", "optimizer", "selection_ratio", "latent_penalty", "latent_noise", "channel_loss"),
 }
 
-# `--mode=input`: seconds of a round of updates, about; and batches that are read alone, more than are read ahead.
+# `--mode=input`: approximate seconds of a round of updates, and number of batches read alone, more than are read ahead.
 _ROUND_SECONDS, _BATCHES = 5.0, 64
 
 
@@ -76,8 +76,8 @@ _FILLING = 2**15  # rows of a layer that fill a GPU
 def machine_rates(rows: int, width: int, products: Products) -> dict[str, float]:
     """Rates of this machine on a layer of `rows` points: products (flop/s), and pairs of sine and cosine (elements/s).
 
-    Many run one after the other in one program, so that an accelerator is never waited for. The better of two sizes
-    counts, the case's own and one that fills the machine: the time of a small product is mostly its launch.
+    Many operations run one after the other in one program, which hides the latency of an accelerator. The better of two
+    sizes counts, the case's own and one that fills the machine: the time of a small product is mostly its launch.
     """
     sizes = (rows, max(rows, _FILLING))
     rates = [_rates(size, width, products) for size in sorted(set(sizes))]
@@ -93,7 +93,7 @@ def _rates(rows: int, width: int, products: Products) -> dict[str, float]:
         return jax.lax.fori_loop(0, _REPEATED, lambda _, x: product(x, kernel, products), x)
 
     def sines(x):
-        for _ in range(_REPEATED):  # one kernel, whose reading and writing then do not count
+        for _ in range(_REPEATED):  # one kernel, so that reading and writing do not count
             x = sine(x) + cosine(x)
         return x
 
@@ -102,7 +102,7 @@ def _rates(rows: int, width: int, products: Products) -> dict[str, float]:
         seconds: list[float] = []
         jax.block_until_ready(run(*arguments))
         began = time.perf_counter()
-        while len(seconds) < 5 or time.perf_counter() - began < 0.5:  # longer than others on a shared machine take it
+        while len(seconds) < 5 or time.perf_counter() - began < 0.5:  # outlasts bursts of other load
             start = time.perf_counter()
             jax.block_until_ready(run(*arguments))
             seconds.append(time.perf_counter() - start)
@@ -115,7 +115,7 @@ def _rates(rows: int, width: int, products: Products) -> dict[str, float]:
 
 
 def rows_of(case: Case, settings: Settings, *, mode: str) -> int:
-    """R, the points of a layer in one step: of all signals at once on one device, or of a chunk."""
+    """R, the points of a layer in one step: those of all signals on one device, or of a chunk."""
     points = math.prod(case.grid)
     batch = settings.train.micro_batch or settings.train.batch_size
     if mode == "train":
@@ -131,12 +131,12 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
     Args:
       case, settings: from `CASES` and `settings_of`.
       mode: "train", one meta-update; or "fit", H steps on every point.
-      repeats: runs that count; 0 counts the first, which also warms up, of what takes minutes.
+      repeats: runs that count; 0 counts the first run, which includes the warm-up, for programs of minutes.
     Returns:
-      JSON-able; seconds, and those of processors, which others on a shared machine change less; bytes of temporaries in
-      the compiled program, GB of resident memory, and of the accelerator's where it has its own; `floor_s` is the
-      least time that the machine's own rates of products and sines allow, and `floor_part` that divided by `best_s`;
-      both are absent for other methods than "meta", one modulated layer, a latent grid, hidden modulation layers.
+      JSON-able; seconds, and CPU seconds, which depend less on others on a shared machine; bytes of temporaries in the
+      compiled program, GB of resident memory, and of the accelerator's own memory; `floor_s` is the least time at the
+      machine's measured rates of products and sines, and `floor_part` is `floor_s` divided by `best_s`; both are absent
+      for methods other than "meta", one modulated layer, a latent grid, hidden modulation layers.
     Raises:
       RunError: the compiled update needs more memory than is free, and is not run; or the floor is above the time.
     """
@@ -153,7 +153,7 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
         value = prepared.run()
         seconds.append(time.perf_counter() - began)
         processor.append(time.process_time() - used)
-    seconds, processor = seconds[1:] or seconds, processor[1:] or processor  # the first warms up
+    seconds, processor = seconds[1:] or seconds, processor[1:] or processor  # the first run warms up
     peak_device_gb = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0) / 1e9 or None
     floor: dict[str, float] = {}
     model = settings.model
@@ -194,18 +194,19 @@ def measure(case: Case, settings: Settings, *, mode: str, repeats: int) -> dict:
 
 
 def measure_input(case: Case, settings: Settings, *, data_dir: str | None, repeats: int) -> dict:
-    """What updates wait for their signals: rounds of them on batches as training reads them, and on one that is there.
+    """Waiting time of updates for signals: rounds of updates on batches as training reads them, and on a resident
+    batch.
 
-    The two kinds of rounds take turns, and the least time of each counts, as a machine has other things to do too.
+    The two kinds of rounds take turns, and the least time of each counts, because a machine also has other load.
 
     Args:
-      case, settings: from `CASES` and `settings_of`; of the case the config counts, not its grid.
-      data_dir: where the signals of `settings.data` are.
+      case, settings: from `CASES` and `settings_of`; only the config of the case counts, not its grid.
+      data_dir: the folder of the signals of `settings.data`.
       repeats: rounds of each kind.
     Returns:
-      JSON-able: `updates` a round; seconds of an update by kind; `idle`, the part of the time of a read one that is
-      waiting (below 0 where that is less than other things on the machine change); `read_s`, the time to make a batch;
-      and `idle_if_none_were_ahead`, the part if training waited for all of that.
+      JSON-able: `updates` a round; seconds of an update by kind; `idle`, the waiting part of an update on read batches
+      (below 0 if waiting is less than the noise of the machine); `read_s`, the time to make a batch; and
+      `idle_if_none_were_ahead`, the waiting part without reading ahead.
     Raises:
       DataError: no signals there.
     """
@@ -224,7 +225,7 @@ def measure_input(case: Case, settings: Settings, *, data_dir: str | None, repea
         return sharding.split_batch(mesh, (signals.reshape(size, math.prod(dataset.grid), dataset.channels), rows))
 
     def round_of(batches: Iterator) -> float:
-        """As the loop of training does it, which leaves one update under way."""
+        """Run updates like the training loop, with one update in flight."""
         nonlocal state
         former, began = None, time.perf_counter()
         for signals, numbers in itertools.islice(batches, updates):
@@ -267,11 +268,12 @@ def compare(case: str, other: str, *, mode: str, batch: int, overrides: list[str
 
     Args:
       case: a name in `CASES`.
-      other: the root of another checkout, which knows the case and the overrides too; or "torch".
-      repeats: turns that count, at least 1, after one that does not.
+      other: the root of another checkout that also knows the case and the overrides; or "torch".
+      repeats: turns that count, at least 1, after one warm-up turn.
     Returns:
       JSON-able, this checkout over the other: `ratio`, the median over turns of the ratio of their seconds;
-      `best_ratio`, that of the least seconds; `host_ratio` and `device_ratio`, of peak memory; and seconds and GB.
+      `best_ratio`, the ratio of the least seconds; `host_ratio` and `device_ratio`, ratios of peak memory; and seconds
+      and GB.
     Raises:
       RunError: a process ended.
     """
@@ -306,9 +308,9 @@ def compare(case: str, other: str, *, mode: str, batch: int, overrides: list[str
 
 
 def _in_turns(sides: list[tuple[list[str], Path]], repeats: int) -> list[list[list[float]]]:
-    """Each side's answers (seconds, GB of the host and of the device) of `repeats` turns, after one that warms up.
+    """Each side's results (seconds, GB of the host and of the device) of `repeats` turns, after one warm-up turn.
 
-    A side is the arguments of Python and the directory to run in; its program runs for every line that it reads.
+    A side is the arguments of Python and the directory to run in; the program runs once for every input line.
     """
     processes = [
         subprocess.Popen(
@@ -338,7 +340,7 @@ def _in_turns(sides: list[tuple[list[str], Path]], repeats: int) -> list[list[li
 
 
 def written_in_torch(settings: Settings) -> None:
-    """Refuses settings that torch_program.py would silently do without; those that trade time for memory are ours.
+    """Refuses settings that torch_program.py would silently ignore, except those that trade time for memory.
 
     Raises:
       SettingsError: the first of them.
@@ -372,7 +374,7 @@ def as_markdown(rows: list[dict]) -> str:
 
 
 def define_flags() -> None:
-    """The command's flags; not at import, so that tests may import this beside other commands."""
+    """Define the command's flags, not at import, so that tests can import this module beside other commands."""
     flags.DEFINE_list("case", None, f"{', '.join(SHORT)}, all, or some of {', '.join(CASES)}.", required=True)
     flags.DEFINE_enum(
         "mode", "train", ["train", "fit", "input"],
@@ -389,7 +391,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """Flags in, JSON lines out."""
     del argv
-    logging.getLogger().setLevel(logging.WARNING)  # app.run lets every library's INFO through
+    logging.getLogger().setLevel(logging.WARNING)  # app.run enables INFO logging of every library
     options = flags.FLAGS
     names = list(CASES) if options.case == ["all"] else [SHORT.get(name, name) for name in options.case]
     unknown = sorted(set(names) - set(CASES))

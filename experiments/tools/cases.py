@@ -1,4 +1,4 @@
-"""The cases that benchmarks measure: a config, the shape of its signals, and the work that one run of it is."""
+"""The cases of benchmarks: a config, the shape of its signals, and the work of one run."""
 
 from __future__ import annotations
 
@@ -70,15 +70,16 @@ def settings_of(case: Case, overrides: list[str], batch: int | None) -> Settings
 
 
 def work(case: Case, settings: Settings, *, mode: str, batch: int) -> dict[str, float]:
-    """What one run cannot do without if nothing is computed twice.
+    """The minimum work of one run, if nothing is computed twice.
 
     An inner step needs six products for each layer that the latent reaches: forward, the gradient in the layer's input,
     and for both of these, in the backward pass, the gradient in its input and in its weights. The outer loss needs
-    three, a step at test time two. The layers before the latent enters are done once for points that signals or steps
-    share. Of no use for a field with one modulated layer, whose steps have no sine or product of a layer's size.
+    three products, a step at test time two. Layers before the latent are computed once for points that signals or steps
+    share. The count does not apply to a field with one modulated layer, whose steps have no sine or product of a
+    layer's size.
 
     Returns:
-      flops: of matrix products. sines: sines and cosines, one of each for an element of a layer and a step.
+      flops: operations of matrix products. sines: sines and cosines, one of each for an element of a layer and a step.
     """
     model, inner = settings.model, settings.inner
     points, width, modulated = math.prod(case.grid), model.width, model.layers - 2
@@ -86,7 +87,7 @@ def work(case: Case, settings: Settings, *, mode: str, batch: int) -> dict[str, 
         seen = context_size(points, settings.train.selection_ratio)
         context = context_size(seen, inner.selection_ratio)
         at_once = settings.train.micro_batch or batch
-        # Those of all points, of the outer loss, serve contexts that the signals at hand share.
+        # Contexts that the signals in memory share take the features of all points from the outer loss.
         shared = 0 if context == seen or inner.shared_context or at_once == 1 else batch
         runs = [(inner.steps * context, 6, shared, inner.steps), (seen, 3, 1, 1)]
     else:

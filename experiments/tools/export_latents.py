@@ -1,12 +1,12 @@
-"""A latent store in the layouts of others.
+"""Export of a latent store to other layouts.
 
     python -m experiments.tools.export_latents --workdir=runs/quickstart --format=npz --out=quickstart_npz
 
 `npz` writes one `SPLIT.npz` for numpy. `mednf` writes the layout of the published MedNF sets, one
 `SPLIT/datapoint_I.pt` a signal, each a dict of `modulations` (float32 [P]) and `label` (int64 [1], or [tasks]); it
 needs torch. `tfds` writes array_record files for `tfds.builder_from_directory(OUT).as_data_source("train")`, which
-needs no TensorFlow. README.md beside them says what they hold. Memory does not grow with the store, and OUT appears
-only when it is whole.
+needs no TensorFlow. README.md beside the files describes their content. Memory does not grow with the store, and OUT
+appears only when it is complete.
 
 Exit codes: 0 done; 1 refused or failed, with one line that says why; 2 a flag is wrong; 75 stopped.
 """
@@ -54,7 +54,7 @@ def export_latents(store: Mapping[str, LatentSplit], form: Form, out: Path, *, s
       store: from `load_latents`.
       form: "npz", "mednf" or "tfds".
       out: the folder; made whole or not at all.
-      stop: looked at between blocks of signals.
+      stop: checked between blocks of signals.
     Raises:
       ExportError: `out` is there already, or torch is needed and absent.
       Interrupted: a stop was asked for; nothing is left.
@@ -84,7 +84,7 @@ def _blocks(split: LatentSplit) -> Iterator[slice]:
 
 def _write_npz(store: Mapping[str, LatentSplit], out: Path, step: Step) -> None:
     for name, split in store.items():
-        # As numpy writes it, but for the latents, which are never in memory as a whole.
+        # The file is as numpy writes it, but the latents are never in memory as a whole.
         small: dict[str, Any] = {"labels": split.labels, "psnr": split.psnr, "ids": np.asarray(split.ids, np.str_)}
         small["about"] = np.asarray(json.dumps(split.about))
         if split.affines is not None:
@@ -135,7 +135,8 @@ def _write_tfds(store: Mapping[str, LatentSplit], out: Path, step: Step) -> None
         metadata=tfds.core.MetadataDict(first.about),
         disable_shuffling=True,
     )
-    # Writes one example after the other, where a builder sorts a split in memory, and above 1 GB with TensorFlow.
+    # The writer writes one example after the other. A builder would sort a split in memory, and above 1 GB with
+    # TensorFlow.
     writer = tfds.core.SequentialWriter(info, _AT_ONCE, file_format="array_record")
     writer.initialize_splits(list(store))
     for name, split in store.items():
@@ -146,7 +147,7 @@ def _write_tfds(store: Mapping[str, LatentSplit], out: Path, step: Step) -> None
 
 
 def define_flags() -> None:
-    """The command's flags; not at import, as other commands have some of the same names."""
+    """Define the command's flags, not at import, because other commands share some names."""
     flags.DEFINE_string("workdir", None, "Run directory, or its latents folder; only read.")
     flags.DEFINE_enum("format", "npz", FORMATS, "Layout to write.")
     flags.DEFINE_string("out", None, "Folder to make; it must not be there yet.")

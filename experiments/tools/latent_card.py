@@ -1,4 +1,4 @@
-"""The data set card of a latent store: what it holds, from where, how good, and how to read it."""
+"""The data set card of a latent store: its content, origin, quality, and how to read it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from medfuncta_jax.latent_store import LatentSplit
 
 Form = Literal["store", "npz", "mednf", "tfds"]
 
-# Classes whose signals are counted in a table; more would not be read.
+# Maximum number of classes in the table of counts; a longer table would not be read.
 _COUNTED = 30
 
-# What sources say where they know nothing.
+# Entries of sources for an unknown licence.
 _NO_LICENCE = (None, "", "not known", "as its publisher says")
 
 _LOADING: dict[Form, str] = {
@@ -72,7 +72,7 @@ def latent_card(store: Mapping[str, LatentSplit], form: Form = "store") -> str:
 
     Args:
       store: every split, from `load_latents`.
-      form: the layout the card lies beside, which decides how loading is explained.
+      form: the layout of the latents, which decides the explanation of loading.
     """
     first = next(iter(store.values()))
     about, size = first.about, first.latents.shape[1]
@@ -118,7 +118,7 @@ def latent_card(store: Mapping[str, LatentSplit], form: Form = "store") -> str:
 
 
 def _labels(store: Mapping[str, LatentSplit]) -> list[str]:
-    """The task, and how many signals of each class there are."""
+    """The task, and the number of signals of each class."""
     about = next(iter(store.values())).about
     classes = about["classes"]
     if not classes:

@@ -1,9 +1,9 @@
-"""Train the cpu variant of every modality for which real data is at hand, and put it beside PCA and the mean signal.
+"""Train the cpu variant of every modality with available real data, beside PCA and the mean signal.
 
     python -m experiments.tools.modality_table --workdir=runs/table --data_dir=DIR [--rows=ecg,grey_64]
 
-Writes table.json and table.md. A row is a run of the launcher in WORKDIR/NAME, so the command resumes; a row that fails
-is listed and ends nothing.
+Writes table.json and table.md. A row is a run of the launcher in WORKDIR/NAME, so the command resumes; a failed row is
+listed, and the others continue.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from medfuncta_jax.datasets import Dataset, Split, open_dataset
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: a config, and what is overridden to read the data at hand."""
+    """A line of the table: a config, and the overrides to read the available data."""
 
     config: str
     overrides: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ def linear_metrics(split: Split, mean: np.ndarray, axes: np.ndarray) -> dict[str
 
 
 def baselines(dataset: Dataset, components: int) -> dict[str, dict[str, float] | None]:
-    """PCA with `components`, None where the training split is too small for it, and the mean signal."""
+    """PCA with `components`, None if the training split is too small, and the mean signal."""
     train, test = dataset.splits["train"], dataset.splits["test"]
     mean = train.signals(slice(None)).reshape(len(train), -1).mean(0, dtype=np.float64)
     results: dict[str, dict[str, float] | None] = {
@@ -70,7 +70,7 @@ def baselines(dataset: Dataset, components: int) -> dict[str, dict[str, float] |
 
 
 def make_row(name: str, row: Row, workdir: Path, data_dir: str) -> dict:
-    """Run one row to its end (or go on with it) and measure its baselines.
+    """Run or resume one row to its end, and measure its baselines.
 
     Raises:
       subprocess.CalledProcessError: the launcher failed; it has said why.
@@ -118,7 +118,7 @@ def as_markdown(rows: dict[str, dict]) -> str:
 
 
 def define_flags() -> None:
-    """The command's flags; not at import, so that tests may import this beside other commands."""
+    """Define the command's flags, not at import, so that tests can import this module beside other commands."""
     flags.DEFINE_string("workdir", None, "Folder for the runs and the table.", required=True)
     flags.DEFINE_string("data_dir", None, "Folder with the data of all rows.", required=True)
     flags.DEFINE_list("rows", None, "Names of rows to make; all by default.")
@@ -127,7 +127,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """Flags in, table out."""
     del argv
-    logging.getLogger().setLevel(logging.WARNING)  # app.run lets every library's INFO through
+    logging.getLogger().setLevel(logging.WARNING)  # app.run enables INFO logging of every library
     options = flags.FLAGS
     names = options.rows or list(ROWS)
     unknown = sorted(set(names) - set(ROWS))

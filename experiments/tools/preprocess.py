@@ -1,4 +1,4 @@
-"""Raw scans to the files that a data source reads: CT and MR from DICOM to NIfTI.
+"""Conversion of raw scans to the files of a data source: CT and MR from DICOM to NIfTI.
 
     python -m experiments.tools.preprocess --data_dir=LIDC-IDRI --out=lidc_1mm --processes=8
     python -m experiments.main --config=configs/lung_ct.py --workdir=runs/lung --data_dir=lidc_1mm
@@ -6,15 +6,15 @@
     python -m experiments.tools.preprocess --kind=mr --series=T1 --data_dir=DICOM --out=t1
     python -m experiments.main --config=configs/brain_mri.py:folder --workdir=runs/t1 --data_dir=t1
 
-Every folder in --data_dir is a patient, with DICOM files at any depth. Of each, the largest series becomes
-OUTPUT/PATIENT.nii.gz, RAS+ and uncropped; --series chooses among them by their descriptions. Of --kind=ct, axial series
-alone, Hounsfield units as int16, interpolated by cubic splines to cubic voxels of 1 mm. Of --kind=mr, the values as the
-scanner scales them, float32, on the grid and in the direction in which they were scanned. A patient that cannot
-be converted is skipped, and OUTPUT/report.json says why. Running the command again does only what is not done yet, or
-what changed; original files are kept unless --nokeep_originals is given.
+Every folder in --data_dir is a patient, with DICOM files at any depth. The largest series of each becomes
+OUTPUT/PATIENT.nii.gz, RAS+ and uncropped; --series chooses series by their descriptions. With --kind=ct, the output has
+only axial series, in Hounsfield units as int16, interpolated by cubic splines to cubic voxels of 1 mm. With --kind=mr,
+it has the values as scaled by the scanner, float32, on the grid and in the direction of the scan. A patient that cannot
+be converted is skipped, and OUTPUT/report.json gives the reason. A repeated command converts only missing or changed
+patients; original files are kept unless --nokeep_originals is given.
 
 Exit codes: 0 done, perhaps with patients skipped; 1 refused, or not one patient could be converted, with one line that
-says why; 2 a flag is wrong; 75 stopped by Ctrl-C or SIGTERM: the same command goes on from there.
+says why; 2 a flag is wrong; 75 stopped by Ctrl-C or SIGTERM: the same command resumes.
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ from medfuncta_jax.datasets.prepared import file_md5
 from medfuncta_jax.datasets.volumes import resample_isotropic
 from medfuncta_jax.nifti import write_volume
 
-# What determines an output beside its source; a change converts anew.
-# Of MR see `Patient.settings`.
+# Settings that determine an output beside its source; a change converts anew. `Patient.settings` has those of MR.
 SETTINGS = {"version": 1, "reading": READING, "spacing_mm": SPACING, "interpolation": "cubic spline", "dtype": "int16"}
 
 log = logging.getLogger("medfuncta")
@@ -67,12 +66,12 @@ class Patient:
     """One folder to convert.
 
     Attributes:
-      name: of the folder, and of the output.
+      name: name of the folder and of the output.
       folder: the DICOM files, at any depth.
-      output: where the NIfTI file and, in `records/`, what is known of it go.
-      keep_originals: whether the slices stay.
-      kind: of `KINDS`.
-      series: what the description of the series must hold.
+      output: the folder for the NIfTI file and, in `records/`, its record.
+      keep_originals: whether the slices are kept.
+      kind: a key of `KINDS`.
+      series: text that the description of the series must contain.
     """
 
     name: str
@@ -84,7 +83,7 @@ class Patient:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What determines the output beside its source; a change converts anew."""
+        """Settings that determine the output beside its source; a change converts anew."""
         own = dict(SETTINGS) if self.kind == "ct" else {"version": 1, "reading": READING, "kind": self.kind}
         return own | ({"series": self.series} if self.series else {})
 
@@ -99,7 +98,7 @@ class Patient:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a patient; `reason` of a skip or of a full disk, in one line."""
+    """The outcome for a patient; `reason` is that of a skip or of a full disk, in one line."""
 
     name: str
     kind: Literal["converted", "done before", "skipped", "full disk"]
@@ -107,12 +106,12 @@ class Outcome:
 
 
 def convert(patient: Patient) -> Outcome:
-    """Convert one patient unless that is done; never raises, so that one patient cannot end the others' work."""
+    """Convert one patient unless that is done; never raises, so that one patient cannot stop the others."""
     try:
         record = _record(patient)
         whole = record is not None and record["settings"] == patient.settings and _is_whole(patient, record)
         removed = record is not None and record["originals_removed"]
-        if removed and not whole:  # what is left in the folder may be another series
+        if removed and not whole:  # the remaining files may be another series
             raise DataError(
                 f"{patient.folder}: its originals were removed when it was converted, and {patient.volume} is damaged, "
                 "gone or of other settings; bring the originals back and remove its record in records/"
@@ -131,7 +130,7 @@ def convert(patient: Patient) -> Outcome:
         return Outcome(patient.name, "full disk" if error.errno in command.FULL_DISK else "skipped", reason)
     except MemoryError:
         return Outcome(patient.name, "skipped", f"{patient.folder}: memory ran out; try fewer --processes")
-    except Exception as error:  # whatever else is wrong with it, the others go on
+    except Exception as error:  # the other patients continue after any error
         log.exception("%s", patient.folder)
         reason = f"{patient.folder}: {type(error).__name__}, a fault of this program; report it with the lines above"
         return Outcome(patient.name, "skipped", reason)
@@ -161,7 +160,7 @@ def _converted(patient: Patient, source: str) -> dict[str, Any]:
 
 
 def _record(patient: Patient) -> dict[str, Any] | None:
-    """What is known of an earlier conversion."""
+    """The record of an earlier conversion."""
     try:
         record = json.loads(patient.record.read_text())
     except (FileNotFoundError, ValueError):
@@ -175,7 +174,7 @@ def _is_whole(patient: Patient, record: dict[str, Any]) -> bool:
 
 
 def _remove_originals(patient: Patient, record: dict[str, Any]) -> None:
-    # Said before it is done: a job killed here must not take the remaining slices for the whole scan.
+    # Recorded before the removal: after a kill here, the remaining slices must not count as the whole scan.
     if not record["originals_removed"]:
         write_json(patient.record, record | {"originals_removed": True})
     for name in record["files"]:
@@ -225,9 +224,9 @@ def preprocess(
 
     Args:
       source, output: --data_dir and --out.
-      processes: how many patients at the same time.
+      processes: number of patients at the same time.
       keep_originals: False removes the slices of converted patients.
-      stop: looked at between patients; those being converted are finished.
+      stop: checked between patients; running conversions are finished.
       kind, series: --kind and --series.
     Returns:
       The report: "patients" converted now or before, with their records, and "skipped" ones, with their reasons.
@@ -265,7 +264,7 @@ def preprocess(
 
 
 def _outcomes(patients: Sequence[Patient], processes: int, stop: StopRequest) -> Iterator[Outcome]:
-    """Outcomes as they come. A patient whose process is killed is tried again alone, and then skipped."""
+    """Outcomes in the order of completion. A patient whose process is killed is tried again alone, and then skipped."""
     waiting, suspects = list(patients), []
     while waiting and not stop:
         lost = yield from _pooled(waiting, processes, stop)
@@ -277,14 +276,14 @@ def _outcomes(patients: Sequence[Patient], processes: int, stop: StopRequest) ->
 
 
 def _pooled(waiting: list[Patient], processes: int, stop: StopRequest) -> Generator[Outcome, None, list[Patient]]:
-    """Outcomes of patients taken from `waiting`; returns those being converted when a process was killed."""
+    """Outcomes of patients taken from `waiting`; returns the patients in conversion when a process was killed."""
     running: dict[futures.Future, Patient] = {}
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads can hang
     pool = futures.ProcessPoolExecutor(min(processes, len(waiting)), context, initializer=_end_with_parent)
     try:
         while running or (waiting and not stop):
             while waiting and len(running) < processes and not stop:
-                # Ctrl-C reaches the whole group; children inherit the mask and finish what they do.
+                # Ctrl-C reaches the whole group; children inherit the mask and finish their work.
                 before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
                 try:
                     running[pool.submit(convert, waiting[0])] = waiting[0]
@@ -304,7 +303,7 @@ def _pooled(waiting: list[Patient], processes: int, stop: StopRequest) -> Genera
 
 
 def _end_with_parent() -> None:
-    """In a child: end when the parent is killed, which closes none of the pool's pipes."""
+    """End a child when the parent is killed, because that does not close the pool's pipes."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -317,7 +316,7 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _alone(output: Path) -> Iterator[None]:
-    """Refuse a second command on the same output; the system gives the lock back when a job dies."""
+    """Refuse a second command on the same output; the system releases the lock when a job dies."""
     with open(output / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -349,7 +348,7 @@ def _report(source: Path, patients: Sequence[Patient], outcomes: dict[str, Outco
 
 
 def summary(report: dict[str, Any], output: Path) -> str:
-    """The report for people: counts, and a line for every patient that was skipped or about which something is said."""
+    """The report for people: counts, and a line for every patient that was skipped or has notes."""
     kinds = [entry["outcome"] for entry in report["patients"].values()]
     lines = [f"{kinds.count('converted')} converted, {kinds.count('done before')} done before, "
              f"{len(report['skipped'])} skipped of {len(kinds) + len(report['skipped'])} patients"]  # fmt: skip
@@ -359,7 +358,7 @@ def summary(report: dict[str, Any], output: Path) -> str:
 
 
 def define_flags(options: flags.FlagValues = flags.FLAGS) -> None:
-    """The command's flags; not at import, as other commands have some of the same names."""
+    """Define the command's flags, not at import, because other commands share some names."""
     flags.DEFINE_enum("kind", "ct", sorted(KINDS), "What is taken from --data_dir.", flag_values=options)
     flags.DEFINE_string(
         "series", "", "Only series in whose description this is found, in any case.", flag_values=options
@@ -390,7 +389,7 @@ def main(argv: Sequence[str], options: flags.FlagValues = flags.FLAGS) -> int:
     source, output = (Path(str(place)).expanduser().absolute() for place in (options.data_dir, options.out))
 
     def convert_all() -> None:
-        with StopRequest() as stop, stop.held():  # until the patients in work are written
+        with StopRequest() as stop, stop.held():  # until the current patients are written
             report = preprocess(
                 source, output, processes=options.processes, keep_originals=options.keep_originals, stop=stop,
                 kind=options.kind, series=options.series,

@@ -1,20 +1,20 @@
-"""Weak scaling on paper: what an update computes and what it sends, at stated rates. Nothing is timed.
+"""Predicted weak scaling: computation and communication of an update at given rates. Nothing is timed.
 
     python -m experiments.tools.scaling --case=chest_xray_224 --batch=24 --devices=8,64 [--set=inner.steps=3]
 
-The update of n B signals is compiled for n devices (made up, so a laptop will do), and the collective operations in
-that program are counted. One on V bytes (all-reduce: of the sum; all-gather: of what is gathered; reduce-scatter: of
-what is summed) takes a ring of g devices
+The update of n B signals is compiled for n devices (virtual ones, so a laptop suffices), and the collective operations
+in the program are counted. An operation on V bytes (all-reduce: the sum; all-gather: the gathered array;
+reduce-scatter: the summed array) takes a ring of g devices
 
     all-reduce: 2 (g - 1)/g V / r        all-gather, reduce-scatter: (g - 1)/g V / r
 
 seconds, with r the bytes a second that a device sends to the next one: within a node, or between nodes if the g devices
-are of several. The matrix products of B signals, F operations (`cases.work`), take a device F / f seconds, and
+are on several nodes. The matrix products of B signals, F operations (`cases.work`), take a device F / f seconds, and
 
     efficiency = compute / (compute + communication),
 
-as if nothing of the one were done during the other. At the peak rate f this is on the low side; the time that a message
-takes however short it is, sines, and devices that wait for the slowest are left out, which is on the high side.
+without overlap of the two. The peak rate f makes this an underestimate; leaving out the latency of messages, sines, and
+waiting for the slowest device makes it an overestimate.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\
 _MESH = re.compile(
     r"replica_groups=mesh\[([^]]+)\](?:, device_ids=\((?:\[([\d,]+)\](?:T\(([\d,]+)\))?|([\d,]+))\))? \{([^}:]*)\}"
 )
-# Rings a value goes through: a sum goes round once to be made and once to be told.
+# Number of rounds through the ring: an all-reduce takes one round for the sum and one to distribute it.
 _ROUNDS = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}
 
 
@@ -58,8 +58,8 @@ class Collective:
 
     Attributes:
       kind: "all-reduce", "all-gather" or "reduce-scatter".
-      bytes: V, of the sum, of what is gathered, of what is summed.
-      group: the devices, by number, of the first of the groups that do it.
+      bytes: V, the size of the sum, of the gathered array, of the summed array.
+      group: the numbers of the devices of the first group.
     """
 
     kind: str
@@ -69,12 +69,13 @@ class Collective:
 
 @dataclass(frozen=True)
 class Rates:
-    """A made-up cluster.
+    """A hypothetical cluster.
 
     Attributes:
-      flops_per_s: of a device.
-      node_bytes_per_s, network_bytes_per_s: that a device sends to another one of its node, and of another node.
-      node_devices: devices of a node.
+      flops_per_s: operations a second of a device.
+      node_bytes_per_s, network_bytes_per_s: bytes a second from a device to another one of the same node, and of
+        another node.
+      node_devices: number of devices of a node.
     """
 
     flops_per_s: float
@@ -110,7 +111,7 @@ def collectives(program: str, devices: int) -> list[Collective]:
 
 
 def _group(line: str, devices: int) -> tuple[int, ...]:
-    """The first group of devices, in each of the ways in which XLA writes them."""
+    """The first group of devices, in all forms that XLA writes."""
     if listed := _LISTED.search(line):
         return _numbers(listed[1])
     if iota := _IOTA.search(line):
@@ -119,7 +120,7 @@ def _group(line: str, devices: int) -> tuple[int, ...]:
         axes, shape, order, ids, own = mesh.groups()
         lengths = {name: int(length) for name, length in (axis.split("=") for axis in axes.split(","))}
         numbers = np.asarray(_numbers(ids)) if ids else _iota(shape or str(math.prod(lengths.values())), order)
-        # Devices of one group differ in their places along the axes named last, and in no other.
+        # Devices of one group differ only in their places along the axes named last.
         numbers = numbers.reshape(tuple(lengths.values()))
         return tuple(numbers[tuple(slice(None) if name in own.split(",") else 0 for name in lengths)].ravel().tolist())
     if "replica_groups={}" in line or "replica_groups=" not in line:
@@ -132,7 +133,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _iota(shape: str, order: str | None) -> np.ndarray:
-    """0, 1, ... in an array of this shape, its axes then in this order."""
+    """0, 1, ... in an array of this shape, with axes permuted to this order."""
     numbers = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
     return numbers.transpose(_numbers(order)) if order else numbers
 
@@ -151,7 +152,7 @@ def sent(operation: Collective) -> float:
 
 
 def prediction(operations: list[Collective], flops: float, rates: Rates) -> dict[str, float]:
-    """What an update of these operations, and of `flops` a device, comes to; see the top of this file."""
+    """The prediction for an update of these operations and of `flops` a device; see the module's docstring."""
     compute, communication = flops / rates.flops_per_s, sum(seconds(one, rates) for one in operations)
     return {
         "flops": flops,
@@ -163,15 +164,15 @@ def prediction(operations: list[Collective], flops: float, rates: Rates) -> dict
 
 
 def predicted(case: Case, settings: Settings, *, devices: int, batch: int, rates: Rates) -> dict:
-    """What `devices` devices of these rates would come to in an update of `batch` signals each, without one of them.
+    """The prediction for `devices` devices of these rates in an update of `batch` signals each.
 
     Args:
       case, settings: from `CASES` and `settings_of`; `train.modulation_shards` counts.
-      devices: as many must be there, real or made up; only compiled for.
+      devices: number of devices, real or virtual; the program is only compiled for them.
       batch: signals a device.
       rates: see `Rates`.
     Returns:
-      JSON-able: that of `prediction`, and the bytes that a device holds between updates.
+      JSON-able: the result of `prediction`, and the bytes that a device holds between updates.
     """
     train = dataclasses.replace(settings.train, batch_size=batch * devices, micro_batch=0)
     settings = dataclasses.replace(settings, train=train)
@@ -231,7 +232,7 @@ def as_markdown(rows: list[dict]) -> str:
 
 
 def define_flags() -> None:
-    """The command's flags; not at import, so that tests may import this beside other commands."""
+    """Define the command's flags, not at import, so that tests can import this module beside other commands."""
     flags.DEFINE_enum("case", "chest_xray_224", [*SHORT, *CASES], "Config and shape of the signals.")
     flags.DEFINE_integer("batch", 24, "Signals a device.", lower_bound=1)
     flags.DEFINE_list("devices", ["8", "64"], "Numbers of devices, in all.")
@@ -245,7 +246,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """Flags in; a JSON line for each number of devices, and a table."""
     del argv
-    logging.getLogger().setLevel(logging.WARNING)  # app.run lets every library's INFO through
+    logging.getLogger().setLevel(logging.WARNING)  # app.run enables INFO logging of every library
     options = flags.FLAGS
     case = CASES[SHORT.get(options.case, options.case)]
     rates = Rates(

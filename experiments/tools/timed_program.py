@@ -1,7 +1,7 @@
 """A meta-update or a fit of a benchmark's case, compiled and ready to run.
 
-As a command it is one side of `benchmark --vs`: `python timed_program.py CHECKOUT CASE MODE BATCH OVERRIDES` prepares
-the program with the code of a checkout, and runs it once for every line that it reads.
+The command is one side of `benchmark --vs`: `python timed_program.py CHECKOUT CASE MODE BATCH OVERRIDES` prepares the
+program with the code of a checkout, and runs it once for every input line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-if __name__ == "__main__":  # before the imports, which are those of the checkout
+if __name__ == "__main__":  # before the imports, so that they come from the checkout
     sys.path[0] = sys.argv[1]
 
 import jax
@@ -28,14 +28,14 @@ from medfuncta_jax.methods import METHODS
 
 
 class TimedProgram(NamedTuple):
-    """What `prepare` gives.
+    """The result of `prepare`.
 
     Attributes:
       run: runs the program once and waits for its end; returns the losses.
       program: the compiled meta-update; None for a fit.
       field_params: the shared network, for its size.
-      devices: how many it runs on.
-      compile_s: seconds of compilation; of a fit, with its first run.
+      devices: number of devices.
+      compile_s: seconds of compilation; for a fit, with its first run.
     """
 
     run: Callable[[], jax.Array]
@@ -82,7 +82,7 @@ def prepare(case: Any, settings: Any, *, mode: str) -> TimedProgram:
 
 
 def _serve(case: str, mode: str, batch: str, overrides: str) -> None:
-    """Runs the program once for every line of the input; prints seconds, and peak GB of the host and the device."""
+    """Runs the program once for every input line; prints seconds, and peak GB of the host and the device."""
     benchmark = importlib.import_module("experiments.tools.benchmark")
     settings = benchmark.settings_of(benchmark.CASES[case], [word for word in overrides.split(",") if word], int(batch))
     run = prepare(benchmark.CASES[case], settings, mode=mode).run

@@ -1,8 +1,8 @@
-"""PyTorch's files read as data: state dicts, checkpoints that hold one, and pickled networks without their classes.
+"""Reading of PyTorch's files as data: state dicts, checkpoints with one, and pickled networks without their classes.
 
 No code in a file is ever run: the unpickler builds plain values and tensors only, and takes a stand-in for every class
-that a network names. Files of `torch.save` are read in any floating precision; of the form before PyTorch 1.6 state
-dicts only. What is something else is told apart by its beginning.
+that a network names. Files of `torch.save` are read in any floating precision; files before PyTorch 1.6 only as state
+dicts. Other files are recognised by their first bytes.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import numpy as np
 
 from medfuncta_jax.datasets.contents import contents
 
-# How the release's networks are known among what a checkpoint holds.
+# The entry that identifies the release's networks in a checkpoint.
 FIRST = "layers.0.linear.weight"
 
-# The number that files before PyTorch 1.6 start with, as it is pickled; other pickles do not.
+# The pickled number at the start of files before PyTorch 1.6, and of no other pickles.
 _OLD_FORM = bytes.fromhex("6cfc9c46f9206aa85019")
 
 
@@ -66,8 +66,8 @@ def load(path: Path, *, with_stand_ins: bool = False) -> Any:
     """The content of a file of `torch.save`, by the unpickler that builds plain values and tensors only.
 
     Args:
-      path: of the file.
-      with_stand_ins: whether classes that it names are replaced; else they are refused.
+      path: the file.
+      with_stand_ins: whether named classes are replaced; else they are refused.
     Raises:
       ReleaseError: no such file, something else, damaged, a class that is not replaced, or PyTorch is absent.
     """
@@ -76,17 +76,17 @@ def load(path: Path, *, with_stand_ins: bool = False) -> Any:
         raise ReleaseError(f"{path}: no such file")
     stand_ins: dict[str, type] = {}
     if with_stand_ins and zipfile.is_zipfile(path):
-        with contextlib.suppress(Exception):  # of a damaged file, of which loading tells more
+        with contextlib.suppress(Exception):  # a damaged file: loading gives a better message
             names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
             stand_ins = {name: type(name, (_StandIn,), {}) for name in names}
-    while True:  # a file of the old form says its classes one by one
+    while True:  # a file of the old form names its classes one by one
         try:
             named = [(stand_in, name) for name, stand_in in stand_ins.items()]
             with torch.serialization.safe_globals(named), warnings.catch_warnings(action="ignore"):
                 return torch.load(path, map_location="cpu", weights_only=True)
         except PermissionError:
             raise
-        except Exception as error:  # of many kinds, as a file is wrong in one way or another
+        except Exception as error:  # damaged files raise many types of errors
             found = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
             if not with_stand_ins or not found or found[1] in stand_ins:
                 raise _refusal(path, error, found[1] if found else "") from error
@@ -110,7 +110,7 @@ def _refusal(path: Path, error: Exception, name: str) -> ReleaseError:
             reason = "TorchScript; save its state dict instead"
         elif not any(entry.endswith("data.pkl") for entry in names):
             reason = "another archive; name a file of torch.save"
-    elif old and "persistent_load" in str(error):  # torch's word for what such a file adds to a class
+    elif old and "persistent_load" in str(error):  # torch's name for the addition of such a file to a class
         reason = "a whole network in the form before PyTorch 1.6; load it there and save its state dict"
     elif what == "a Python pickle" and not old:
         reason = "a plain pickle; write it anew with torch.save"
@@ -122,14 +122,14 @@ def _refusal(path: Path, error: Exception, name: str) -> ReleaseError:
 
 
 class _StandIn:
-    """Takes the place of a class or function that a pickle names: keeps the attributes, does nothing."""
+    """Replaces a class or function that a pickle names: keeps the attributes, does nothing."""
 
     def __init__(self, *_: Any):
         pass
 
 
 def _networks(content: Any, name: str) -> Iterator[tuple[str, tuple[dict[str, Any], dict[str, Any]]]]:
-    """Tensors and attributes of the networks in a checkpoint, by where they are in it."""
+    """Tensors and attributes of the networks in a checkpoint, by their place in it."""
     if not isinstance(content, (Mapping, _StandIn)):
         return
     parts = _parts_of(content)

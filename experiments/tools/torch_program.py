@@ -1,7 +1,7 @@
-"""A meta-update or a fit of a benchmark's case in PyTorch, as its users write one: autograd, float32, one batch.
+"""A meta-update or a fit of a benchmark's case in idiomatic PyTorch: autograd, float32, one batch.
 
-As a command it is one side of `benchmark --vs=torch`: `python torch_program.py JSON` prepares the program of a case,
-and runs it once for every line that it reads. It imports nothing of the package, so that its memory is its own.
+The command is one side of `benchmark --vs=torch`: `python torch_program.py JSON` prepares the program of a case, and
+runs it once for every input line. The module imports nothing of the package, so that its memory is measured alone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ModulatedSiren(torch.nn.Module):
         inputs = [coord_dims] + [width] * (layers - 1)
         outputs = [width] * (layers - 1) + [channels]
         self.layers = torch.nn.ModuleList(torch.nn.Linear(*sizes) for sizes in zip(inputs, outputs, strict=True))
-        # The initialisation of torch.nn.Linear is that of modulations: uniform, 1/sqrt(P).
+        # The initialisation of torch.nn.Linear equals that of modulations: uniform, 1/sqrt(P).
         self.modulations = torch.nn.ModuleList(torch.nn.Linear(latent_dim, width) for _ in range(layers - 2))
         for number, (layer, omega) in enumerate(zip(self.layers, self.omega, strict=True)):
             bound = 1 / coord_dims if number == 0 else math.sqrt(6 / width) / omega
@@ -84,7 +84,7 @@ def meta_loss(
     *,
     step_size: float,
 ) -> torch.Tensor:
-    """The outer loss on every point, a number that is exact to differentiate."""
+    """The outer loss on every point, a scalar with exact derivatives."""
     latents = descend(field, coords, signals, contexts, step_size=step_size, second_order=True)
     return losses(field, latents, coords, signals).mean()
 
@@ -131,7 +131,7 @@ def prepare(grid: Sequence[int], channels: int, settings: Settings, *, mode: str
 
 
 def _serve(described: str) -> None:
-    """Runs the program once for every line of the input; prints seconds, and peak GB of the host and the device."""
+    """Runs the program once for every input line; prints seconds, and peak GB of the host and the device."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     run = prepare(**json.loads(described))
     print(json.dumps("ready"), flush=True)

@@ -1,7 +1,7 @@
 """Joint training of the network and a latent for each training signal, without an inner loop (DeepSDF, Park 2019).
 
-Latents of signals that training has not seen are fitted like all others, with `fit_latent`. The optimizer goes on
-moving a latent by its momentum in updates that do not show its signal, as it does in DeepSDF.
+Latents of unseen signals are fitted with `fit_latent`, as for all methods. The momentum of the optimizer moves a latent
+also in updates without its signal, as in DeepSDF.
 """
 
 from __future__ import annotations

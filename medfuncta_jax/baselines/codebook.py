@@ -1,4 +1,4 @@
-"""A learned codebook (van den Oord et al. 2017): each piece of a latent is decoded as the nearest of its vectors."""
+"""A learned codebook (van den Oord et al. 2017): each piece of a latent is decoded as the nearest codebook vector."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class CodebookSiren(ModulatedSiren):
         self.codebook = nn.Embed(self.vectors, self.entries, embedding_init=uniform(1 / self.vectors))
 
     def modulations(self, latents: jax.Array) -> Modulations:
-        """Those of each piece's nearest vector.
+        """Modulations by the nearest codebook vector of each piece.
 
-        The gradient in a piece is that of its nearest vector (straight-through), so that inner steps move it.
+        The gradient in a piece is that of its nearest vector (straight-through), so that inner steps move the piece.
         """
         vectors = self.codebook.embedding
         pieces = latents.reshape(len(latents), -1, self.entries)
@@ -43,11 +43,11 @@ class CodebookSiren(ModulatedSiren):
 
 @dataclass(frozen=True)
 class CodebookField(Field):
-    """A `Field` whose latent is decoded through a codebook, and fitted as if there were none.
+    """A `Field` that decodes its latent through a codebook, with straight-through gradients.
 
     Attributes:
       vectors: vectors in the codebook.
-      entries: entries of each, a divisor of those of the latent (of one place).
+      entries: entries of a vector, a divisor of the latent's entries (of one place).
     """
 
     vectors: int

@@ -52,7 +52,7 @@ def check(settings: Settings, shape: Sequence[int], channels: int, *, task: str 
 def update(
     training: Training, state: MetaState, signals: jax.Array, key: jax.Array, rows: jax.Array
 ) -> tuple[MetaState, dict[str, jax.Array]]:
-    """See `methods.Method`; `training.labels` must be there."""
+    """See `methods.Method`; requires `training.labels`."""
     assert training.labels is not None
     sample = meta_step.draw(training, state, signals, key)
     joined = functools.partial(_with_contrast, training.settings.baselines)

@@ -45,7 +45,7 @@ def gradient_contexts(
       field, params: the shared network.
       coords: [N, C].
       signals: [B, N, D].
-      inner: of which the steps, the selection ratio and the loss count.
+      inner: the inner loop; its steps, selection ratio and loss are used.
       step_size: alpha, a scalar or [P].
     """
     size = context_size(len(coords), inner.selection_ratio)

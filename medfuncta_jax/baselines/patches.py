@@ -1,6 +1,6 @@
 """Training a field of patches: random windows of the size of a cell, each a signal by itself (COIN++).
 
-The whole field has the parameters of that of one patch, and reads each patch's own part of the latent.
+The field of a whole signal has the parameters of the field of one patch, and reads each patch's part of the latent.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from medfuncta_jax.siren import ModulatedSiren, PointFeatures
 
 
 def window(shape: Sequence[int], latent_grid: Sequence[int]) -> tuple[int, ...]:
-    """Points along each axis of the widest window that a cell can hold, of N points and m cells: (N - 1) // m + 1.
+    """Points along each axis of the widest window in a cell: (N - 1) // m + 1 for N points and m cells.
 
     Raises:
       SettingsError: cells that can be without a point.
@@ -42,8 +42,8 @@ def random_patches(key: jax.Array, signals: jax.Array, *, latent_grid: Sequence[
     """A random window of every signal, and its coordinates within a cell.
 
     A cell is 1/m of [-1, 1], which need not be a whole number of points, so cells meet the grid of points at various
-    offsets. Windows begin at points, and their coordinates at a random offset that still leaves them within the cell:
-    what is trained is what the cells of a whole signal show, for any number of points.
+    offsets. Windows begin at points, and their coordinates at a random offset that keeps them within the cell. Training
+    thus covers the offsets in the cells of a whole signal, for any number of points.
 
     Args:
       key: PRNG key.
@@ -64,7 +64,7 @@ def random_patches(key: jax.Array, signals: jax.Array, *, latent_grid: Sequence[
         return jax.lax.dynamic_slice(signal, (*start, 0), (*size, channels))
 
     patches = jax.vmap(cut)(signals, starts).reshape(batch, -1, channels)
-    # Parts of the 2 that a cell is wide; an axis of one point has its only coordinate, 0, in the middle.
+    # Distances in a cell of width 2; the only point of an axis of one point has coordinate 0.
     spacing = 2 * np.asarray(latent_grid) / np.maximum(1, np.asarray(shape) - 1)
     slack = np.where(np.asarray(shape) > 1, 2 - (size - 1) * spacing, 2.0)
     first = -1 + slack * jnp.where(np.asarray(shape) > 1, jax.random.uniform(offset, (len(shape),)), 0.5)
@@ -85,7 +85,7 @@ class PatchSiren(ModulatedSiren):
 
 @dataclass(frozen=True)
 class PatchField(Field):
-    """A signal as a mosaic of cells that have only the network in common, each with its own part of the latent."""
+    """A signal as a mosaic of cells that share only the network; each cell has its own part of the latent."""
 
     def __post_init__(self):
         if not self.model.latent_grid:
@@ -141,8 +141,8 @@ def exported_params(
 ) -> Params:
     """See `methods.Method`.
 
-    Training gives each patch a loss of its own. The loss of a whole signal is the mean over patches, whose gradient is
-    that many times smaller, and the step size so many times larger.
+    Training gives each patch a loss of its own. The loss of a whole signal is the mean over patches, so the gradient of
+    a patch is smaller by their number, and the step size is larger by the same factor.
     """
     del coords
     return rescale_latent(field, trainable.field, meta_step.step_size(trainable, inner) * field.model.places)

@@ -1,4 +1,4 @@
-"""Sine layers whose widths change evenly from the first to the last; they go without residual connections."""
+"""Sine layers without residual connections, whose widths change evenly from the first to the last."""
 
 from __future__ import annotations
 

@@ -1,20 +1,20 @@
 """Datasets: signals from files or downloads, prepared once, read with random access.
 
-`open_dataset` is the door. A source is one module with
+`open_dataset` is the entry point. A source is one module with
 
     Options                                      a frozen dataclass: its own settings, validated
-    plan(options, *, data_dir, cache_root)       -> Plan: what the dataset will be, and how to make each example
-    new_files(folder, options)                   -> the files of a folder, by name, that a finished field is applied to
+    plan(options, *, data_dir, cache_root)       -> Plan: the dataset, and how to make each example
+    new_files(folder, options)                   -> the files of a folder, by name, for a finished field
     plan_new(options, folder, files, *, grid, channels)
-                                                 -> Plan: the same of such files, in the one split "new"
+                                                 -> Plan: the same for these files, in the one split "new"
     example_of(options, values, name, *, affine, grid, channels)
-                                                 -> Example: the same of an array; where a source can
+                                                 -> Example: the same for an array; optional
     finer(options, scale, *, data_dir, cache_root)
-                                                 -> Options: those of a finer grid over the same field of view; where a
-                                                 source has signals of more than one resolution
+                                                 -> Options: a finer grid over the same field of view; optional,
+                                                 for sources with several resolutions
 
-and one line in `SOURCES`; storage, splits in memory and batches are shared. Modules are imported when asked for, so
-that importing `medfuncta_jax` stays light.
+and one line in `SOURCES`; storage, splits in memory and batches are shared. Modules are imported on first use, so that
+importing `medfuncta_jax` stays light.
 """
 
 from __future__ import annotations
@@ -102,12 +102,13 @@ def open_dataset(data: DataSettings | str, *, data_dir: str | None = None, **opt
         dataset = open_dataset("image_folder", data_dir="scans", size=64)
         images = dataset.splits["test"].signals(slice(None))  # float32 [n, 64, 64, 1] in [0, 1]
 
-    Files that cannot be used are skipped, logged and listed in `about["skipped"]`, where a source has a file for each
-    signal; the split of the others does not depend on them.
+    Sources with a file for each signal skip unusable files, log them and list them in `about["skipped"]`; the split of
+    the other files does not depend on them.
 
     Args:
       data: the name of a source (see `SOURCES`), or the settings of a run.
-      data_dir: where the source's own files are; None lets a source download or use what is installed. Only read.
+      data_dir: the folder of the source's own files, only read; None lets a source download files or use installed
+        ones.
       options: beside the name of a source, its options (`source_options`), and `cache_dir`.
     Raises:
       SettingsError: an unknown source or option, or an option out of range.
@@ -134,11 +135,11 @@ def open_dataset(data: DataSettings | str, *, data_dir: str | None = None, **opt
 def finer_plan(data: DataSettings, scale: int, *, data_dir: str | None = None) -> Plan:
     """The signals of a source on a grid `scale` times finer, or of the size nearest to that; see `Plan.signals`.
 
-    A field that is read out at a higher resolution is compared with these. Centre and field of view stay, see
+    They are the reference for a field that is decoded at a higher resolution. Centre and field of view stay, see
     `coordinates.inner_samples`. Nothing is downloaded, and nothing prepared.
 
     Args:
-      data: of the run.
+      data: the data settings of the run.
       scale: at least 1.
       data_dir: where the source's own files are.
     Raises:
@@ -156,12 +157,12 @@ def finer_plan(data: DataSettings, scale: int, *, data_dir: str | None = None) -
 
 
 def new_plan(data: DataSettings, path: Path | str, *, grid: Sequence[int], channels: int) -> Plan:
-    """Signals that no run has seen, to be resampled and scaled as those of a run, all in the one split "new".
+    """New signals, to be resampled and scaled as those of a run, all in the one split "new".
 
     Args:
-      data: of the run.
-      path: a file, or a folder of files, of which the source's options choose.
-      grid, channels: of the run.
+      data: the data settings of the run.
+      path: a file, or a folder of files, filtered by the source's options.
+      grid, channels: those of the run.
     Raises:
       SettingsError: options that are not the source's.
       DataError: no such file, none that the source reads, or signals of another grid or number of channels.

@@ -6,9 +6,9 @@ The files may lie at any depth below the data directory, with or without `.gz`. 
 0.999 quantiles of all its voxels, scaled to [0, 1], padded with 0 from 240 x 240 x 155 to 256 x 256 x 256 (8 + 8,
 8 + 8, 50 + 51) and averaged over blocks. Other shapes are cropped or padded about their centre, and logged.
 
-BraTS arrays run to the left, the back and the top (LPS). Here they are turned to RAS+, which flips two axes that are
-padded evenly, so the result is the published one, voxel for voxel, up to these flips, which the affine accounts for.
-Fields of a header that count and that do not: see `volume_files.py`.
+BraTS arrays run to the left, the back and the top (LPS). They are turned to RAS+ here, which flips two axes that are
+padded evenly. The result equals the published one voxel for voxel up to these flips, which the affine includes.
+`volume_files.py` lists the header fields that are read.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from medfuncta_jax.units import units_between
 
 SEQUENCES = ("t1n", "t1c", "t2w", "t2f")
 
-# Voxels along each side after padding; the sizes that can be had divide it.
+# Voxels along each side after padding; possible sizes divide this number.
 FIELD = 256
 SIZES = (32, 64, 128, 256)
 
@@ -68,11 +68,12 @@ class Options:
     Attributes:
       sequence: "t1n" (native T1, the paper's), "t1c" (with contrast), "t2w" or "t2f" (FLAIR).
       size: voxels along each side, 32, 64, 128 or 256; one voxel is 256 / size millimetres wide.
-      quantile_low, quantile_high: of a volume's intensities, scaled to 0 and 1.
-      nan: what NaN voxels become, such as 0; "" refuses a volume with NaN.
-      seed: of the split.
-      test_fraction: of the patients.
-      val_fraction: of the patients, taken from those that are not for testing; the test split does not depend on it.
+      quantile_low, quantile_high: quantiles of a volume's intensities that are scaled to 0 and 1.
+      nan: replacement of NaN voxels, such as 0; "" refuses a volume with NaN.
+      seed: seed of the split.
+      test_fraction: fraction of the patients.
+      val_fraction: fraction of the patients, drawn from those not used for testing; the test split does not depend on
+        it.
     """
 
     sequence: str = "t1n"
@@ -134,14 +135,14 @@ def finer(options: Options, scale: int, *, data_dir: str | None, cache_root: Pat
 
 
 def new_files(folder: Path, options: Options) -> dict[str, Path]:
-    """The files of a folder that a finished field is applied to, by case."""
+    """The files in a folder of new signals, by case."""
     return _cases(folder, options.sequence)
 
 
 def plan_new(
     options: Options, folder: Path, files: Mapping[str, Path], *, grid: tuple[int, ...], channels: int
 ) -> Plan:
-    """Files that no run has seen, all in the split "new", as `plan` would make them."""
+    """New files, all in the split "new", as `plan` would make them."""
     return _plan(options, new_splits(files, options, _example), _about(folder, options, files))
 
 
@@ -181,7 +182,7 @@ def preprocess(volume: Volume, options: Options, *, name: str) -> Volume:
     Args:
       volume: intensities, RAS+.
       options: size and quantiles.
-      name: of the file, for the message.
+      name: the file's name, for the message.
     Returns:
       float32 [size, size, size] in [0, 1], 0 outside the input, and the affine of the new grid.
     Raises:
@@ -213,7 +214,7 @@ def _cases(folder: Path, sequence: str) -> dict[str, Path]:
 
 
 def _unusual(path: Path) -> str:
-    """Shape and spacing of a volume that is not as BraTS publishes it, else ""; also for one that cannot be read."""
+    """Shape and spacing of a volume that differs from BraTS as published; "" for others and for unreadable volumes."""
     try:
         shape, affine = volume_header(path)
     except DataError:

@@ -1,4 +1,4 @@
-"""What a file holds, by its first bytes, and the one line that refuses a file: what it is, and what to do about it."""
+"""The content type of a file by its first bytes, and the one-line error of a refused file, with the remedy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 _HEAD = 4096
 
-# Names of contents by how they start; a dot is any byte. The first that fits counts.
+# Names of contents by their first bytes; a dot is any byte. The first match counts.
 _STARTS = [
     (rb"version https://git-lfs", "a Git LFS pointer"),
     (rb"/annex/objects/|(\.\./)*\.git/annex/", "a git-annex pointer"),
@@ -66,7 +66,7 @@ _NOT_DATA = ("", "an empty file", "a file of zeros", "text")
 
 
 def contents(path: Path) -> str:
-    """What a file is, such as "a WebP image", "an HTML page", "text" or "an empty file"; "" where that is not known.
+    """The content type of a file, such as "a WebP image", "an HTML page", "text" or "an empty file"; "" if unknown.
 
     Raises:
       OSError: the file cannot be read.
@@ -107,14 +107,14 @@ def _named(head: bytes) -> str:
 
 
 def unreadable(path: Path, error: BaseException, kind: str, reads: str, own: tuple[str, ...]) -> DataError:
-    """The refusal of a file by what it is and by the type of what a library raised, never in the library's words.
+    """The error for a refused file, by its content and by the type of a library's exception, not by its message.
 
     Args:
-      path: of the file.
-      error: what was raised; a `DataError` is the refusal itself.
-      kind: what the file should be, such as "image".
-      reads: what is read as such, such as "PNG, JPEG and TIFF".
-      own: of the names that `contents` gives, those of what is read; "" among them if that may be unknown bytes.
+      path: the file.
+      error: the exception that was raised; a `DataError` is returned as it is.
+      kind: the expected kind of file, such as "image".
+      reads: the formats that are read, such as "PNG, JPEG and TIFF".
+      own: the names from `contents` for the formats that are read; with "" if these may be unknown bytes.
     """
     if isinstance(error, DataError):
         return error
@@ -151,7 +151,7 @@ def _damage(error: BaseException) -> tuple[str, str]:
 
 
 class IgnoredFields:
-    """Fields of headers that a source does not honour, each logged once, with the first file in which it is set.
+    """Header fields that a source ignores; each is logged once, with the first file that sets it.
 
     One object serves a source as a whole.
     """
@@ -160,7 +160,7 @@ class IgnoredFields:
         self._seen: set[str] = set()
 
     def __call__(self, path: Path, field: str, value: object) -> None:
-        """Say that `field` of a file has a value that changes nothing here."""
+        """Log that `field` of a file has a value that is ignored."""
         if field not in self._seen:
             self._seen.add(field)
             _log.warning("%s: %s is ignored, here and in all other files", path, " ".join(f"{field} {value}".split()))

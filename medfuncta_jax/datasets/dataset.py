@@ -1,4 +1,4 @@
-"""What a source hands over: a plan of the signals before they are prepared, and the dataset read back afterwards."""
+"""The interface of a source: a plan of the signals before they are prepared, and the dataset that is read back."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import numpy as np
 from medfuncta_jax.units import Units
 
 SPLITS = ("train", "val", "test")
-# Options of sources that say labels and nothing of the signals.
+# Options of sources that concern labels and not signals.
 LABEL_OPTIONS = ("labels", "label_column", "no_value")
-# The one split of signals that a finished field is applied to.
+# The only split of new signals, to which a finished field is applied.
 NEW = "new"
 
 Task = Literal["none", "binary-class", "multi-class", "multi-label", "ordinal-regression"]
@@ -35,18 +35,18 @@ class DataError(ValueError):
 
 
 class NoFinerGrid(Exception):
-    """A source has no finer grid of its signals, or its file is absent; the message says which."""
+    """A source has no finer grid of its signals, or the file of this grid is absent; the message says which."""
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """What is known of the signals of a split beside their values, in its order.
+    """Names, labels, affines and units of the signals of a split, in its order.
 
     Attributes:
       ids: n names.
       labels: int64 [n], -1 if none, or [n, classes] of 0 and 1 for "multi-label".
-      affines: float64 [n, 4, 4], or None for signals without a place in space.
-      units: n of them: what the values were before they were scaled.
+      affines: float64 [n, 4, 4], or None for signals without coordinates in space.
+      units: the n original units of the values before scaling.
     """
 
     ids: tuple[str, ...]
@@ -64,7 +64,7 @@ class Example:
       id: unique within its split.
       label: a class, -1 if none, or one 0/1 a class.
       affine: [4, 4] for a plan with affines, else None.
-      units: what the values were before they were scaled.
+      units: the original units of the values before scaling.
     """
 
     signal: np.ndarray
@@ -76,14 +76,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A planned signal of which no example can be made, and why, in one line that names its file."""
+    """A planned signal without an example, and the reason in one line that names its file."""
 
     id: str
     reason: str
 
 
 def example_or_skipped(id: str, make: Callable[[], Example]) -> Example | Skipped:
-    """What `make` returns, or `Skipped` where it raises `DataError`: the fault of one file among many."""
+    """The result of `make`, or `Skipped` if it raises `DataError` for one file among many."""
     try:
         return make()
     except DataError as error:
@@ -102,10 +102,10 @@ class PlannedSplit:
 
 
 def splits_by_name(names: Mapping[str, Sequence[str]], example: Callable[[str], Example]) -> dict[str, PlannedSplit]:
-    """Splits of signals that are made from their names alone; those that cannot be made are skipped.
+    """Splits of signals that are made from their names alone; signals that cannot be made are skipped.
 
     Args:
-      names: those of each split, in order.
+      names: the names of each split, in order.
       example: makes one, or raises DataError.
     """
 
@@ -118,19 +118,19 @@ def splits_by_name(names: Mapping[str, Sequence[str]], example: Callable[[str], 
 
 @dataclass(frozen=True)
 class Plan:
-    """All of a dataset but its signals; cheap to make, so that it tells whether prepared data is still valid.
+    """A dataset without its signals. A plan is cheap to make, so it shows whether prepared data is still valid.
 
     Attributes:
-      name: of the source.
+      name: the source's name.
       grid, channels, classes, task, about: as in `Dataset`. `about` must determine every prepared byte.
-      dtype: of the stored signals.
+      dtype: type of the stored signals.
       splits: "train", "val" and "test"; or "new" alone, of signals that a finished field is applied to.
       affines: whether every example has one.
-      gathered: whether the signals are a user's own files, among which equal ones are looked for and kept once; a
-        published set is taken as it is.
+      gathered: whether the signals are a user's own files; equal ones are then kept only once. A published set is not
+        searched for equal signals.
       patients: by id, the patient of each signal where that is known.
-      labels: by id, of signals that have one, where labels are no part of what is prepared and may change: other labels
-        then prepare nothing anew. None for examples that come with their labels.
+      labels: the label of each labelled signal by id, for labels that are not part of the prepared data and may change
+        without new preparation. None for examples that include their labels.
     """
 
     name: str
@@ -159,13 +159,13 @@ class Plan:
     def signals(self, ids: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
         """Id and signal, float32 [*grid, D] in [0, 1], of the signals named in `ids`, in the order of the source.
 
-        Those of its test split come first. Nothing is prepared.
+        Signals of the source's test split come first. Nothing is prepared.
 
         Raises:
           DataError: the source holds no signal of such a name, or a damaged file.
         """
         missing = set(ids)
-        # A run may test on signals that the source, with other files beside them now, puts elsewhere.
+        # The source may put a run's test signals in another split when files were added since.
         for example in itertools.chain.from_iterable(self.splits[name].examples() for name in ("test", "val", "train")):
             if example.id in missing:
                 if isinstance(example, Skipped):
@@ -181,8 +181,8 @@ class Split(Sequence[dict[str, Any]]):
     """Signals with random access: `split[i]` is a dict.
 
     `signal`: float32 [*grid, D] in [0, 1]; `label`: int, -1 if none, or int64 [classes] of 0 and 1 for "multi-label";
-    `id`: str; `units`: JSON of `Units`, what the values were before they were scaled; and for sources with a place in
-    space `affine`: float64 [4, 4] of the grid to millimetres, RAS+.
+    `id`: str; `units`: JSON of `Units`, the original units of the values; and, for sources with coordinates in space,
+    `affine`: float64 [4, 4] of the grid to millimetres, RAS+.
 
     A split below `MEMORY_LIMIT` is read into memory on first use and stays there; others are read record by record.
     Threads may share a split.
@@ -197,7 +197,7 @@ class Split(Sequence[dict[str, Any]]):
     ):
         """From stored records: mappings with `signal` ([*grid, D] of `dtype`), `label`, `id` and perhaps `affine`.
 
-        Labels by id take the place of those in the records; a signal without one has -1.
+        Labels by id replace those in the records; a signal without a label has -1.
         """
         self._labels = labels
         self._records = records
@@ -278,7 +278,7 @@ class Split(Sequence[dict[str, Any]]):
 
 
 class _Chosen(Sequence[Mapping[str, Any]]):
-    """Records at places in other sequences, read when asked for."""
+    """Records at places in other sequences, read on access."""
 
     def __init__(self, places: list[tuple[Sequence[Mapping[str, Any]], int]]):
         self._places = places
@@ -303,7 +303,7 @@ def _decoded(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_labels(about: Mapping[str, Any]) -> dict[str, Any]:
-    """What a data set says of itself, without where its labels are from."""
+    """The description of a data set without the origin of its labels."""
     rest = {name: value for name, value in about.items() if name != "labels"}
     if isinstance(options := rest.get("options"), Mapping):
         rest["options"] = {name: value for name, value in options.items() if name not in LABEL_OPTIONS}
@@ -323,7 +323,7 @@ def unit_signal(stored: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Contents:
-    """What tells the signals of a split apart, in its order.
+    """Data that distinguishes the signals of a split, in its order.
 
     Attributes:
       ids: n names.
@@ -346,11 +346,11 @@ class Dataset:
       channels: D.
       classes: names by label; empty if there are no labels.
       splits: "train", "val" and "test", or "new" alone; each a `Split` that is not empty.
-      task: what the labels mean; "multi-label" has one 0/1 a class, "ordinal-regression" ordered classes.
-      about: JSON-able: source, licence, options, checksums, split rule; and under "skipped" the signals that were
-        planned, perhaps listed by split, but cannot be used, {id: reason}; and under "repeated" those that are left out
-        because they equal another, {id: id of the one that is kept}.
-      contents: of each split, for programs that must tell whether they have met a signal before; {} if not known.
+      task: the meaning of the labels; "multi-label" has one 0/1 a class, "ordinal-regression" ordered classes.
+      about: JSON-able: source, licence, options, checksums, split rule; under "skipped" the planned signals that cannot
+        be used, {id: reason}; and under "repeated" the signals that are left out because they equal another one, {id:
+        id of the signal that is kept}.
+      contents: by split, for programs that compare signals with those of earlier runs; {} if not known.
     """
 
     name: str
@@ -366,7 +366,7 @@ class Dataset:
         """The same signals in other splits.
 
         Args:
-          places: for each split, which signals it holds, by the split and the row where they are now.
+          places: by new split, the present split and row of each of its signals.
         """
         splits, contents = {}, {}
         for name, rows in places.items():
@@ -388,7 +388,7 @@ class Dataset:
 
 
 def cache_root(cache_dir: str) -> Path:
-    """Where prepared and downloaded data is kept: `cache_dir`, or `medfuncta_jax` in the user's cache folder."""
+    """The folder of prepared and downloaded data: `cache_dir`, or `medfuncta_jax` in the user's cache folder."""
     if cache_dir:
         return Path(cache_dir).expanduser().absolute()
     user_cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -396,7 +396,7 @@ def cache_root(cache_dir: str) -> Path:
 
 
 def required_folder(data_dir: str | None, what: str) -> Path:
-    """`data_dir` as a folder that is there.
+    """`data_dir` as an existing folder.
 
     Raises:
       DataError: none was given, or it is no folder; `what` says what it should hold.

@@ -1,7 +1,7 @@
-"""Delimited text (CSV, TSV, columns between blanks): rows with their lines, what is a number, and what says nothing.
+"""Delimited text (CSV, TSV, columns between blanks): rows with line numbers, numeric cells and cells without a value.
 
-A last line without a line break is refused where it looks cut: its last cell is then shorter than all cells above it,
-which are written alike, or the beginning of one of them that is a word.
+A last line without a line break is refused if it looks cut: its last cell is shorter than all cells above it, which
+have one format, or it is the beginning of a word in one of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from medfuncta_jax.datasets.dataset import DataError
 
 _DELIMITERS = ",;\t"
 
-# How tables say that there is no value, whatever the case of the letters; and one that in lower case is a word.
+# Spellings of a missing value in any case, and Python's, which counts only as written.
 _NO_VALUE = {"", "na", "n/a", "<na>", "#na", "#n/a", "#n/a n/a", "nan", "-nan", "null"}
 _NO_VALUE |= {"1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"}  # Microsoft's
 _PYTHONS_NONE = "None"
@@ -25,7 +25,7 @@ _PYTHONS_NONE = "None"
 def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """The rows of a text file in UTF-8, one by one; blank lines are skipped.
 
-    The delimiter is the one of comma, semicolon and tab that the first line holds most of; blanks if it has none.
+    The delimiter is the most frequent of comma, semicolon and tab in the first line; blanks if it has none of these.
 
     Yields:
       The line number, from 1, and the cells without blanks around them.
@@ -62,7 +62,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def delimiter_of(path: Path) -> str:
-    """What parts the cells of a file: a comma, a semicolon, a tab, or " " for any blanks; see `read_rows`."""
+    """The delimiter of a file: a comma, a semicolon, a tab, or " " for any blanks; see `read_rows`."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         return _delimiter(file.readline())
 
@@ -73,7 +73,7 @@ def _delimiter(first: str) -> str:
 
 
 class _Ends:
-    """The last cells of lines, as far as they tell whether the very last one is cut."""
+    """The last cells of lines, to find out whether the last line is cut."""
 
     def __init__(self) -> None:
         self.last, self.before, self._line = "", "", "\n"
@@ -96,7 +96,7 @@ class _Ends:
 
     @property
     def last_is_cut(self) -> bool:
-        """Whether the last line has no break, and its last cell is but a beginning of what the others are."""
+        """Whether the last line has no break and its last cell is only the beginning of a cell like the others."""
         if self._line.endswith(("\n", "\r")):
             return False
         if self._count > 3 and len(self._shapes) == 1 and not self._words:
@@ -104,21 +104,21 @@ class _Ends:
             mine = _shape(self.last)
             return len(mine) < len(shape) and shape.startswith(mine)
         words = self._words - {""}
-        few = 2 * len(words) < self._count  # words that come again, as classes do and names do not
+        few = 2 * len(words) < self._count  # repeated words, such as classes, unlike names
         return few and bool(self.last) and self.last not in words and any(one.startswith(self.last) for one in words)
 
 
 def _shape(number: str) -> str:
-    """What follows the point, with all digits alike: most writers give every line as many digits."""
+    """The decimals with every digit as 0: most writers give every line the same number of decimals."""
     return re.sub(r"\d", "0", number.partition(".")[2])
 
 
 def stated(cell: str, no_value: Sequence[str] = ()) -> str | None:
-    """A cell as it is, or None if it says that there is no value.
+    """A cell as it is, or None if it spells a missing value.
 
     Args:
       cell: without blanks around it.
-      no_value: further spellings of nothing beside the common ones (NA, nan, NULL and the like), in any case.
+      no_value: further spellings of a missing value beside the common ones (NA, nan, NULL and the like), in any case.
     """
     nothing = cell.casefold() in _NO_VALUE | {word.casefold() for word in no_value} or cell == _PYTHONS_NONE
     return None if nothing else cell
@@ -137,5 +137,5 @@ def finite_number(cell: str) -> float | None:
 
 
 def shown(cell: str) -> str:
-    """A cell as it stands in a message: quoted, in one line, not too long."""
+    """A cell in the form for a message: quoted, in one line, not too long."""
     return repr(cell if len(cell) <= 40 else f"{cell[:37]}...")

@@ -1,7 +1,7 @@
 """CT and MR from DICOM files: a series of a patient, its slices by their position in space.
 
-Neither file names nor instance numbers nor the stated slice thickness say where a slice lies; only its position does.
-Which fields of a file count and which do not: see `dicom_file.py`.
+The place of a slice is its position alone, not its file name, instance number or slice thickness. `dicom_file.py` lists
+the fields that are read and those that are ignored.
 Needs the extra `dicom` (pydicom, and python-gdcm for compressed files), which is imported on first use.
 """
 
@@ -20,13 +20,13 @@ from medfuncta_jax.datasets.dicom_file import CT, Kind, LeftOut, Slice, pixel_va
 from medfuncta_jax.datasets.folder_files import files_below
 from medfuncta_jax.datasets.volume_files import Volume, canonical_volume
 
-# Steps between slices may differ from their median by this part of it: positions are often rounded to 0.1 mm.
+# Largest deviation of a step between slices, as a part of the median step: positions are often rounded to 0.1 mm.
 _STEP_TOLERANCE = 0.25
 
-# Slices closer than this lie at the same place, millimetres.
+# Slices closer than this many millimetres lie at the same place.
 _SAME_POSITION = 0.01
 
-# What a slice that did not arrive may have been replaced by.
+# Contents of files that replace a slice after a failed copy.
 _REPLACEMENTS = ("an empty file", "a file of zeros", "an HTML page", "a Git LFS pointer", "a git-annex pointer")
 
 
@@ -35,11 +35,11 @@ class Scan:
     """A patient's CT or MR.
 
     Attributes:
-      volume: RAS+, spacing as scanned. Of a CT Hounsfield units, where padding outside the scanner's field is air,
-        -1000; of an MR as the scanner scales it, padding 0.
+      volume: RAS+, spacing as scanned. CT is in Hounsfield units, with air, -1000, as padding outside the scanner's
+        field; MR is as scaled by the scanner, with padding 0.
       series: the UID.
-      files: every slice file of the series, those that repeat another one included.
-      notes: a line for each thing that was left out or decided.
+      files: every slice file of the series, also repeated ones.
+      notes: a line for each omission and each decision.
     """
 
     volume: Volume
@@ -54,20 +54,20 @@ def read_ct(folder: Path) -> Scan:
 
 
 def read_scan(folder: Path, kind: Kind, series: str = "") -> Scan:
-    """The largest series of a kind among all files below a patient's folder; of CT the largest axial one.
+    """The largest series of a kind among all files below a patient's folder; for CT, the largest axial one.
 
-    Localisers, other modalities and objects that are no single slices are passed over and noted. Of series with equally
-    many slices the one whose UID sorts first is taken.
+    Localisers, other modalities and objects other than single slices are skipped and noted. Among series with equally
+    many slices, the first UID in sorted order is taken.
 
     Args:
-      folder: of the patient.
+      folder: the patient's folder.
       kind: `CT` or `MR`.
-      series: takes only those in whose description this is found, in any case.
+      series: text that the description of the series must contain, in any case.
     Raises:
       DataError: pydicom or a decoder is not installed, no such series, several patients, slices missing, damaged, or
         not of one grid; the line names the file or the folder.
     """
-    pydicom_module()  # said before files are gone through
+    pydicom_module()  # raises before any file is read
     slices: list[Slice] = []
     left_out: list[LeftOut] = []
     for path in files_below(folder):
@@ -92,7 +92,7 @@ def read_scan(folder: Path, kind: Kind, series: str = "") -> Scan:
         )
     chosen, choice = _largest_series(slices)
     for one in left_out:
-        # At an end of the series the gap that it leaves would not be seen.
+        # A missing slice at an end of the series leaves no visible gap.
         what = contents(one.path) if one.reason == "no DICOM file" else ""
         replaced = what in _REPLACEMENTS and one.path.suffix == chosen[0].path.suffix
         if replaced or (one.slice_of is not None and chosen[0].series.startswith(one.slice_of)):
@@ -113,7 +113,7 @@ def _ignored(slices: Sequence[Slice]) -> list[str]:
 
 
 def _largest_series(slices: Sequence[Slice]) -> tuple[list[Slice], list[str]]:
-    """The series, or stack of one, with most places along its normal, and notes on the others."""
+    """The series, or stack of a series, with the most places along its normal, and notes on the others."""
     series = defaultdict(list)
     for one in slices:
         series[_named(one)].append(one)
@@ -199,7 +199,7 @@ def _stacked(ordered: Sequence[Slice]) -> Volume:
     stack = np.empty((len(ordered), *first.shape), np.float32)
     for k, one in enumerate(ordered):
         stack[k] = pixel_values(one)
-    # Along a row the column changes, by the spacing between columns, which DICOM states second.
+    # The column changes along a row, by the spacing between columns, which DICOM states second.
     affine = np.eye(4)
     affine[:3, 0] = first.orientation[:3] * first.spacing[1]
     affine[:3, 1] = first.orientation[3:] * first.spacing[0]

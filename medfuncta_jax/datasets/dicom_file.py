@@ -1,15 +1,15 @@
-"""One DICOM file: whether it is a slice of a CT or MR, where the slice lies, and its pixels in Hounsfield units, or of
-an MR as they are scaled.
+"""One DICOM file: whether it is a slice of a CT or MR, the slice's position, and its pixels, in Hounsfield units for
+CT, as scaled for MR.
 
 Honoured: the class (from the file's meta group where the data set states none, as in a DICOMDIR), modality and type of
 the image; series and patient; position, orientation, spacing, rows and columns; bits allocated and stored, the high
 bit, sign and byte order; padding value and its range; slope, intercept and their type; any transfer syntax for which a
-decoder is installed. Files without preamble and meta group, as old ones are, are read.
+decoder is installed. Old files without preamble and meta group are read too.
 Ignored: file names, instance numbers, thickness, times, windows, overlays. Ignored and noted where set: MONOCHROME1
 (how it is shown), a modality look-up table beside slope and intercept, and an aspect of pixels beside their spacing.
 
-Of an MR slope and intercept may be absent; padding is 0; and slices of one series that differ in direction, echo, time,
-inversion, diffusion weighting or kind of image (magnitude, phase) are of different stacks.
+In MR, slope and intercept may be absent, padding is 0, and slices of one series that differ in direction, echo, time,
+inversion, diffusion weighting or kind of image (magnitude, phase) belong to different stacks.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ import numpy as np
 
 from medfuncta_jax.datasets.dataset import DataError
 
-# Hounsfield units. No tissue, and hardly any noise, is below the second; scanners mark with such values (-3024, -2000)
-# what is outside their round field. They are made air at once, so that interpolation does not spread them.
+# Hounsfield units. No tissue, and hardly any noise, is below the second value; scanners mark pixels outside their round
+# field with lower values (-3024, -2000). These pixels become air before interpolation, which would spread them.
 AIR, _PADDING_BELOW = -1000.0, -1500.0
 
-# A change of what is read as Hounsfield units counts this up, so that what was converted before is made anew.
+# Version of the conversion to Hounsfield units; a higher number makes converted files anew.
 READING = 2
 
-# Beyond these, numbers in a header are corrupt: rows or columns, millimetres from the origin, and of the rescaling.
+# Limits of plausible numbers in a header: rows or columns, millimetres from the origin, and rescaling.
 _LARGEST_SIDE, _FARTHEST, _LARGEST_RESCALE = 1 << 13, 1e5, 1e5
 
-# Pixels have at least this size, millimetres.
+# Smallest plausible size of a pixel, millimetres.
 _SMALLEST_SPACING = 1e-4
 
-# The cosine from which on a slice's normal runs along the body: a gantry tilts by 30 degrees at most.
+# Smallest cosine between the normal of an axial slice and the body axis: a gantry tilts by 30 degrees at most.
 _AXIAL = 0.8
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What slices are looked for.
+    """The kind of slices to look for.
 
     Attributes:
-      name, modality, image: as people say it, as DICOM says it, and the class of its images.
+      name, modality, image: the common name, the name in DICOM, and the class of its images.
       axial: whether slices must lie across the body.
     """
 
@@ -61,10 +61,10 @@ CT = Kind("CT", "CT", "1.2.840.10008.5.1.4.1.1.2", True)
 MR = Kind("MR", "MR", "1.2.840.10008.5.1.4.1.1.4", False)
 KINDS = {"ct": CT, "mr": MR}
 
-# What parts the slices of an MR series into stacks, beside their direction.
+# Fields that divide the slices of an MR series into stacks, beside their direction.
 _OF_A_STACK = ("EchoTime", "InversionTime", "TemporalPositionIdentifier", "DiffusionBValue")
 
-# Hounsfield units, and what is said where it is not specified; others are doses, densities or made-up energies.
+# Hounsfield units, or not specified; other types are doses, densities or virtual energies.
 _RESCALE_TYPES = ("", "HU", "US")
 
 _TAGS = [
@@ -73,10 +73,10 @@ _TAGS = [
     "PhotometricInterpretation", "ModalityLUTSequence", "PixelAspectRatio", "SeriesDescription", *_OF_A_STACK,
 ]  # fmt: skip
 
-# How a data set begins, in both byte orders: the group of its first element.
+# First bytes of a data set, in both byte orders: the group of its first element.
 _GROUPS = (b"\x02\0", b"\x08\0", b"\0\x08")
 
-# Each image of these ends so, which their data never hold; some writers add a few bytes.
+# Images of these families end with this marker, which their data never hold; some writers add a few bytes.
 _END_OF_IMAGE, _BYTES_AFTER, _JPEG_FAMILY = b"\xff\xd9", 64, ("JPEG", "HTJ2K")
 
 EXTRA = "pip install 'medfuncta_jax[dicom]'"
@@ -84,19 +84,19 @@ EXTRA = "pip install 'medfuncta_jax[dicom]'"
 
 @dataclass(frozen=True)
 class Slice:
-    """A header: where a slice lies (millimetres, LPS as in DICOM) and what its stored values mean.
+    """A header: the position of a slice (millimetres, LPS as in DICOM) and the meaning of its stored values.
 
     Attributes:
-      path, series, patient: of the file.
+      path, series, patient: the file, its series' UID and its patient.
       position: [3], the centre of the first pixel.
       orientation: [6], unit vectors along a row and along a column.
       spacing: [2], from row to row and from column to column.
       shape: rows, columns.
       rescale: slope, intercept.
-      ignored: fields that are set and change nothing here.
-      kind: of the slice.
-      description: of the series, for people.
-      stack: parts the slices of one series that make no volume together; "" of CT.
+      ignored: fields that are set but ignored.
+      kind: the kind of the slice.
+      description: the series' description, for people.
+      stack: key that separates slices of one series that form no common volume; "" for CT.
     """
 
     path: Path
@@ -114,12 +114,12 @@ class Slice:
 
     @property
     def normal(self) -> np.ndarray:
-        """[3], the direction in which slices follow each other."""
+        """[3], the direction from slice to slice."""
         return np.cross(self.orientation[:3], self.orientation[3:])
 
     @property
     def axial(self) -> bool:
-        """Whether that is along the body."""
+        """Whether the normal runs along the body."""
         return bool(abs(self.normal[2]) > _AXIAL)
 
     @property
@@ -130,7 +130,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A file that is no slice, and why; if it may be a damaged one, `slice_of` is how its series' UID starts."""
+    """A file that is no slice, and why; `slice_of` is the beginning of its series' UID if it may be a damaged one."""
 
     path: Path
     reason: str
@@ -138,7 +138,7 @@ class LeftOut:
 
 
 class _FaultError(Exception):
-    """What is wrong with the pixels of a slice, in words of ours."""
+    """A fault in the pixels of a slice, in this package's words."""
 
 
 def pydicom_module() -> ModuleType:
@@ -157,13 +157,13 @@ def pydicom_module() -> ModuleType:
 
 
 def read_header(path: Path, wanted: Kind = CT) -> Slice | LeftOut:
-    """The header of a file, if it is a slice of the wanted kind; whatever the file holds, nothing is raised."""
+    """The header of a file if it is a slice of the wanted kind; raises nothing for any file content."""
     pydicom = pydicom_module()
     try:
-        with warnings.catch_warnings(action="ignore"):  # about malformed values of elements that do not matter here
+        with warnings.catch_warnings(action="ignore"):  # about malformed values of irrelevant elements
             header = _data_set(path, pydicom, stop_before_pixels=True, specific_tags=_TAGS)
             kind = pydicom.uid.UID(str(header.get("SOPClassUID") or _meta_class(header)))
-            # pydicom takes a value that the end of the file cuts short as it is.
+            # pydicom accepts a value that is cut short by the end of the file.
             cut_short = kind != wanted.image and wanted.image.startswith(kind)
             if cut_short or (kind == wanted.image and header.get("Modality") != wanted.modality):
                 return LeftOut(path, "unreadable DICOM (its class or modality is cut short or wrong)", "")
@@ -181,13 +181,13 @@ def read_header(path: Path, wanted: Kind = CT) -> Slice | LeftOut:
         return LeftOut(path, "no DICOM file", "" if path.suffix.lower() == ".dcm" else None)
     except PermissionError:
         return LeftOut(path, "cannot be read, for lack of the right to", "")
-    except Exception:  # pydicom parses whatever the file holds
+    except Exception:  # pydicom parses any content and may raise anything
         other = path.name.upper().startswith("DICOMDIR") or _is_of_another_class(path, pydicom, wanted)
         return LeftOut(path, "unreadable DICOM (its header is damaged)", None if other else "")
 
 
 def _data_set(path: Path, pydicom: ModuleType, **options: Any) -> Any:
-    """What pydicom reads, without the preamble too where the bytes can be those of a data set."""
+    """The data set that pydicom reads; the preamble may be missing if the bytes look like a data set."""
     try:
         return pydicom.dcmread(path, **options)
     except pydicom.errors.InvalidDicomError:
@@ -205,7 +205,7 @@ def _meta_class(header: Any) -> str:
 
 
 def _is_of_another_class(path: Path, pydicom: ModuleType, wanted: Kind) -> bool:
-    """Whether the meta group, which comes first, says that a damaged file is no image of the wanted kind."""
+    """Whether the meta group, at the file's start, shows that a damaged file is no image of the wanted kind."""
     with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
         kind = str(pydicom.filereader.read_file_meta_info(path).get("MediaStorageSOPClassUID", ""))
         return not wanted.image.startswith(kind)
@@ -213,7 +213,7 @@ def _is_of_another_class(path: Path, pydicom: ModuleType, wanted: Kind) -> bool:
 
 
 def _slice(path: Path, header: Any, kind: Kind) -> Slice | str:
-    """A slice, or what is wrong with it."""
+    """A slice, or the fault in it."""
     if not (header.get("Rows") and header.get("Columns")):
         return "no image in it"
     if max(int(header.Rows), int(header.Columns)) > _LARGEST_SIDE:
@@ -292,7 +292,7 @@ def pixel_values(one: Slice) -> np.ndarray:
 
 
 def _scaled(one: Slice) -> tuple[np.ndarray, np.ndarray]:
-    """Values and which of them are padding."""
+    """Values and a mask of padding."""
     pydicom = pydicom_module()
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -302,7 +302,7 @@ def _scaled(one: Slice) -> tuple[np.ndarray, np.ndarray]:
             _complete_syntax(file, pydicom)
             _require_decoder(file, pydicom)
             _require_whole_image(file, pydicom)
-            # As they are, for pydicom clears the bits that are not stored, which may tell padding, and not in all.
+            # Raw words: pydicom would clear unused bits, in some files only, and these bits may mark padding.
             words = pydicom.pixels.pixel_array(file, raw=True, correct_unused_bits=False)
         if words.shape != one.shape:
             raise _FaultError(f"pixels {words.shape}, its header says {one.shape}")
@@ -315,7 +315,7 @@ def _scaled(one: Slice) -> tuple[np.ndarray, np.ndarray]:
         raise DataError(f"{one.path}: its pixels do not fit into memory; try fewer at a time") from error
     except OSError as error:
         raise DataError(f"{one.path}: cannot be read ({error.strerror or 'truncated'}); copy the file anew") from error
-    except Exception as error:  # as in `read_header`; decoders raise what they like
+    except Exception as error:  # as in `read_header`; decoders may raise anything
         reason = "its pixels are damaged, cut short or of a kind that no decoder here reads"
         raise DataError(f"{one.path}: unreadable slice ({reason}); copy the file anew") from error
     slope, intercept = one.rescale
@@ -333,7 +333,7 @@ def _stored_values(file: Any, words: np.ndarray) -> tuple[np.ndarray, np.ndarray
     stored, high, signed = int(file.BitsStored), int(file.HighBit), int(file.PixelRepresentation) == 1
     raw = words.astype(words.dtype.newbyteorder("=")).view(f"u{words.dtype.itemsize}").astype(np.int64)
     syntax = file.file_meta.TransferSyntaxUID
-    # A code stream holds the values alone, so that the place of the high bit says nothing about what is decoded.
+    # A code stream holds only the values, so the position of the high bit does not apply to decoded words.
     shift = high + 1 - stored if not syntax.name.startswith(_JPEG_FAMILY) else 0
     if not 0 <= shift <= bits - 1 or not 1 <= stored <= int(file.BitsAllocated):
         raise _FaultError(f"{stored} bits stored below high bit {high} of {file.BitsAllocated}")
@@ -348,20 +348,20 @@ def _stored_values(file: Any, words: np.ndarray) -> tuple[np.ndarray, np.ndarray
     if not all(isinstance(limit, (int, type(None))) for limit in limits):
         raise _FaultError("its PixelPaddingValue or PixelPaddingRangeLimit is no whole number")
     first, last = (_as_stored(limits[0] if limit is None else limit, bits, kept, signed) for limit in limits)
-    if first is None or last is None:  # told by bits that are not stored
+    if first is None or last is None:  # marked by unused bits
         return values, raw == limits[0] % (1 << bits)
     return values, (values >= min(first, last)) & (values <= max(first, last))
 
 
 def _as_stored(number: int, bits: int, stored: int, signed: bool) -> int | None:
-    """A padding value among the stored values, whichever sign and size it was written with; None if it is none."""
+    """A padding value, written with any sign and size, as a stored value; None if no stored value equals it."""
     low, high = (-(1 << stored - 1), 1 << stored - 1) if signed else (0, 1 << stored)
     ways = (number, number - (1 << bits), number - (1 << stored)) if signed else (number, number + (1 << bits))
     return next((way for way in ways if low <= way < high), None)
 
 
 def _complete_syntax(file: Any, pydicom: ModuleType) -> None:
-    """Say how the pixels of a file without a meta group are coded: as its elements were found to be."""
+    """Set the transfer syntax of a file without a meta group to the encoding of its elements."""
     if not hasattr(file, "file_meta"):
         file.file_meta = pydicom.dataset.FileMetaDataset()
     if "TransferSyntaxUID" not in file.file_meta:
@@ -378,7 +378,7 @@ def _require_decoder(file: Any, pydicom: ModuleType) -> None:
 
 
 def _require_whole_image(file: Any, pydicom: ModuleType) -> None:
-    """Refuse a code stream that is cut short, which some decoders fill up without a word."""
+    """Refuse a code stream that is cut short; some decoders fill it up silently."""
     syntax = file.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated and syntax.name.startswith(_JPEG_FAMILY):
         frame = pydicom.encaps.get_frame(file.PixelData, 0, number_of_frames=1)

@@ -2,8 +2,8 @@
 
 `format="csv"` reads two files of 188 columns without a header line (187 samples, then the class), the layout of the
 "ECG Heartbeat Categorization" files on Kaggle. No validation split is published: a stratified tenth of the training
-file is held out by a seed. These files do not say which patient a beat is of, so the beats held out are of the patients
-trained on. Ids name the file and the line.
+file is held out by a seed. These files do not name the patient of a beat, so training and validation share patients.
+Ids name the file and the line.
 
 `format="physionet"` cuts the beats from the raw records (see `physionet.py`) and splits them by patient. Ids name the
 record and the sample of the annotation.
@@ -29,11 +29,11 @@ from medfuncta_jax.datasets.splits import require_split_options, stratified_part
 from medfuncta_jax.settings import SettingsError
 from medfuncta_jax.units import Units
 
-# Values are written with four decimals or more, so an overshoot beyond this is no rounding.
+# Values have at least four decimals, so a larger overshoot is no rounding.
 _ROUNDING = 1e-4
 
 _TIME, _COLUMNS = (0.0, 1 / RATE), ("seconds", "value")
-# The files in CSV hold values that were scaled before.
+# CSV files hold scaled values.
 _SCALED = Units(time=_TIME, columns=_COLUMNS)
 
 
@@ -44,11 +44,11 @@ class Options:
     Attributes:
       format: "csv" or "physionet".
       train_file, test_file: names of the CSV files, anywhere below the data directory.
-      lead: of the raw records; records without it are left out.
+      lead: the lead of the raw records; records without it are left out.
       test_records: raw records to test on, such as ("100", "103"); empty draws them.
-      seed: of the split.
-      val_fraction: of the training file, class by class; or of the patients of the raw records.
-      test_fraction: of the patients of the raw records; not used for CSV.
+      seed: seed of the split.
+      val_fraction: fraction of the training file, class by class; or of the patients of the raw records.
+      test_fraction: fraction of the patients of the raw records; not used for CSV.
     """
 
     format: Literal["csv", "physionet"] = "csv"
@@ -84,7 +84,7 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
 
 
 def new_files(folder: Path, options: Options) -> dict[str, Path]:
-    """The CSV files, or the headers of raw records, of a folder that a finished field is applied to, by name."""
+    """The CSV files, or the headers of raw records, in a folder of new signals, by name."""
     if options.format == "physionet":
         return {name: record.header for name, record in records_with_lead(folder, options.lead)[0].items()}
     return {name_below(folder, path): path for path in files_below(folder) if path.suffix.lower() == ".csv"}
@@ -93,7 +93,7 @@ def new_files(folder: Path, options: Options) -> dict[str, Path]:
 def plan_new(
     options: Options, folder: Path, files: Mapping[str, Path], *, grid: tuple[int, ...], channels: int
 ) -> Plan:
-    """All beats of files that no run has seen, in the split "new", as `plan` would make them."""
+    """All beats of new files, in the split "new", as `plan` would make them."""
 
     def of_file(name: str, path: Path) -> Iterator[Example]:
         if options.format == "physionet":

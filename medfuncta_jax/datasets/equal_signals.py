@@ -9,10 +9,10 @@ import numpy as np
 # Two signals are equal if no sample differs by more than this part of their range: 8 bits cut or rounded from more.
 _TOLERANCE = 1.5 / 255
 
-# Signals of fewer samples are not compared: many different ones would be that close by chance.
+# Smaller signals are not compared: many different ones would be equal to this tolerance by chance.
 FEWEST_SAMPLES = 64
 
-# Blocks along each axis whose means make a fingerprint, by the number of axes.
+# Blocks along each axis, by the number of axes; their means make a fingerprint.
 _BLOCKS = {1: 64, 2: 8, 3: 4}
 
 _LEVELS = 65535
@@ -37,7 +37,7 @@ def fingerprint(signal: np.ndarray) -> np.ndarray:
 
 
 def near(fingerprints: np.ndarray, others: np.ndarray) -> list[list[int]]:
-    """For each fingerprint [n, F] those of `others` [m, F] that may be of an equal signal, as rising rows."""
+    """For each fingerprint [n, F], the ascending rows of `others` [m, F] that may belong to an equal signal."""
     from scipy.spatial import KDTree
 
     if not len(others):
@@ -51,21 +51,22 @@ def near(fingerprints: np.ndarray, others: np.ndarray) -> list[list[int]]:
 
 
 def equal(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two signals [*grid, D] in [0, 1] are one, up to the rounding of an export."""
+    """Whether two signals [*grid, D] in [0, 1] are equal up to the rounding of an export."""
     extent = max(float(one.max() - one.min()), float(other.max() - other.min()))
     return bool(np.abs(one - other).max() <= _TOLERANCE * extent + 1e-6)
 
 
 def repeated(fingerprints: np.ndarray, signal: Callable[[int], np.ndarray]) -> Sequence[int]:
-    """Which signals repeat an earlier one.
+    """The earlier signal that each signal repeats.
 
     Args:
       fingerprints: [n, F], in the order in which signals are kept.
-      signal: gives a signal [*grid, D] in [0, 1]; asked for those alone whose fingerprints are near.
+      signal: gives a signal [*grid, D] in [0, 1]; called only for signals with near fingerprints.
     Returns:
-      For each signal the row of the earlier one that it equals, or -1 if it is the first of its kind.
+      For each signal, the row of the earlier signal that it equals, or -1 for the first of its kind.
     """
-    # Equal fingerprints are one point of the tree, so that many copies, or blank signals, make no square of pairs.
+    # Equal fingerprints are one point of the tree, so that many copies or blank signals do not give quadratically many
+    # pairs.
     points, point_of = np.unique(fingerprints, axis=0, return_inverse=True)
     neighbours = near(points, points)
     kept: dict[int, list[int]] = {}

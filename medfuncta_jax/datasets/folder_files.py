@@ -1,12 +1,12 @@
-"""A folder of files of the user's own: which files, their labels, and which split each is in.
+"""A folder of the user's own files: the choice of files, their labels and their splits.
 
-Labels and patients come from a table (`label_table.py`). Without one, folders can say it: files below `train`, `val`
-and `test` (or `training`, `valid`, `validation`, `testing`) stay in these splits, a missing `val` or `test` is drawn
-from `train`; and where every file lies in exactly one more folder, and there are two or more of these, a folder is a
-class. What no folder says is split by a hash of the seed and of the patient where a table states them, else of the
-file's name without its suffix, so that files that come later move no other (`splits.split_names`).
+Labels and patients come from a table (`label_table.py`). Without a table, folders can state splits and classes: files
+below `train`, `val` and `test` (or `training`, `valid`, `validation`, `testing`) stay in these splits, and a missing
+`val` or `test` is drawn from `train`; if every file lies in exactly one further folder, and there are two or more of
+these, a folder is a class. Other files are split by a hash of the seed and of the patient if a table states patients,
+else of the file's name without its suffix, so that new files do not move others (`splits.split_names`).
 
-The folder of a run that lies inside the data directory is left out.
+Run directories inside the data directory are left out.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from medfuncta_jax.settings import SettingsError
 
 _T = TypeVar("_T")
 
-# What a run directory holds, with one of the second, and a folder of data does not.
+# Files by which a run directory is recognised: the first and one of the second.
 _RUN_CONFIG, _RUN_REST = "config.json", ("signals.json", "checkpoints")
 
-# Suffixes after which two names are one signal in two formats, or the two files of an Analyze image.
+# Suffixes: names that differ only in these are one signal in two formats, or the two files of an Analyze image.
 _SUFFIX = re.compile(r"(\.(nii|hdr|img|mgh|mgz|png|jpe?g|tiff?|csv|tsv|txt))?(\.gz)?$", re.IGNORECASE)
 
 _SPLIT_FOLDERS = {
@@ -46,18 +46,18 @@ _SPLIT_FOLDERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class FolderOptions:
-    """What the sources of a folder of files share.
+    """Options that all sources of a folder of files share.
 
     Attributes:
       pattern: which files, a glob relative to the data directory; "**" is any folders (links to folders, which could
         lead in circles, are not followed).
       labels: a table of labels, relative to the data directory; "" if there is none.
-      id_column, label_column, patient_column: of that table; see `label_table.read_label_table`.
-      no_value: what a cell of these columns holds where there is no label or patient, beside the empty cell, NA, nan,
-        NULL and the like; in any case.
-      seed: of the split.
-      val_fraction, test_fraction: the chance of a patient, or of a file where patients are not known, to be in this
-        split, above 0; there is at least one in each.
+      id_column, label_column, patient_column: columns of the table; see `label_table.read_label_table`.
+      no_value: spellings of a missing label or patient in these columns, in any case, beside the empty cell, NA, nan,
+        NULL and the like.
+      seed: seed of the split.
+      val_fraction, test_fraction: the probability of a patient, or of a file where patients are not known, to be in
+        this split, above 0; each split has at least one.
     """
 
     pattern: str = "**/*"
@@ -91,12 +91,12 @@ def require_value_range(value_range: tuple[float, ...]) -> None:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """Where each signal belongs.
+    """The split, label and patient of each signal.
 
     Attributes:
       splits: names by split, sorted.
       labels: their classes and patients.
-      about: JSON-able: how the split was made and where labels are from.
+      about: JSON-able: the rule of the split and the origin of labels.
     """
 
     splits: Mapping[str, list[str]]
@@ -109,7 +109,7 @@ class Arrangement:
 
     @property
     def of_plan(self) -> dict[str, Any]:
-        """Fields of a `Plan`: classes, the task, labels by id, which are no part of what is prepared, and patients."""
+        """Fields of a `Plan`: classes, task, patients, and labels by id, which are not part of prepared data."""
         return {
             "classes": self.classes,
             "task": self.task,
@@ -125,15 +125,15 @@ class Arrangement:
 
     @property
     def task(self) -> Task:
-        """What the labels mean."""
+        """The meaning of the labels."""
         return self.labels.task
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All files at any depth below a folder, in an order that stays; names that start with a dot are left out.
+    """All files at any depth below a folder, in a stable order; names that start with a dot are left out.
 
-    Links to folders are followed, but no folder is visited twice, so that a loop of links ends. The directories of runs
-    are left out.
+    Links to folders are followed, but no folder is visited twice, so that loops of links end. Run directories are left
+    out.
 
     Raises:
       DataError: a folder that cannot be listed.
@@ -161,7 +161,7 @@ def files_below(folder: Path) -> Iterator[Path]:
 def matching_files(folder: Path, options: FolderOptions, suffixes: Sequence[str] = ()) -> dict[str, Path]:
     """The files that match, by their names relative to `folder`, sorted.
 
-    Hidden ones, the table of labels and what lies in a run directory are left out.
+    Hidden files, the table of labels and files in run directories are left out.
 
     Args:
       folder: the data directory.
@@ -207,7 +207,7 @@ def name_below(folder: Path, path: Path) -> str:
 
 
 def first_readable(paths: Iterable[Path], read: Callable[[Path], _T]) -> _T:
-    """What `read` returns for the first file for which it raises no `DataError`.
+    """The result of `read` for the first file for which it raises no `DataError`.
 
     Raises:
       DataError: that of the first file, if no file can be read.
@@ -236,9 +236,9 @@ def arranged(
       names: unique, "/" between folders, relative to `folder`.
       folder: the data directory.
       options: the table of labels, the seed and the fractions.
-      labels: where the source knows them itself; a table in `options` goes before.
-      by_folders: whether folders may say splits and classes.
-      columns_of_rows: whether `id_column` is of tables of signals, not of the table of labels.
+      labels: labels from the source itself; a table in `options` takes precedence.
+      by_folders: whether folders may state splits and classes.
+      columns_of_rows: whether `id_column` belongs to tables of signals, not to the table of labels.
     Raises:
       DataError: too few signals or patients to split, a table that cannot be used or is not named, or files beside the
         split folders.
@@ -287,11 +287,11 @@ def arranged(
 
 
 def about_files(source: str, folder: Path, options: Any, files: Mapping[str, Path]) -> dict[str, Any]:
-    """What determines the signals of a folder: the options, and each file's size and time of change."""
+    """The data that determines the signals of a folder: the options, and each file's size and time of change."""
     states = {name: path.stat() for name, path in files.items()}
     return {
         "source": source,
-        "version": 2,  # of the reading: a change of what files hold prepares anew
+        "version": 2,  # version of the readers; a higher number prepares data anew
         "title": folder.name,
         "licence": "not known",
         "options": asdict(options),
@@ -313,7 +313,7 @@ def _encodable(name: str) -> bool:
 
 
 def _given_splits(folder: Path, names: Sequence[str]) -> dict[str, list[str]] | None:
-    """The names below each split's folder; None where there is no folder of training files."""
+    """The names below each split's folder; None without a folder of training files."""
     given: dict[str, list[str]] = {}
     outside = []
     for name in names:
@@ -334,7 +334,7 @@ def _given_splits(folder: Path, names: Sequence[str]) -> dict[str, list[str]] | 
 
 
 def _class_folders(names: Sequence[str], below_splits: bool) -> dict[str, str]:
-    """The folder of each file, where every file is in exactly one and there are several; else nothing."""
+    """The folder of each file, if every file is in exactly one and there are several; else {}."""
     parts = {name: PurePosixPath(name).parts[1 if below_splits else 0 :] for name in names}
     if any(len(one) != 2 for one in parts.values()) or len({one[0] for one in parts.values()}) < 2:
         return {}

@@ -1,11 +1,12 @@
-"""An image file (PNG, JPEG, TIFF) read by Pillow, with what Pillow alone would get wrong put right.
+"""Image files (PNG, JPEG, TIFF) read by Pillow, with corrections of its errors.
 
 Honoured: orientation (Exif, XMP, TIFF), the type and number of bits of samples, byte order, fill order, planes, strips
 and tiles, the palette, whether 0 is white, alpha and PNG's transparent value, and colour as grey, RGB, YCbCr or CMYK.
-Ignored, and logged once a source where it is set: a colour profile other than sRGB, PNG's gamma, pixels that are not
-square by the resolution, the smallest and largest sample that TIFF may state, and GDAL's value for missing data.
-Refused: what has no one reading as grey or colour, such as stacks, CIELab, floats other than 32 bits; and a TIFF whose
-strips or tiles do not lie in the file, or a PNG with a checksum that does not fit, which Pillow would read in part.
+Ignored, and logged once a source where it is set: a colour profile other than sRGB, PNG's gamma, pixels that the
+resolution makes non-square, TIFF's smallest and largest sample, and GDAL's value for missing data.
+Refused: images without a unique reading as grey or colour, such as stacks, CIELab, floats other than 32 bits; and files
+that Pillow would read in part, such as a TIFF whose strips or tiles do not lie in the file, or a PNG with a wrong
+checksum.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ READS = "PNG, JPEG and TIFF"
 
 _OWN = ("a PNG image", "a JPEG image", "a TIFF image")
 
-# Values converted at a time, so that besides Pillow's pixels and the result no further copy is ever whole.
+# Values converted at a time, so that Pillow's pixels and the result are the only whole copies.
 _PART = 1 << 20
 
 # Tags of TIFF, and what some of their values mean.
@@ -44,7 +45,7 @@ _IGNORED_TAGS = {
     280: "MinSampleValue", 281: "MaxSampleValue", 340: "SMinSampleValue", 341: "SMaxSampleValue", 42113: "GDAL_NODATA",
 }  # fmt: skip
 
-# libtiff hands out samples in the processor's order of bytes, whatever the file's; Pillow minds this for others only.
+# libtiff returns samples in the processor's byte order for any file; Pillow corrects this for other modes only.
 _NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 
 _GREY = ("1", "L", "LA", "La", "I", "F")
@@ -54,19 +55,19 @@ _COLOUR = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 def read_image(
     path: Path, channels: int, value_range: tuple[float, ...] = (), ignored: IgnoredFields | None = None
 ) -> tuple[np.ndarray, Units]:
-    """An image file, turned upright and scaled to [0, 1]; what is honoured is said above.
+    """An image file, turned upright and scaled to [0, 1]; the module's docstring lists the fields that are read.
 
     Memory: the pixels as Pillow holds them (4 bytes for a colour, else those of the type) and the result.
 
     Args:
-      path: PNG, JPEG or TIFF; other formats are refused whatever the suffix.
+      path: PNG, JPEG or TIFF; other formats are refused, whatever their suffix.
       channels: 1 or 3.
-      value_range: (low, high), stored values that become 0 and 1, the other way round where 0 is white; empty takes the
-        range of the type, which floats, signed and 32-bit samples do not have.
-      ignored: told of fields that change nothing here.
+      value_range: (low, high), stored values that become 0 and 1, or 1 and 0 if 0 is white; empty takes the range of
+        the type, which floats, signed and 32-bit samples do not have.
+      ignored: called for fields that are ignored.
     Returns:
-      float32 [rows, columns, channels] in [0, 1], and the units of what the file stores, with its type of samples;
-      where 0 is white, of the stored values turned round, so that larger is brighter.
+      float32 [rows, columns, channels] in [0, 1], and the units of the stored values, with their type; if 0 is white,
+      of the inverted stored values, so that larger is brighter.
     Raises:
       DataError: names the file: something else, truncated, corrupt, too large, of several pages, of a pixel type that
         is not read, or without a range.
@@ -117,12 +118,12 @@ def stored_values(path: Path) -> np.ndarray:
 
 
 class _Pixels:
-    """What the stored samples of an image mean: their range, and how they become grey or colour.
+    """The meaning of an image's stored samples: their range, and the conversion to grey or colour.
 
     Attributes:
-      dtype: of the samples, numpy's name; "uint8" for one bit too.
-      low, high: what becomes 0 and 1.
-      white_is_zero: whether it is the other way round.
+      dtype: type of the samples, numpy's name; "uint8" for one bit too.
+      low, high: the values that become 0 and 1.
+      white_is_zero: whether low becomes 1 and high 0.
       finite: whether all values so far were.
     """
 
@@ -174,12 +175,12 @@ class _Pixels:
         values = np.asarray(image).reshape(image.height, image.width, -1)
         if self._transparent is not None:
             values = np.where((stored == self._transparent).all(-1, keepdims=True), 0, values)
-        # Pillow turns small grey samples round itself, and the range is of stored ones.
+        # Pillow itself inverts small grey samples, and the range is of stored samples.
         return np.float32(255) - values if self.white_is_zero else values
 
 
 def _grey_with_alpha_in_16(image: Any) -> bool:
-    """Of such a PNG, Pillow says that it is in colour and reads the upper bytes."""
+    """Pillow reads such a PNG as colour, with the upper bytes only."""
     return image.format == "PNG" and image.mode == "RGBA" and bool(image.tile) and image.tile[0][3] == "LA;16B"
 
 
@@ -208,12 +209,12 @@ def _over_black(image: Image.Image) -> Image.Image:
 
 @contextlib.contextmanager
 def _opened(path: Path, *, whole: bool = False) -> Iterator[Any]:
-    """An image of which the header is read, if `whole` also checked against the file; errors within are refusals."""
+    """An image with its header read and, if `whole`, checked against the file; errors in the block refuse the file."""
     from PIL import Image
 
     try:
-        # Warned of: an image that is large but not yet refused, metadata that is cut off. As a file object: Pillow maps
-        # a file that it opens by name, with the sides of a turned TIFF taken for each other.
+        # Pillow warns of large images and of metadata that is cut off. The file is opened here, because Pillow maps a
+        # file that it opens by name, and then swaps the sides of a turned TIFF.
         with warnings.catch_warnings(action="ignore"), open(path, "rb") as file:
             image = Image.open(file, formats=("PNG", "JPEG", "TIFF"))
             if image.format == "TIFF":
@@ -239,7 +240,7 @@ def _refusal(path: Path, error: Exception) -> DataError:
     from PIL import UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):
-        # Suppressed: a header so broken that its pixel type cannot be said.
+        # Suppressed: a header too broken to state its pixel type.
         with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
             what = contents(path)
             if what == "a TIFF image" and not _known_pixel_type(tags := _tiff_tags(path)):
@@ -266,7 +267,7 @@ def _tiff_tags(path: Path) -> Any:
 
 
 def _known_pixel_type(tags: Any) -> bool:
-    """Whether something else must be the reason why Pillow does not open the file."""
+    """Whether the pixel type is known, so that Pillow has another reason not to open the file."""
     from PIL.TiffImagePlugin import OPEN_INFO
 
     count = tags.get(_SAMPLES, 1)
@@ -287,8 +288,8 @@ def _unread_pixel_type(path: Path, tags: Any) -> DataError:
 
 
 def _require_readable_tiff(path: Path, image: Any) -> None:
-    """Refuse what Pillow would read as something else: further pages, planes of 16 bits or turned bits, strips
-    beyond the file's end.
+    """Refuse a TIFF that Pillow would misread: further pages, planes of 16 bits or turned bits, strips beyond the
+    file's end.
 
     Raises:
       DataError: names the file.
@@ -318,7 +319,7 @@ def _require_readable_tiff(path: Path, image: Any) -> None:
 
 
 def _decode_as(image: Any, coding: Any) -> None:
-    """Have Pillow take the bytes of an image of one part for those of another raw mode."""
+    """Make Pillow read the bytes of an image of one part in another raw mode."""
     (part,) = image.tile
     image.tile = [part._replace(args=coding) if hasattr(part, "_replace") else (*part[:3], coding)]
 

@@ -1,11 +1,10 @@
 """A folder of images (PNG, JPEG, TIFF) of any sizes, brought to one size.
 
-Images are turned as their orientation says, scaled to [0, 1] by the range of their type, cropped about their centre (or
-padded with 0) to the target's aspect and resampled, anti-aliased, with square pixels. Transparent pixels are black.
-Grey values become three equal channels where colour is wanted, colours their luma (ITU-R 601) where grey is. Grey
-images keep 16 bits; of colours with 16 bits a channel Pillow reads the upper 8. `image_file.py` says which fields of a
-header count and which do not. Labels and splits: see `folder_files.py`; ids are the names relative to the data
-directory.
+Images are turned by their stated orientation, scaled to [0, 1] by the range of their type, cropped about their centre
+(or padded with 0) to the target's aspect and resampled, anti-aliased, with square pixels. Transparent pixels are black.
+For colour, grey values become three equal channels; for grey, colours become their luma (ITU-R 601). Grey images keep
+16 bits; Pillow reads the upper 8 of 16 bits of a colour channel. `image_file.py` lists the header fields that are read.
+`folder_files.py` describes labels and splits; ids are the names relative to the data directory.
 """
 
 from __future__ import annotations
@@ -61,10 +60,10 @@ class Options(FolderOptions):
 
     Attributes:
       size: pixels, one number for a square or (rows, columns), 2 to 4096 each.
-      channels: 1 or 3; 0 takes what the files have, which must then be the same in all.
+      channels: 1 or 3; 0 takes the channels of the files, which must then be equal in all.
       fit: "crop" cuts to the aspect of `size` about the centre, "pad" keeps the whole image and pads with 0.
       value_range: (low, high), stored values that become 0 and 1, such as (0, 4095) for 12 bits in 16; empty takes the
-        range of the type. Needed for signed and 32-bit images, which have none. Where 0 is white, low becomes 1.
+        range of the type. Required for signed and 32-bit images, whose type has no range. If 0 is white, low becomes 1.
     """
 
     size: int | tuple[int, ...] = 64
@@ -134,14 +133,14 @@ def finer(options: Options, scale: int, *, data_dir: str | None, cache_root: Pat
 
 
 def new_files(folder: Path, options: Options) -> dict[str, Path]:
-    """The files of a folder that a finished field is applied to, by name."""
+    """The files in a folder of new signals, by name."""
     return matching_files(folder, options, _SUFFIXES)
 
 
 def plan_new(
     options: Options, folder: Path, files: Mapping[str, Path], *, grid: tuple[int, ...], channels: int
 ) -> Plan:
-    """Files that no run has seen, all in the split "new", as `plan` would make them."""
+    """New files, all in the split "new", as `plan` would make them."""
     ignored = IgnoredFields()
 
     def example(name: str) -> Example:
@@ -189,7 +188,7 @@ def _fitted(unit: np.ndarray, options: Options) -> np.ndarray:
 
 
 def _require_channels(paths: list[Path]) -> None:
-    """Headers first: which channels are wanted should not be asked after an hour of preparing."""
+    """Check the headers first, so that a missing setting of channels is reported before an hour of preparation."""
     by_count: dict[int, list[Path]] = {1: [], 3: []}
     for path in paths:
         with contextlib.suppress(DataError):  # it will be skipped

@@ -1,14 +1,14 @@
 """A table of labels and patients beside a folder of signals, such as `participants.csv`.
 
-A header line names the columns. The one that `id_column` names, or else "file", "filename", "path", "name" or "id", or
-else the first, says which signal a row is about: its name relative to the data directory, its file name, either without
-suffixes, or the name of a folder that it is in, so that one row can stand for all files of a patient. The most specific
-row counts.
+A header line names the columns. The id column is the one that `id_column` names, or else "file", "filename", "path",
+"name" or "id", or else the first. It names the signal of a row by the name relative to the data directory, the file
+name, either without suffixes, or the name of a folder that contains the file, so that one row can stand for all files
+of a patient. The most specific row counts.
 
-Where no row names a signal so, rows may stand for subjects: in another case; by how the name of a file or folder begins
-(`sub-01` for `sub-01_T1w.nii.gz`, not for `sub-011`); or by a number in it (296 for `IXI296-HH-1970_T1.nii.gz`). The
-first of these ways that finds a row is taken for all signals, and said. What fits two rows is refused. Where a row
-stands for several files and no column says patients, these files are those of a patient.
+If no row names a signal in this way, rows may stand for subjects: in another case; by the beginning of the name of a
+file or folder (`sub-01` for `sub-01_T1w.nii.gz`, not for `sub-011`); or by a number in it (296 for
+`IXI296-HH-1970_T1.nii.gz`). The first way that finds a row is used for all signals, and logged. A signal that fits two
+rows is refused. If a row stands for several files and no column states patients, these files belong to one patient.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from medfuncta_jax.datasets.prepared import file_md5
 
 _log = logging.getLogger(__name__)
 
-# The line of a row, the label and the patient in it.
+# The line number of a row, its label and its patient.
 _Row = tuple[int, str | None, str | None]
 
 _NAME_COLUMNS = ("file", "filename", "path", "name", "id")
@@ -35,13 +35,13 @@ _NAME_COLUMNS = ("file", "filename", "path", "name", "id")
 
 @dataclass(frozen=True)
 class Labels:
-    """What is known of the signals by name.
+    """Labels and patients of signals, by name.
 
     Attributes:
       classes: in order; empty if there are no labels.
       labels: the class of each signal that has one; others have -1.
       patients: the patient of every signal; None if not known.
-      about: JSON-able: where this is from.
+      about: JSON-able: the origin of labels and patients.
     """
 
     classes: tuple[str, ...]
@@ -51,7 +51,7 @@ class Labels:
 
     @property
     def task(self) -> Task:
-        """What the labels mean."""
+        """The meaning of the labels."""
         return "none" if not self.classes else "binary-class" if len(self.classes) == 2 else "multi-class"
 
 
@@ -69,13 +69,13 @@ def labels_of(
     about: dict[str, Any],
     classes: tuple[str, ...] | None = None,
 ) -> Labels:
-    """Labels from the values of the signals; how many have none is logged.
+    """Labels from the values of the signals; the number of unlabelled signals is logged.
 
     Args:
       values: by signal, the name of a class or None; empty if there are no labels.
       patients: by signal, None for a patient of its own; None if not known.
-      about: JSON-able: where this is from.
-      classes: all there are; None takes those in `values`.
+      about: JSON-able: the origin of the labels.
+      classes: all classes; None takes those in `values`.
     """
     named = {name: value for name, value in values.items() if value is not None}
     classes = ordered_classes(named.values()) if classes is None else classes
@@ -83,7 +83,7 @@ def labels_of(
     if len(named) < len(values):
         _log.warning("%d of %d signals have no label (-1)", len(values) - len(named), len(values))
     if patients is not None:
-        # With a word before it, no stated patient can be the same as a signal without one.
+        # The prefix keeps stated patients different from signals without a patient.
         units = {
             name: f"signal {name}" if patient is None else f"patient {patient}" for name, patient in patients.items()
         }
@@ -95,7 +95,7 @@ def labels_of(
 
 
 def read_numbers(path: Path, names: Sequence[str], *, column: str) -> dict[str, float]:
-    """The numbers of named signals from a column of a table, of those that have one; rows match as for labels.
+    """The numbers in a column of a table, by signal, for signals that have one; rows match as for labels.
 
     Raises:
       DataError: as `read_label_table`, or a cell that is neither a finite number nor says that there is none.
@@ -124,18 +124,18 @@ def read_label_table(
 ) -> Labels:
     """The labels and patients of named signals from a table.
 
-    Cells that say that there is no value (`delimited.stated`) hold no label and no patient. Every other value in the
-    label column is a class, whether a signal has it or not, so that a part of the signals has the same classes as all.
-    What does not match is logged.
+    Cells with a missing value (`delimited.stated`) hold no label and no patient. Every other value in the label column
+    is a class, even without a signal, so that a part of the signals has the same classes as all. Rows and signals
+    without a match are logged.
 
     Args:
       path: CSV or TSV with a header line.
-      names: of the signals, unique, "/" between folders.
+      names: names of the signals, unique, "/" between folders.
       label_column: "" takes the column "label" if there is one, or none if `patient_column` is given.
       patient_column: "" if patients are not known.
-      id_column: which says what signal a row is about; "" takes it as said above.
-      no_value: further spellings of no value.
-      warn: of labels so many that they may be no classes.
+      id_column: the column that names the signal of a row; "" chooses it as described for this module.
+      no_value: further spellings of a missing value.
+      warn: whether to warn of so many labels that they may not be classes.
     Raises:
       DataError: names the file: unreadable, a column missing or twice, a short or long row, two rows for one signal,
         a row for several files of different folders, a signal that two rows fit, or no row for any signal.
@@ -200,7 +200,7 @@ def _column(path: Path, header: list[str], name: str) -> int | None:
 def _matched(
     path: Path, names: Sequence[str], found: Mapping[str, tuple[int, str | None, str | None]]
 ) -> dict[str, str]:
-    """The row's key of each signal that has one."""
+    """The key of the matching row of each signal that has one."""
     matched: dict[str, str] = {}
     by_file: dict[str, str] = {}
     for name in names:
@@ -254,7 +254,7 @@ def _parts(name: str) -> list[str]:
 
 
 def _by_case(names: Sequence[str], keys: Sequence[str]) -> dict[str, list[str]]:
-    """For each name the rows' keys that are a name of it, whatever the case."""
+    """For each name, the keys of rows that equal it in any case."""
     folded: dict[str, list[str]] = {}
     for key in keys:
         folded.setdefault(key.casefold(), []).append(key)
@@ -267,7 +267,7 @@ def _by_case(names: Sequence[str], keys: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _by_beginning(names: Sequence[str], keys: Sequence[str]) -> dict[str, list[str]]:
-    """For each name the longest keys with which it, or a folder of it, begins; a word or number is not parted."""
+    """For each name, the longest keys that it, or one of its folders, begins with; words and numbers stay whole."""
     folded: dict[str, list[str]] = {}
     for key in keys:
         folded.setdefault(key.casefold(), []).append(key)
@@ -289,9 +289,9 @@ def _one_word(left: str, right: str) -> bool:
 
 
 def _by_number(names: Sequence[str], keys: Sequence[str]) -> dict[str, list[str]]:
-    """For each name the keys that are one number of it: the same one, counted from the left, in all names.
+    """For each name, the keys that equal one of its numbers, at the same place from the left in all names.
 
-    The number by which most rows are found counts. It must differ between names, as the 1 of T1 does not.
+    The place that finds most rows counts. Its number must differ between names, unlike the 1 of T1.
     """
     rows: dict[int, list[str]] = {}
     for key in keys:
@@ -313,5 +313,5 @@ def _by_number(names: Sequence[str], keys: Sequence[str]) -> dict[str, list[str]
 
 
 def _normal(name: str) -> str:
-    """One spelling for names that look alike: some systems write an accent as a character of its own."""
+    """One spelling for names that look alike: some systems write an accent as a separate character."""
     return unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("./")

@@ -1,9 +1,9 @@
 """Chest CT volumes in Hounsfield units, as NIfTI: LIDC-IDRI after `python -m experiments.tools.preprocess`, or others.
 
-A volume that is not on cubic voxels of 1 mm along the axes of space is interpolated to these. Then, as published: the
-central 256 x 256 x 256 voxels, padded with air (-1000) where the scan is shorter, clipped at -1000 and at the 0.999
-quantile of these voxels, scaled to [0, 1] and averaged over blocks. Axes are RAS+, and the affine is kept. Fields of a
-header that count and that do not: see `volume_files.py`.
+Every volume is interpolated to cubic voxels of 1 mm along the axes of space, unless it has them. The rest is as
+published: the central 256 x 256 x 256 voxels, padded with air (-1000) where the scan is shorter, are clipped at -1000
+and at the 0.999 quantile of these voxels, scaled to [0, 1] and averaged over blocks. Axes are RAS+, and the affine is
+kept. `volume_files.py` lists the header fields that are read.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from medfuncta_jax.datasets.volumes import (
 from medfuncta_jax.settings import SettingsError
 from medfuncta_jax.units import units_between
 
-# Voxels of 1 mm along each side; the sizes that can be had divide it.
+# Voxels of 1 mm along each side; possible sizes divide this number.
 FIELD = 256
 SIZES = (32, 64, 128, 256)
 SPACING = 1.0
@@ -66,13 +66,14 @@ class Options:
       size: voxels along each side, 32, 64, 128 or 256; one voxel is 256 / size millimetres wide.
       pattern: which of the .nii and .nii.gz files, a glob over their paths relative to the data directory, where "*"
         also stands for folders; for a folder that holds masks too.
-      quantile_high: of the cropped volume, scaled to 1; -1000 HU is scaled to 0.
-      patient: a regular expression; what it finds in a file's path is the patient, and a file in whose path it finds
-        nothing is a patient of its own.
-      nan: Hounsfield units that NaN voxels become, such as -1000, air; "" refuses a volume with NaN.
-      seed: of the split.
-      test_fraction: of the patients.
-      val_fraction: of the patients, taken from those that are not for testing; the test split does not depend on it.
+      quantile_high: quantile of the cropped volume that is scaled to 1; -1000 HU is scaled to 0.
+      patient: a regular expression; its match in a file's path is the patient, and a file without a match is a patient
+        of its own.
+      nan: replacement of NaN voxels in Hounsfield units, such as -1000, air; "" refuses a volume with NaN.
+      seed: seed of the split.
+      test_fraction: fraction of the patients.
+      val_fraction: fraction of the patients, drawn from those not used for testing; the test split does not depend on
+        it.
     """
 
     size: int = 32
@@ -143,7 +144,7 @@ def new_files(folder: Path, options: Options) -> dict[str, Path]:
 def plan_new(
     options: Options, folder: Path, files: Mapping[str, Path], *, grid: tuple[int, ...], channels: int
 ) -> Plan:
-    """Files that no run has seen, all in the split "new", as `plan` would make them."""
+    """New files, all in the split "new", as `plan` would make them."""
     return _plan(options, new_splits(files, options, _example), _about(folder, options, files))
 
 
@@ -179,7 +180,7 @@ def preprocess(volume: Volume, options: Options, *, name: str) -> Volume:
     Args:
       volume: Hounsfield units; any spacing and orientation.
       options: size and quantile.
-      name: of the file, for the message.
+      name: the file's name, for the message.
     Returns:
       float32 [size, size, size] in [0, 1], 0 outside the input, and the affine of the new grid.
     Raises:
@@ -211,7 +212,7 @@ def _patient(name: str, pattern: str) -> str:
 
 
 def _shorter_than_field(path: Path) -> bool:
-    """False also for a file that cannot be read."""
+    """Whether a scan is shorter than the field of view; False for an unreadable file."""
     try:
         shape, affine = volume_header(path)
     except DataError:

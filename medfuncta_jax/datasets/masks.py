@@ -11,29 +11,29 @@ import numpy as np
 
 from medfuncta_jax.datasets.dataset import DataError
 
-# A mask holds no more different values than this, an image more.
+# Maximum number of different values in a mask; images have more.
 _MOST_LABELS = 64
 
-# Of many pairs so many are read.
+# Maximum number of pairs that are read.
 _READ = 3
 
-# Words in a name that say mask, between separators.
+# Words between separators that mark the name of a mask.
 _MASK_WORDS = frozenset(("seg", "mask", "masks", "label", "labels", "segmentation", "annotation", "roi", "gt"))
 
 _SUFFIXES = re.compile(r"(\.[A-Za-z]{2,4})?(\.gz)?$")
 
 
 def refuse_masks(folder: Path, files: Mapping[str, Path], read: Callable[[Path], np.ndarray]) -> None:
-    """Refuse files of which some are masks of others.
+    """Refuse files if some are masks of others.
 
-    A mask is a file of whole numbers of few different values, which has the name of an image in another folder (of the
-    Medical Segmentation Decathlon, `imagesTr` and `labelsTr`), or that name with a word such as "seg" or "mask". Pairs
-    by name are found first, and some of these are read; a folder without such pairs costs nothing.
+    A mask is a file of whole numbers with few different values. It has the name of an image in another folder
+    (`imagesTr` and `labelsTr` in the Medical Segmentation Decathlon), or that name with a word such as "seg" or "mask".
+    Pairs by name are found first, and some of them are read; a folder without such pairs costs nothing.
 
     Args:
       folder: the data directory.
-      files: those that match, by their names relative to `folder`, "/" between folders.
-      read: gives the stored values of one, or raises DataError.
+      files: the matching files, by their names relative to `folder`, "/" between folders.
+      read: gives the stored values of a file, or raises DataError.
     Raises:
       DataError: names a mask, its image and a pattern that leaves the masks out.
     """
@@ -89,7 +89,7 @@ def _few_whole_numbers(values: np.ndarray) -> bool:
 
 
 def _pattern(files: Mapping[str, Path], mask: str, image: str) -> str:
-    """A glob that matches the image and those like it, and no mask; "" where none of the usual ones does."""
+    """A glob that matches the image and similar files, and no mask; "" if none of the usual globs does."""
     place, ending = PurePosixPath(image), _SUFFIXES.search(image)[0]  # type: ignore[index]
     parts = re.split(r"([_.-])", PurePosixPath(image.removesuffix(ending)).name)
     last = f"*{parts[-2]}{parts[-1]}" if len(parts) > 1 else "*"
@@ -108,7 +108,7 @@ def _pattern(files: Mapping[str, Path], mask: str, image: str) -> str:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """As a glob, where "**/" is any folders or none, and "*" stays within one."""
+    """Whether a name matches a glob, in which "**/" is any folders or none, and "*" stays within one folder."""
     regex = "".join(
         "(?:.*/)?" if part == "**/" else "[^/]*" if part == "*" else re.escape(part)
         for part in re.split(r"(\*\*/|\*)", pattern)

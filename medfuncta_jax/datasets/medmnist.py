@@ -1,12 +1,12 @@
 """MedMNIST v2 and MedMNIST+ (Yang et al. 2023): 2D sets at 28, 64, 128 and 224, 3D sets at 28 and 64.
 
-The published .npz file is looked for in the data directory and else downloaded into the cache and checked. Another
-file with the same layout in the data directory (`NAME.npz`, or `NAME_SIZE.npz` for a size other than 28, holding
+The published .npz file is taken from the data directory, or else downloaded into the cache and checked. Another file
+with the same layout in the data directory (`NAME.npz`, or `NAME_SIZE.npz` for a size other than 28, holding
 train_images, train_labels, val_images and so on, uint8) is a dataset too, without any entry here.
 
 Stored as published, uint8: RGB keeps its three channels, volumes are [N, D, H, W]. MedMNIST gives no voxel spacing, so
-its volumes have no affine. Of a file of yours that has three axes an image, the last is channels if there are 1, 3 or 4
-of them, unless the name says "3d" as MedMNIST's do; else the image is a volume. `channels` says it otherwise.
+its volumes have no affine. In a file of your own with three axes an image, the last axis is channels if its length is
+1, 3 or 4 and the name lacks MedMNIST's "3d"; else the image is a volume. The option `channels` overrides this.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ class Options:
     """Settings of the source.
 
     Attributes:
-      flag: the set's name as in its file, "pneumoniamnist" or "organmnist3d"; or that of a file of yours.
+      flag: the set's name as in its file, "pneumoniamnist" or "organmnist3d"; or the name of your own file.
       size: 28, 64, 128 or 224; 28 or 64 for volumes.
-      channels: of a file of yours: 1 if every axis of an image is one of the grid (a last axis of 1 is none), or the
-        length of its last axis; 0 takes what the number of axes and the name say.
+      channels: for your own file: 1 if every axis of an image belongs to the grid (a last axis of 1 does not), or the
+        length of the last axis; 0 decides by the number of axes and the name.
     """
 
     flag: str
@@ -142,9 +142,9 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
 
 
 def finer(options: Options, scale: int, *, data_dir: str | None, cache_root: Path) -> Options:
-    """The options of the size nearest to `scale` times this one whose file is at hand; nothing is downloaded.
+    """The options of the available size nearest to `scale` times this one; nothing is downloaded.
 
-    MedMNIST comes in sizes: 64 stands for twice 28, 224 for four times 64.
+    The sizes of MedMNIST are fixed: 64 counts as twice 28, 224 as four times 64.
 
     Raises:
       NoFinerGrid: the set has no such size, or its file is not here.
@@ -172,7 +172,7 @@ def new_files(folder: Path, options: Options) -> dict[str, Path]:
 def plan_new(
     options: Options, folder: Path, files: Mapping[str, Path], *, grid: tuple[int, ...], channels: int
 ) -> Plan:
-    """All images of files of arrays NAME_images, uint8, whichever split they name, in the split "new"."""
+    """All images in arrays NAME_images of files, uint8, of any named split, in the split "new"."""
     arrays: dict[str, ArrayInFile] = {}
     for name, path in files.items():
         for key, array in npz_arrays(path).items():
@@ -211,7 +211,7 @@ def example_of(
 
 
 def _located(options: Options, data_dir: str | None, cache_root: Path) -> tuple[Path, str]:
-    """The set's file, downloaded if need be, and its MD5."""
+    """The set's file, downloaded if necessary, and its MD5."""
     known = _SETS.get(options.flag)
     path = required_folder(data_dir, options.file) / options.file if data_dir is not None else None
     if path is not None and path.is_file():
@@ -313,7 +313,7 @@ def _common_shape(path: Path, images: dict[str, ArrayInFile], options: Options) 
 
 
 def _channels(path: Path, shape: tuple[int, ...], flag: str) -> int:
-    """How many channels an image of a file without an entry here has; a reading that another could replace is said."""
+    """The channels of an image in a file of your own; an ambiguous shape is logged."""
     if len(shape) != 3:
         return shape[-1] if len(shape) == 4 else 1
     if shape[-1] == 1 or (shape[-1] in _COLOURED and "3d" not in flag.lower()):

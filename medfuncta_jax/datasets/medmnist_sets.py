@@ -8,15 +8,15 @@ _SIZES_2D, _SIZES_3D = (28, 64, 128, 224), (28, 64)
 
 
 class PublishedSet:
-    """What is published of a set.
+    """The published data of a set.
 
     Attributes:
       task, channels, classes, licence: as published.
       dimensions: 2 or 3.
-      md5: of the file of each size.
+      md5: the checksum of the file of each size.
     """
 
-    # The classes are separated by "; ", the MD5 sums follow the sizes.
+    # "; " separates the classes; the MD5 sums are in the order of the sizes.
     def __init__(self, task: Task, channels: int, classes: str, md5: str, licence: str = "CC BY 4.0"):
         self.task = task
         self.channels = channels

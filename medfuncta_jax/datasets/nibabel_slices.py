@@ -1,4 +1,4 @@
-"""Slices of the brain MRI that nibabel installs with itself: real data with no download.
+"""Slices of the brain MRI that is installed with nibabel: real data without a download.
 
 `example4d.nii.gz` holds two scans (time points) of one head, 128 x 96 x 24 voxels of 2 x 2 x 2.2 mm: a slab 53 mm high,
 so axial slices show the whole section, sagittal and coronal ones a band of it. Every slice is put on one square field
@@ -30,7 +30,8 @@ from medfuncta_jax.units import Units, units_between
 
 _DIRECTIONS = ("sagittal", "coronal", "axial")
 
-# A voxel above this part of the scan's range is tissue, and a slice with less tissue than this is dropped.
+# Voxels above the first number, a part of the scan's range, are tissue; slices with less tissue than the second are
+# dropped.
 _TISSUE, _LEAST_TISSUE_MM2 = 0.1, 2000.0
 
 
@@ -41,7 +42,7 @@ class Options:
     Attributes:
       size: pixels along both sides of a slice, 8 to 256.
       field_of_view: millimetres along both sides; smaller than the head (192) crops about the centre.
-      val_fraction, test_fraction: of the positions along each direction, above 0, together at most 0.5.
+      val_fraction, test_fraction: fractions of the positions along each direction, above 0, together at most 0.5.
     """
 
     size: int = 32
@@ -93,13 +94,13 @@ class _Scans:
         steps = [options.field_of_view / options.size / self.volumes[one.scan].spacing[axis] for axis in others]
         section = np.take(self.unit[one.scan], one.position, axis=one.axis)
         signal = resample(section, (options.size, options.size), steps)
-        # Displayed as an image, rows run from superior (or anterior, in axial slices) down.
+        # Rows of the displayed image run from superior (or anterior, in axial slices) down.
         picture = np.clip(signal.T[::-1, :, None], 0, 1)
         return Example(picture, f"{name}-{one.id}", label=one.axis, units=self.units[one.scan])
 
 
 def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
-    """The slices; `data_dir` is not needed and not looked at.
+    """The slices; `data_dir` is ignored.
 
     Raises:
       DataError: nibabel is installed without its test data.
@@ -144,7 +145,7 @@ def new_files(folder: Path, options: Options) -> dict[str, Path]:
 def plan_new(
     options: Options, folder: Path, files: Mapping[str, Path], *, grid: tuple[int, ...], channels: int
 ) -> Plan:
-    """All slices with tissue of scans that no run has seen, in the split "new", as `plan` would make them."""
+    """All slices with tissue of new scans, in the split "new", as `plan` would make them."""
     found: dict[str, list[_Slice]] = {}
     refused: dict[str, str] = {}
     for name, path in files.items():
@@ -185,7 +186,7 @@ def split_positions(kept: list[int], val_fraction: float, test_fraction: float) 
 
     Args:
       kept: positions in order, at least 12.
-      val_fraction, test_fraction: of `kept`; at least one position each.
+      val_fraction, test_fraction: fractions of `kept`; at least one position each.
     """
     blocks = {}
     left_out = set()

@@ -1,9 +1,9 @@
 """A folder of NIfTI volumes of any shapes and spacings, resampled to one grid of cubic voxels.
 
 Every volume is reoriented to RAS+, clipped to robust quantiles and scaled to [0, 1] by itself, and resampled about its
-centre, anti-aliased; the affine of the new grid is kept, so that a reconstruction overlays the scan it comes from.
-The split is by file, or by patient where a table of labels states patients; ids are the names relative to the data
-directory. Fields of a header that count and that do not: see `volume_files.py`.
+centre, anti-aliased; the affine of the new grid is kept, so that a reconstruction overlays its scan. The split is by
+file, or by patient where a table of labels states patients; ids are the names relative to the data directory.
+`volume_files.py` lists the header fields that are read.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Options(FolderOptions):
       grid: the three sizes to resample to.
       spacing: millimetres a voxel, the same for every volume, which is cropped or padded with 0 about its centre; 0
         gives each volume the smallest spacing that fits its whole field of view into the grid.
-      quantile_low, quantile_high: of a volume's intensities, scaled to 0 and 1.
-      nan: what NaN voxels become, such as 0 for background outside the body; "" refuses a file with NaN.
+      quantile_low, quantile_high: quantiles of a volume's intensities that are scaled to 0 and 1.
+      nan: replacement of NaN voxels, such as 0 for background outside the body; "" refuses a file with NaN.
     """
 
     pattern: str = "**/*.nii*"
@@ -93,14 +93,14 @@ def finer(options: Options, scale: int, *, data_dir: str | None, cache_root: Pat
 
 
 def new_files(folder: Path, options: Options) -> dict[str, Path]:
-    """The files of a folder that a finished field is applied to, by name."""
+    """The files in a folder of new signals, by name."""
     return matching_files(folder, options)
 
 
 def plan_new(
     options: Options, folder: Path, files: Mapping[str, Path], *, grid: tuple[int, ...], channels: int
 ) -> Plan:
-    """Files that no run has seen, all in the split "new", as `plan` would make them."""
+    """New files, all in the split "new", as `plan` would make them."""
     return _plan(options, new_splits(files, options, _example), about_files("nifti_folder", folder, options, files))
 
 

@@ -1,7 +1,8 @@
 """Arrays in .npz files, read item by item: nothing is unpickled, and memory does not grow with an array in C order.
 
-Honoured of a header: the type, byte order, shape and order of an array (Fortran order is read as a whole). There is
-nothing else in it. Refused: Python objects and texts, sizes that do not agree with the file, and damage.
+Honoured: the whole header, that is the type, byte order, shape and order of an array (an array in Fortran order is read
+as a whole).
+Refused: Python objects and texts, sizes that do not agree with the file, and damage.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from medfuncta_jax.datasets.contents import contents
 from medfuncta_jax.datasets.dataset import DataError
 
-# Deflate cannot do better than this, so an entry that claims more is corrupt or a bomb.
+# Largest ratio that deflate reaches; an entry that claims more is corrupt or a decompression bomb.
 _LARGEST_DEFLATE_RATIO = 1032
 
 _DAMAGED = "truncated or corrupt .npz file"
@@ -48,7 +49,7 @@ class ArrayInFile:
         Raises:
           DataError: truncated or corrupt.
         """
-        # In Fortran order an entry is spread over the whole array, which then is the one thing that is read.
+        # In Fortran order an entry is spread over the whole array, so the array is read at once.
         count, shape = (1, self.shape) if self.fortran else (self.shape[0], self.shape[1:])
         size = self.dtype.itemsize * math.prod(shape)
         with contextlib.ExitStack() as stack:
@@ -62,9 +63,9 @@ class ArrayInFile:
                     if len(item) != size:
                         raise EOFError("the array ends too early")
                 values = np.frombuffer(item, self.dtype).reshape(shape, order="F" if self.fortran else "C")
-                yield from values if self.fortran else [values]  # outside: what a caller throws passes
+                yield from values if self.fortran else [values]  # outside, so that exceptions of the caller pass
             with _damage_named(self.path, self.key):
-                if stream.read(1):  # reading the end is what makes zipfile compare the checksum
+                if stream.read(1):  # zipfile compares the checksum only when the end is read
                     raise ValueError("the array is longer than its header states")
 
     def read(self) -> np.ndarray:
@@ -118,7 +119,7 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     if reader is None:
         raise ValueError(f"unknown version {version} of the array format")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the spelling of old headers
+        warnings.simplefilter("ignore")  # about the format of old headers
         return reader(stream)
 
 
@@ -137,7 +138,7 @@ def _damage_named(path: Path, key: str) -> Iterator[None]:
     except Exception as error:  # zipfile, its decompressors and numpy's parser raise nearly anything on broken data
         place = f"{path} ({key})" if key else f"{path}"
         what = contents(path)
-        if isinstance(error, (RuntimeError, NotImplementedError)):  # zipfile's, of a password or a method
+        if isinstance(error, (RuntimeError, NotImplementedError)):  # zipfile's errors about a password or a method
             reason, remedy = (
                 "encrypted or compressed in a way that is not read",
                 "save it anew with numpy.savez_compressed",

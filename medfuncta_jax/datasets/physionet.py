@@ -1,16 +1,16 @@
 """Beats from the raw records of the MIT-BIH Arrhythmia Database (.hea, .dat, .atr), after Kachuee et al. 2018.
 
-The lead is resampled to 125 Hz and cut into windows of 10 s, each scaled to [0, 1] by its minimum and maximum. A beat
-that the cardiologists annotated starts at its R peak, moved to the highest sample within 24 ms (and the window), and is
-1.2 T long, T the median RR interval of the window, at most 187 samples; the rest is 0. Left out: beats that run out of
-their window, windows with fewer than two beats, without signal or with invalid samples, and what is left after the last
-whole window. Annotations that are of no AAMI class (rhythm changes, noise, flutter waves) are no beats.
+The lead is resampled to 125 Hz and cut into windows of 10 s, each scaled to [0, 1] by its minimum and maximum. An
+annotated beat starts at its R peak, moved to the highest sample within 24 ms (and the window), and lasts 1.2 T, with T
+the median RR interval of the window, at most 187 samples; the rest is 0. Left out: beats that exceed their window,
+windows with fewer than two beats, without signal or with invalid samples, and the samples after the last whole window.
+Annotations without an AAMI class (rhythm changes, noise, flutter waves) are no beats.
 
-Honoured of a header: rate, length, the lead's name, coding, gain, baseline and checksum; of the annotations: samples,
-symbols and a rate of their own. Ignored: units (a window is scaled by itself), comments, and what is said of other
-leads. An annotation file is refused unless it ends as such files do and its samples lie in the record, in order.
+Honoured: rate, length, the lead's name, coding, gain, baseline and checksum in a header; samples, symbols and a
+separate rate in annotations. Ignored: units (a window is scaled by itself), comments, and entries of other leads. An
+annotation file is refused unless it has the proper end and its samples lie in the record, in order.
 
-Splits are by patient: records 201 and 202 are of one. Reading the records takes the package `wfdb`.
+Splits are by patient: records 201 and 202 are of one patient. Reading the records needs the package `wfdb`.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _WINDOW = 10 * RATE
 _REACH = round(0.024 * RATE)
 _LENGTH_IN_RR = 1.2
 
-# Samples a second that an ECG is recorded with.
+# Plausible sampling rates of an ECG, samples a second.
 _RATES = (50, 10_000)
 
 # The annotation symbols of each class (ANSI/AAMI EC57).
 _SYMBOLS = {"N": "NLRejB", "S": "AaJS", "V": "VE", "F": "F", "Q": "/fQ"}
 _CLASS_OF = {symbol: CLASSES.index(name) for name, symbols in _SYMBOLS.items() for symbol in symbols}
 
-# Codes in an annotation file after which four bytes, or as many as are counted, belong to the same annotation.
+# Codes in an annotation file that add four bytes, or a stated number of bytes, to the same annotation.
 _SKIP, _AUX = 59, 63
 
 _PATIENT_OF = {"202": "201"}
@@ -58,11 +58,11 @@ class Beat:
     """One heartbeat.
 
     Attributes:
-      sample: where it is annotated in the record, in samples of the record.
+      sample: the place of its annotation, in samples of the record.
       label: index into `CLASSES`.
       values: float32 [187] in [0, 1].
-      low, high: what became 0 and 1: the least and the largest value of the 10 s around it.
-      unit: of these, such as "mV".
+      low, high: the values that became 0 and 1, the minimum and maximum of the 10 s around the beat.
+      unit: the unit of low and high, such as "mV".
     """
 
     sample: int
@@ -87,7 +87,7 @@ class Record:
 
     @property
     def patient(self) -> str:
-        """The patient it was recorded from."""
+        """The patient of the record."""
         return _PATIENT_OF.get(self.name, self.name)
 
     def has_lead(self) -> bool:
@@ -110,7 +110,7 @@ class Record:
                 raise DataError(f"{self.header}: {rate:g} samples a second is no rate of an ECG; copy the record anew")
         if _is_wrong(record):
             raise DataError(f"{self.header}: the samples of {self.lead} do not add up to its checksum; copy it anew")
-        # Annotations may count in a rate of their own.
+        # Annotations may have a separate sampling rate.
         samples = np.rint(np.asarray(notes.sample) * (record.fs / (notes.fs or record.fs))).astype(np.int64)
         length = len(record.d_signal)
         if len(samples) and (samples.min() < 0 or samples.max() >= length or (np.diff(samples) < 0).any()):
@@ -156,7 +156,7 @@ class Record:
             raise DataError(f"{error.filename or place}: no such file; copy the whole record anew") from error
         except OSError as error:
             raise DataError(f"{place}: cannot be read ({error.strerror or 'cut short'}); check the record") from error
-        except Exception as error:  # wfdb parses whatever the files hold
+        except Exception as error:  # wfdb parses any content and may raise anything
             path = self.header.with_suffix({"header": ".hea", "signal": ".dat", "annotations": ".atr"}[part])
             what = contents(path) if path.is_file() else ""
             reason = f"it is {what}" if what and (what, part) != ("text", "header") else "it is damaged or cut short"
@@ -164,13 +164,13 @@ class Record:
 
 
 def _is_wrong(record: Any) -> bool:
-    """Whether samples that were read differ from a checksum in the header, where one is stated other than 0."""
+    """Whether samples differ from the header's checksum, if that is stated and not 0."""
     stated = (record.checksum or [None])[0]
     return bool(stated) and (int(record.d_signal.sum(dtype=np.int64)) - int(stated)) % (1 << 16) != 0
 
 
 def _require_annotations(path: Path) -> None:
-    """Refuse what does not go on, annotation by annotation, to the two zero bytes that end such a file.
+    """Refuse a file whose annotations do not lead to the two zero bytes at the end.
 
     An annotation is a word of 16 bits, a code above a count of samples; some codes say that more bytes follow.
     """
@@ -204,7 +204,7 @@ def extract_beats(signal: np.ndarray, rate: float, samples: np.ndarray) -> tuple
     invalid = ~np.isfinite(signal)
     if invalid.any() and not invalid.all():
         signal = np.interp(np.arange(len(signal)), np.flatnonzero(~invalid), signal[~invalid])
-    # A line from the first to the last sample is taken off first, so that the ends do not ring.
+    # The line from the first to the last sample is subtracted first, so that the ends do not ring.
     resampled = resample_poly(signal, ratio.numerator, ratio.denominator, padtype="line")
     places = np.rint(samples * (RATE / rate)).astype(np.int64)
     kept: list[int] = []
@@ -241,7 +241,7 @@ class RecordSplit:
 
     Attributes:
       records: in the order of their names.
-      lengths: how many beats each split has.
+      lengths: number of beats in each split.
       about: JSON-able: the rule, the records of each split, those left out, and the files.
     """
 
@@ -253,14 +253,14 @@ class RecordSplit:
 def split_records(
     folder: Path, *, lead: str, test_records: tuple[str, ...], fractions: Mapping[str, float], seed: int
 ) -> RecordSplit:
-    """The records below a folder, split by patient; all are read once, to count their beats.
+    """The records below a folder, split by patient; all records are read once, to count their beats.
 
     Args:
       folder: with records named by three digits, as published ("x_108" and the like there are excerpts), at any depth.
-      lead: of the beats; records without it are left out, and logged.
+      lead: the lead of the beats; records without it are left out, and logged.
       test_records: all records to test on; empty draws them.
-      fractions: of the patients, for "val" and "test".
-      seed: of the split.
+      fractions: fractions of the patients for "val" and "test".
+      seed: seed of the split.
     Raises:
       DataError: no records, a record twice or damaged, a test record that is not there or shares a patient with
         others, or too few patients.
@@ -296,7 +296,7 @@ def split_records(
 
 
 def records_with_lead(folder: Path, lead: str) -> tuple[dict[str, Record], list[str]]:
-    """The records below a folder that have a lead, by name, and the names of those without, which are logged.
+    """The records below a folder that have a lead, by name, and the names of the other records, which are logged.
 
     Raises:
       DataError: no records, or one that is there twice or damaged.

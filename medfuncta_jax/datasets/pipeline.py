@@ -10,19 +10,19 @@ import numpy as np
 
 from medfuncta_jax.datasets.dataset import Split
 
-# Batches read ahead. One thread keeps up, and more would only contend with the training step.
+# Batches read ahead. One thread is fast enough; more threads would contend with the training step.
 _AHEAD = 4
 
-# grain wants a finite length; at 1000 batches a second this lasts 300 million years.
+# grain needs a finite length; at 1000 batches a second this one lasts 300 million years.
 _ENDLESS = 2**62
 
 
 def batches(split: Split, *, batch_size: int, seed: int, start_step: int = 0) -> BatchStream:
     """An endless stream of training batches.
 
-    The split is gone through again and again, each time (epoch) in a new order; a batch may span two epochs, and
-    repeats signals where the split is smaller than the batch. Batch number `step` is a function of `seed` and `step`
-    alone, so a stream started at step s is the stream from 0 without its first s batches, bit for bit.
+    Each pass over the split (epoch) has a new order; a batch may span two epochs, and repeats signals if the split is
+    smaller than the batch. Batch number `step` is a function of `seed` and `step` alone, so a stream started at step s
+    is the stream from 0 without its first s batches, bit for bit.
 
     Args:
       split: the signals.
@@ -30,7 +30,8 @@ def batches(split: Split, *, batch_size: int, seed: int, start_step: int = 0) ->
       seed: at least 0.
       start_step: the number of the first batch, at least 0.
     Returns:
-      An iterator of float32 [B, *grid, D] in [0, 1]. `close()` ends it, as does dropping it or leaving its `with`.
+      An iterator of float32 [B, *grid, D] in [0, 1]. It ends by `close()`, by leaving its `with`, or when it is
+      deleted.
     Raises:
       ValueError: an argument out of range.
     """
@@ -43,7 +44,7 @@ def batches(split: Split, *, batch_size: int, seed: int, start_step: int = 0) ->
 
 
 class BatchStream(Iterator[np.ndarray]):
-    """What `batches` returns."""
+    """The result of `batches`."""
 
     _iterator: Iterator[np.ndarray] | None = None
 
@@ -73,7 +74,7 @@ class BatchStream(Iterator[np.ndarray]):
 
 
 class _Batches:
-    """Random access to whole batches. grain's own shuffle takes 25 microseconds a signal, longer than all the rest."""
+    """Random access to whole batches. grain's own shuffle takes 25 microseconds a signal, more than all other work."""
 
     def __init__(self, split: Split, batch_size: int, seed: int, start_step: int):
         self._split, self._size, self._seed, self._start = split, batch_size, seed, start_step
@@ -87,7 +88,7 @@ class _Batches:
 
 
 def batch_rows(length: int, *, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Which signals of a split of `length` batch number `step` of `batches` holds, int [batch_size]."""
+    """The rows, int [batch_size], of batch number `step` of `batches` in a split of `length`."""
     first = step * batch_size
     epochs, places = np.divmod(np.arange(first, first + batch_size), length)
     orders = {int(epoch): _epoch_order(length, seed, int(epoch)) for epoch in np.unique(epochs)}
@@ -96,5 +97,5 @@ def batch_rows(length: int, *, batch_size: int, seed: int, step: int) -> np.ndar
 
 @functools.lru_cache(maxsize=8)
 def _epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of an epoch, a permutation of `length` rows; the bit generator is named so that it never changes."""
+    """The order of an epoch, a permutation of `length` rows; the explicit bit generator keeps it stable."""
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(length)

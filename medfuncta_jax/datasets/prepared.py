@@ -1,12 +1,11 @@
 """Prepared data: a plan's signals, written once as array_record by tensorflow-datasets and read with random access.
 
-A prepared folder is named by a hash of all that determines its content, so that other settings or other source files
-make another folder. It is written beside its place and moved there when whole. No TensorFlow is needed.
+The name of a prepared folder is a hash of everything that determines its content, so that other settings or source
+files make another folder. The folder is written under a temporary name and moved when whole. No TensorFlow is needed.
 
-Signals that a source cannot make are skipped here, while the others stream by: logged, and listed in the metadata.
-Of equal signals of 64 samples or more among files that a user gathered (copies, links, one scan in two formats) the
-first is kept, in the order train, val, test, so that none is on both sides of a split; the others are logged, and left
-out when the folder is read.
+Signals that a source cannot make are skipped during writing, logged, and listed in the metadata. Equal signals of 64
+samples or more among a user's own files (copies, links, one scan in two formats) are kept once, the first in the order
+train, val, test, so that no signal is in two splits; the others are logged, and left out when the folder is read.
 """
 
 from __future__ import annotations
@@ -43,18 +42,18 @@ from medfuncta_jax.datasets.dataset import (
 
 _log = logging.getLogger(__name__)
 
-# Part of the hash: another layout of the records makes other folders.
+# Part of the hash: a new layout of the records makes new folders.
 _LAYOUT = 5
 
 _STAGING = ".staging-"
 
-# Where tfds puts the records and their metadata.
+# The folder in which tfds writes the records and their metadata.
 _RECORDS = Path("signals") / "1.0.0"
 
 # Ids, fingerprints and repetitions of all signals, beside the records.
 _CONTENTS = "contents.npz"
 
-# Skipped or repeated signals that get a line in the log.
+# Maximum number of skipped or repeated signals with a line in the log.
 _LOGGED = 20
 
 # Bytes of signals stored as one part of a split.
@@ -62,10 +61,10 @@ PART_BYTES = 1 << 28
 
 
 def prepared_dataset(plan: Plan, cache_root: Path) -> Dataset:
-    """The dataset of a plan, preparing it first where it is not in the cache.
+    """The dataset of a plan, prepared first if it is not in the cache.
 
-    Two jobs may ask for the same plan at once: one prepares, the other waits. A job killed half way leaves only a
-    staging folder, which the next job removes.
+    If two jobs request the same plan at once, one prepares and the other waits. A killed job leaves only a staging
+    folder, which the next job removes.
 
     Raises:
       DataError: an empty split, also one whose signals all repeat others, more than half of the signals skipped, a
@@ -84,7 +83,7 @@ def prepared_dataset(plan: Plan, cache_root: Path) -> Dataset:
         contents, kept, repeated = _contents(plan, folder, splits)
     except PermissionError as error:
         raise DataError(f"{folder}: prepared data cannot be read ({error.strerror}); ask for the right to") from error
-    except Exception as error:  # whatever a damaged folder makes tfds, json or array_record raise
+    except Exception as error:  # a damaged folder makes tfds, json or array_record raise anything
         raise DataError(f"{folder}: prepared data is damaged or not all there; remove this folder") from error
     if skipped:
         _log.warning(
@@ -149,7 +148,7 @@ def _prepare(plan: Plan, folder: Path) -> None:
                 _log.info("preparing %s in %s", plan.name, folder)
                 _write(plan, staging)
                 try:
-                    staging.chmod(0o755)  # mkdtemp's is private, a cache may be shared
+                    staging.chmod(0o755)  # mkdtemp makes a private folder, a cache may be shared
                     staging.rename(folder)
                 except OSError:
                     if not folder.is_dir():  # without a lock, another job may have been faster
@@ -165,7 +164,7 @@ def _prepare(plan: Plan, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[bool]:
-    """Hold the folder's lock, which the system gives back when a job dies; False on file systems without locks."""
+    """Hold the folder's lock, which the system releases when a job dies; False on file systems without locks."""
     with open(folder.with_name(f"{folder.name}.lock"), "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -179,10 +178,10 @@ def _lock(folder: Path) -> Iterator[bool]:
 
 
 def _parts(plan: Plan, name: str) -> dict[str, int | None]:
-    """How many examples each part of a split stores; None for all that are left.
+    """The number of examples in each part of a split; None for all remaining examples.
 
-    tfds sorts what it stores as a split in memory up to 1 GB, and with TensorFlow on disk above. So a larger split is
-    stored as several, which need neither much memory nor TensorFlow, and is read as their sum.
+    tfds sorts a split in memory up to 1 GB, and on disk with TensorFlow above. A larger split is therefore stored as
+    several parts, which need neither much memory nor TensorFlow, and read as their concatenation.
     """
     largest = max(1, PART_BYTES // (math.prod(plan.signal_shape) * np.dtype(plan.dtype).itemsize))
     count = math.ceil(plan.splits[name].length / largest)
@@ -228,7 +227,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
         return parts
 
     def _usable(self, name: str) -> Iterator[Example]:
-        """The examples of a split; those that cannot be made are logged and listed in the metadata.
+        """The examples of a split; signals that cannot be made are logged and listed in the metadata.
 
         Raises:
           DataError: all of them are skipped, or more than half of those of all splits.
@@ -265,7 +264,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
             yield count, self._record(example)
             count += 1
         self.info.metadata["stored"][part] = count
-        if not count:  # tfds stores no part without records, and one that holds only this is not read
+        if not count:  # tfds stores no empty part; a part with only this record is not read
             label = np.zeros(plan.label_shape, np.int64)
             yield 0, self._record(Example(np.zeros(plan.signal_shape, plan.dtype), "", label, np.eye(4)))
 
@@ -279,7 +278,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
         return record | ({"affine": np.asarray(example.affine, np.float64)} if self._plan.affines else {})
 
     def _log_download_bytes(self) -> None:
-        """tfds prints to stdout here; the log says it."""
+        """Replaces tfds' output to stdout; the log has this information."""
 
     def _log_download_done(self) -> None:
         """As above."""
@@ -288,7 +287,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
 def _write(plan: Plan, directory: Path) -> None:
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
-    scratch = directory / ".downloads"  # tfds insists on one, and leaves it empty
+    scratch = directory / ".downloads"  # tfds requires one, and leaves it empty
     builder = _Builder(plan, directory)
     try:
         builder.download_and_prepare(
@@ -307,7 +306,7 @@ def _write(plan: Plan, directory: Path) -> None:
 
 
 def _write_contents(plan: Plan, directory: Path, builder: _Builder, splits: dict[str, Split]) -> None:
-    """What tells the signals apart, and which repeat others: rows are counted over all splits, in their order."""
+    """Write the data that distinguishes signals, and the repeated rows, counted over all splits in order."""
     ids = [id for name in plan.splits for id in builder.ids[name]]
     arrays = {"ids": np.frombuffer(json.dumps(ids).encode(), np.uint8), "same_as": np.full(len(ids), -1)}
     if plan.gathered:
@@ -334,7 +333,7 @@ def _write_contents(plan: Plan, directory: Path, builder: _Builder, splits: dict
 def _contents(
     plan: Plan, folder: Path, splits: dict[str, Split]
 ) -> tuple[dict[str, Contents], dict[str, np.ndarray], dict[str, str]]:
-    """By split, what tells its signals apart and the rows to keep; and the ids left out, with the ids they repeat."""
+    """The `Contents` and the rows to keep, by split; and the ids left out, with the ids that they repeat."""
     with np.load(folder / _CONTENTS) as arrays:
         ids = json.loads(bytes(arrays["ids"]))
         same_as, fingerprints = arrays["same_as"], arrays.get("fingerprints")
@@ -359,7 +358,7 @@ def _read(plan: Plan, folder: Path) -> tuple[dict[str, Split], dict[str, str]]:
     for name in plan.splits:
         parts = [part for part in _parts(plan, name) if metadata["stored"][part]]
         records = builder.as_data_source("+".join(parts))
-        records[len(records) - 1]  # so that damage shows now
+        records[len(records) - 1]  # raises here if the file is damaged
         splits[name] = Split(records, plan.signal_shape, plan.dtype, plan.labels)
     return splits, metadata["skipped"]
 

@@ -1,9 +1,9 @@
-"""The first line of a file of numbers: a header or data; and which column holds what.
+"""The columns of a file of numbers, and whether its first line is a header or data.
 
-A line is a header if none of its cells is a number, if it has the name of a column that an option asks for, if it
-starts with "#", or if it counts three columns or more (0, 1, 2, ... as pandas names them) and does not go on below.
-Where it could be either, the file is refused, and the option `header` says which it is. A column without a name that
-counts the rows, as pandas and R write it, is left out.
+A line is a header if none of its cells is a number, if it has the name of a column in an option, if it starts with "#",
+or if it counts three columns or more (0, 1, 2, ... as pandas names them) and the count does not continue below. A file
+whose first line could be either is refused unless the option `header` decides. An unnamed column that counts the rows,
+as pandas and R write it, is left out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from medfuncta_jax.datasets.delimited import delimiter_of, read_rows, shown
 
 _log = logging.getLogger(__name__)
 
-# Columns from which on a line that counts them is a header, and from which on evenly spaced numbers may be one.
+# Minimum number of columns for a header that counts them, and for evenly spaced numbers that may be a header.
 _COUNTED, _EVEN = 3, 8
 
 
@@ -32,12 +32,12 @@ class Columns:
     """The columns of a file.
 
     Attributes:
-      width: how many there are.
+      width: number of columns.
       header: whether the first line names them.
-      bare_commas: whether commas part them and no header says how many they are.
-      samples: which hold samples.
-      at: which hold other things, by the option that names them.
-      names: of all columns; () where no header names them.
+      bare_commas: whether commas separate the columns and no header states their number.
+      samples: the columns of samples.
+      at: the other columns, by the option that names them.
+      names: names of all columns; () without a header.
     """
 
     width: int
@@ -51,14 +51,14 @@ class Columns:
     def of_file(
         cls, path: Path, header: Literal["auto", "yes", "no"], named: Mapping[str, str], samples: tuple[str, ...] = ()
     ) -> Columns:
-        """From the first line, and from those below it where that one could be either.
+        """Read the columns from the first line, and from the lines below if the first line could be either.
 
         Args:
-          path: of the file.
-          header: "yes" or "no" where that is known.
+          path: the file.
+          header: "yes" or "no" if it is known.
           named: the columns that hold no samples, by the option that names them: a name in the header, or a position
             ("0" is the first, "-1" the last); "" for none.
-          samples: those that hold samples, likewise; empty takes all others.
+          samples: the columns of samples, named likewise; empty takes all others.
         Raises:
           DataError: names the file: unreadable, empty, a column that is not there, or a first line of either kind.
         """
@@ -101,9 +101,9 @@ def _is_header(path: Path, first: list[str], numbers: list[int]) -> bool:
     """Whether the first line names the columns.
 
     Args:
-      path: of the file, for the lines below.
+      path: the file, for the lines below.
       first: the cells.
-      numbers: which would be numbers if it were data.
+      numbers: the cells that are numbers if the line is data.
     Raises:
       DataError: it could be either.
     """
@@ -116,7 +116,7 @@ def _is_header(path: Path, first: list[str], numbers: list[int]) -> bool:
     counted = cells == [str(i) for i in range(len(cells))] or (
         first[0] == "0" and all(first[i] == str(i) for i in numbers)
     )
-    plain = all(cell == str(i) for i, cell in enumerate(first))  # no other name beside the numbers
+    plain = all(cell == str(i) for i, cell in enumerate(first))  # no names beside the numbers
     with np.errstate(all="ignore"):
         steps = np.diff([np.nan if value is None else value for value in values])
         even = len(cells) >= _EVEN and steps[0] != 0 and np.allclose(steps, steps[0], rtol=1e-3)
@@ -130,7 +130,7 @@ def _is_header(path: Path, first: list[str], numbers: list[int]) -> bool:
         return False
     written = [{_is_whole(row[k]) for row in below if row[k]} for k in range(len(cells))]
     if counted and any(len(kinds) > 1 for kinds in written) and len(cells) < _COUNTED:
-        return False  # a writer that leaves out ".0", so that "0" is a sample like others
+        return False  # a writer may leave out ".0", so "0" is a sample like others
     if counted and len(cells) >= (_COUNTED if plain else _EVEN) and all(len(kinds) == 1 for kinds in written):
         return True
     begin = ", ".join(map(shown, cells[:4])) + ", ..." * (len(cells) > 4)
@@ -138,7 +138,7 @@ def _is_header(path: Path, first: list[str], numbers: list[int]) -> bool:
 
 
 def _goes_on(first: list[float | None], second: list[float | None]) -> bool:
-    """Whether the second line counts on from the first, each number one higher."""
+    """Whether each number of the second line is one higher than in the first line."""
     return all(a is not None and b == a + 1 for a, b in zip(first, second, strict=True))
 
 
@@ -147,7 +147,7 @@ def _is_whole(cell: str) -> bool:
 
 
 def _as_float(cell: str) -> float | None:
-    """Also NaN and infinity, which are numbers, if no usable ones."""
+    """The number in a cell, also NaN and infinity, which are refused later."""
     try:
         return float(cell)
     except ValueError:

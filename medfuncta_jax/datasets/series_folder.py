@@ -2,19 +2,19 @@
 
 `layout="file"`: a file is a signal, a line a sample, a column a channel. `layout="row"`: a line is a signal of one
 channel, a cell a sample, and columns of the same table may hold its id, label and patient; empty cells at the end of a
-line end the signal. Columns are called by their name in the header, or by their position: "0" is the first, "-1" the
-last; what is a header says `series_columns.py`. Numbers have decimal points; a file that could be read with decimal
-commas too is refused. There is nothing in such files that is ignored but a column without a name that counts the rows.
+line end the signal. Columns are named by their name in the header or by their position: "0" is the first, "-1" the
+last; `series_columns.py` defines headers. Numbers have decimal points; a file that may have decimal commas is refused.
+The only ignored content is an unnamed column that counts the rows.
 
-Labels and splits: see `folder_files.py`; ids are the names relative to the data directory, in tables followed by the
-id of the row, or else by its line.
+`folder_files.py` describes labels and splits; ids are the names relative to the data directory, followed in tables by
+the id of the row, or else by its line number.
 
-In files of a signal, a first column that rises from line to line, over eight lines or more of the first file that can
-be read, is time and no channel, unless `columns` says what the channels are: it is kept as the times of the signal.
-Samples that are not evenly spaced in it are interpolated at even times first.
+In files of one signal, a first column that rises from line to line, over eight lines or more of the first readable
+file, is time and no channel, unless `columns` names the channels. The column is kept as the times of the signal.
+Samples at uneven times are first interpolated at even times.
 
-A signal that is no series of finite numbers that vary is skipped. But a table of rows whose columns are in doubt, by a
-line that is too short or an id that is there twice, is refused.
+A signal without variation or with numbers that are not finite is skipped. A table of rows with a short line or a
+repeated id is refused, because its columns are in doubt.
 """
 
 from __future__ import annotations
@@ -61,16 +61,16 @@ _log = logging.getLogger(__name__)
 
 _SUFFIXES = (".csv", ".tsv", ".txt")
 
-# What is left of a number with a decimal comma where commas part cells, as nobody writes a number: 05, 007, -0.
+# Parts of a number with a decimal comma in a file with commas between cells, unlike usual numbers: 05, 007, -0.
 _PART = re.compile(r"[+-]?0\d+|-0")
 
-# A line of two whole numbers, or of one with a decimal comma.
-# Fewer lines may rise by chance.
+# Minimum number of rising lines; fewer may rise by chance.
 _LEAST_RISING = 8
 
-# Steps of time that differ by less than this part of their mean are even; writers round.
+# Largest deviation of even time steps, as a part of their mean; writers round.
 _EVEN_STEPS = 1e-2
 
+# A line of two whole numbers, or of one number with a decimal comma.
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
@@ -85,11 +85,11 @@ class Options(FolderOptions):
       layout: "file" or "row".
       length: samples of the grid, 2 to 1,000,000.
       fit: "resample" stretches or shrinks every signal to `length`, anti-aliased; "crop" keeps the samples as they are,
-        cuts off what is beyond `length` and pads with 0 after the end.
+        cuts off samples beyond `length` and pads with 0 after the end.
       scale: "signal" scales a signal by its own minimum and maximum, "channel" does so channel by channel.
-      value_range: (low, high), values that become 0 and 1 in all signals, clipped outside; goes before `scale`.
-      columns: of the channels, in files of one signal; empty takes all but a first column of times. Columns named here
-        are channels whatever they hold, and there are then no times.
+      value_range: (low, high), values that become 0 and 1 in all signals, clipped outside; overrides `scale`.
+      columns: the columns of the channels, in files of one signal; empty takes all but a first column of times. Columns
+        named here are always channels, and the signals then have no times.
       header: "yes" or "no" where the first line could be a header of numbers or data, see `series_columns.py`.
     """
 
@@ -113,7 +113,7 @@ class Options(FolderOptions):
 
 
 def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
-    """The folder's series. Tables of rows are read through once for ids and labels.
+    """The folder's series. Tables of rows are read once for ids and labels.
 
     Raises:
       DataError: no folder, no files that match, too few to split, or a table that cannot be used.
@@ -140,7 +140,7 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
     }
     about = about_files("series_folder", folder, options, files) | {"time_column": timed} | arrangement.about
     labels = arrangement.of_plan
-    if options.layout == "row" and not options.labels:  # columns of labels are none of the signal
+    if options.layout == "row" and not options.labels:  # columns of labels are no samples
         labels["labels"] = None
     return _plan(options, channels, splits, about, **labels)
 
@@ -157,23 +157,23 @@ def finer(options: Options, scale: int, *, data_dir: str | None, cache_root: Pat
 
 
 def new_files(folder: Path, options: Options) -> dict[str, Path]:
-    """The files of a folder that a finished field is applied to, by name."""
+    """The files in a folder of new signals, by name."""
     return matching_files(folder, options, _SUFFIXES)
 
 
 def plan_new(
     options: Options, folder: Path, files: Mapping[str, Path], *, grid: tuple[int, ...], channels: int
 ) -> Plan:
-    """Series that no run has seen, all in the split "new", as `plan` would make them."""
+    """New series, all in the split "new", as `plan` would make them."""
     about = about_files("series_folder", folder, options, files)
     if options.layout == "file":
-        # Columns of a file beside the channels of the run can only be one of times.
+        # A column beside the channels of the run can only hold times.
         def example(name: str) -> Example:
             width = len(_columns(files[name], options).samples)
             return _file_example(files[name], name, options, _Layout(channels, width == channels + 1))
 
         return _plan(options, channels, splits_by_name({NEW: list(files)}, example), about)
-    # What is only known of the run's own tables, their labels and patients, is not asked for here.
+    # New tables need not have the columns of labels and patients.
     known = {name: _columns(path, options) for name, path in files.items()}
     rows = [
         _row_name(name, line, row, known[name]) for name, path in files.items() for line, row in known[name].rows(path)
@@ -214,7 +214,7 @@ class _Layout:
 
 @dataclass(frozen=True)
 class _Series:
-    """Values [n, D] as written, and where there are any, (first, step) of their times and the names of the columns."""
+    """Values [n, D] as written, with (first, step) of their times and the names of the columns if there are any."""
 
     values: np.ndarray
     times: tuple[float, float] | None
@@ -251,7 +251,7 @@ def _file_example(path: Path, name: str, options: Options, layout: _Layout) -> E
 
 
 def _file_series(path: Path, options: Options, *, timed: bool | None) -> _Series:
-    """The signal of a file, of n >= 2 samples; whether its first column is time, None to find out."""
+    """The signal of a file, n >= 2 samples; `timed` tells whether the first column is time, None to find out."""
     columns = _columns(path, options)
     rows = list(columns.rows(path))
     values = [_numbers(path, line, row, columns.samples, columns.bare_commas) for line, row in rows]
@@ -305,7 +305,7 @@ def _row_arrangement(folder: Path, files: dict[str, Path], options: Options) -> 
                 patients[one] = stated(row[patient], options.no_value)
     known = labels_of(labels, patients or None, {"columns": options.label_column})
     arrangement = arranged(list(lines), folder, options, labels=known, by_folders=False, columns_of_rows=True)
-    # In the order of the tables, in which they are stored. Every row is in `about` by the state of its file alone.
+    # Rows are stored in the order of the tables. `about` holds the state of each file, and so of each row.
     order = {one: i for i, one in enumerate(lines)}
     splits = {split: sorted(names, key=order.__getitem__) for split, names in arrangement.splits.items()}
     about: dict[str, Any] = {key: value for key, value in arrangement.about.items() if key != "split"}
@@ -314,7 +314,7 @@ def _row_arrangement(folder: Path, files: dict[str, Path], options: Options) -> 
 
 
 def _row_name(file: str, line: int, row: list[str], columns: Columns) -> str:
-    """Unique over all files, and in one line whatever the cell holds."""
+    """A name that is unique over all files, in one line for any content of the cell."""
     at = columns.at.get("id_column")
     return f"{file}:{line:06d}" if at is None else f"{file}:{' '.join(row[at].split())}"
 
@@ -401,7 +401,7 @@ def resampled(values: np.ndarray, length: int) -> np.ndarray:
 
     Args:
       values: [n, D].
-      length: of the output.
+      length: number of output samples.
     Returns:
       float64 [length, D].
     """

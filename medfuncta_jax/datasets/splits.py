@@ -27,17 +27,17 @@ def split_names(
 ) -> dict[str, list[str]]:
     """Names split into "train" and parts of it by a hash of the seed and of each name, or group, by itself.
 
-    So the split of a name does not depend on what else is there: names that are added or taken away move no other.
-    No rule can do that and also fill every split of a few names, whatever these are. A split that the hashes leave
-    empty therefore takes one unit from the largest, which it gives back only if names of its own come later; a run
-    keeps the split that it began with (`experiments/runtime/signal_record.py`).
+    The split of a name therefore does not depend on other names: adding or removing names does not move the others. No
+    such rule also fills every split for any few names. A split that the hashes leave empty therefore takes one unit
+    from the largest split, until it has names of its own; a run keeps its first split
+    (`experiments/runtime/signal_record.py`).
 
     Args:
       names: without repetition; their order does not matter.
-      fractions: the chance of a name, or of a group, to be in each split other than "train". Parts of many units come
-        close to these; of n units the standard deviation of a part f is sqrt(f (1 - f) / n).
-      seed: of the hashes.
-      groups: the group of each name, such as a patient; a group is in one split only. None takes every name by itself.
+      fractions: the probability of a name, or of a group, to be in each split other than "train". The standard
+        deviation of a part f of n units is sqrt(f (1 - f) / n).
+      seed: seed of the hashes.
+      groups: the group of each name, such as a patient; a group is in one split only. None makes every name a group.
     Returns:
       "train" and the splits of `fractions`, each list sorted, none empty if there are as many units as splits.
     """
@@ -65,17 +65,17 @@ def split_names(
 
 
 def _rank(seed: int, unit: str) -> float:
-    """Evenly spread in [0, 1), and the same on every machine."""
+    """A hash, uniform in [0, 1) and the same on every machine."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{unit}".encode()).digest()[:6]) / 2**48
 
 
 def stratified_part(labels: np.ndarray, fraction: float, *, seed: int) -> np.ndarray:
-    """A random part of every class: of n rows round(fraction n), at least one, and none of a class with a single row.
+    """A random part of every class: round(fraction n) of n rows, at least one, and none of a class with a single row.
 
     Args:
       labels: int [n].
       fraction: in (0, 1).
-      seed: of the permutations, one a class in rising order of the labels.
+      seed: seed of the permutations, one a class in ascending order of the labels.
     Returns:
       bool [n], whether a row is in the part.
     """

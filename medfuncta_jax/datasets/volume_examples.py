@@ -1,4 +1,4 @@
-"""What the sources of volume files share: the example of a file, of an array, and of files that no run has seen."""
+"""Examples of a file, of an array and of new files, shared by the sources of volume files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medfuncta_jax.datasets.dataset import NEW, Example, PlannedSplit, splits_by
 from medfuncta_jax.datasets.volume_files import Volume, canonical_volume, nan_value, read_volume, sample_type
 
 # Makes the example of a volume: the volume in RAS+, the example's name, the source's options (with `nan`), and the file
-# or whatever else messages name.
+# or another name for messages.
 Make = Callable[[Volume, str, Any, str], Example]
 
 
@@ -35,6 +35,6 @@ def example_of_array(values: np.ndarray, name: str, options: Any, affine: np.nda
 
 
 def new_splits(files: Mapping[str, Path], options: Any, make: Make) -> dict[str, PlannedSplit]:
-    """Files that no run has seen, by name, in the one split "new"."""
+    """New files, by name, in the one split "new"."""
     ignored = IgnoredFields()
     return splits_by_name({NEW: list(files)}, lambda name: example_of_file(files[name], name, options, ignored, make))

@@ -1,11 +1,11 @@
-"""Volumes from files: NIfTI, Analyze and MGH, in RAS+ and millimetres. Written they are by `medfuncta_jax.nifti`.
+"""Volumes from files: NIfTI, Analyze and MGH, in RAS+ and millimetres. `medfuncta_jax.nifti` writes them.
 
 Honoured of NIfTI's header: sizes, type and byte order of the voxels, their offset, slope and intercept; the sform, or
 else the qform, or else pixdim; and the unit of length (metre, millimetre, micron; not stated is millimetre).
 Analyze's unit (mm, cm, m, um) counts too; MGH is in millimetres by definition.
-Ignored, and logged once a source where it is set: a unit of length that does not exist, a qform beside an sform that
-says something else, the intent, and the range for display (cal_min, cal_max). Names, descriptions, time, the order of
-slices, and pixdim beside a qform or sform say nothing about values or places.
+Ignored, and logged once a source where it is set: an unknown unit of length, a qform that differs from the sform, the
+intent, and the range for display (cal_min, cal_max). Names, descriptions, time, the order of slices, and pixdim beside
+a qform or sform do not concern values or places.
 Refused: colour and complex voxels, CIFTI and other files without a grid in space, and files cut short.
 """
 
@@ -26,13 +26,13 @@ from medfuncta_jax.datasets.contents import IgnoredFields, contents, unreadable
 from medfuncta_jax.datasets.dataset import DataError
 from medfuncta_jax.settings import SettingsError
 
-# Deflate cannot do better than this, so a header that claims more voxels than the file can hold is corrupt.
+# Largest ratio that gzip reaches; a header that claims more voxels than the file can hold is corrupt.
 _LARGEST_GZIP_RATIO = 1032
 
-# Millimetres, as an affine can have them in earnest: from microscopy to far beyond the body.
+# Plausible millimetres of an affine: from microscopy to far beyond the body.
 _SMALLEST_STEP, _LARGEST_STEP, _FARTHEST = 1e-6, 1e4, 1e7
 
-# Millimetres in NIfTI's units of length, by their codes in a byte that holds the unit of time too, and in Analyze's.
+# NIfTI's units of length in millimetres, by their codes in a byte with the unit of time, and Analyze's.
 _LENGTH_BITS = 7
 _MILLIMETRES = {0: 1.0, 1: 1e3, 2: 1.0, 3: 1e-3, "": 1.0, "mm": 1.0, "cm": 10.0, "m": 1e3, "um": 1e-3}
 
@@ -60,21 +60,20 @@ class Volume:
 
 
 def volume_header(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
-    """What the header of an image file states: its shape, and the affine [4, 4] of the axes as they lie in the file.
+    """The shape in the header of an image file, and the affine [4, 4] of the axes in the order of the file.
 
     Raises:
       DataError: not a readable image, or a header that claims more than the file can hold.
     """
     with _read(path) as image:
-        # An image may lie in two files (.hdr and .img); its size is then checked when it is read.
+        # The size of an image in two files (.hdr and .img) is checked when it is read.
         if path.suffix in (".gz", ".nii"):
             _require_room(path, image, path.stat().st_size * (_LARGEST_GZIP_RATIO if path.suffix == ".gz" else 1))
         return tuple(int(n) for n in image.shape), _affine(image)
 
 
 def nan_value(nan: str | float) -> float | None:
-    """What NaN voxels become by a source's option `nan`: the number that it is or says; None for "", by which they are
-    refused.
+    """The replacement of NaN voxels by a source's option `nan`, a number or its text; None for "", which refuses NaN.
 
     Raises:
       SettingsError: no finite number.
@@ -88,7 +87,7 @@ def nan_value(nan: str | float) -> float | None:
 
 
 def sample_type(path: Path) -> tuple[str, float, float]:
-    """How an image file stores its voxels: the type (numpy's name), the slope and the intercept.
+    """The stored type of an image file's voxels (numpy's name), the slope and the intercept.
 
     Raises:
       DataError: not a readable image.
@@ -99,14 +98,15 @@ def sample_type(path: Path) -> tuple[str, float, float]:
 
 
 def read_volume(path: Path, ignored: IgnoredFields | None = None, nan: float | None = None) -> Volume:
-    """A 3D image file, reoriented to RAS+, in millimetres, with scale factors applied; the fields are said above.
+    """A 3D image file, reoriented to RAS+, in millimetres, with scale factors applied; the module's docstring lists the
+    fields.
 
     Memory: the voxels as they are stored and the result.
 
     Args:
-      path: of the file.
-      ignored: told of fields that change nothing here.
-      nan: what NaN voxels become, as background outside the body; None refuses them.
+      path: the file.
+      ignored: called for fields that are ignored.
+      nan: replacement of NaN voxels, as for background outside the body; None refuses NaN.
     Raises:
       DataError: names the file: something else, truncated, corrupt, not three-dimensional, not of real scalars, NaN or
         infinite voxels, or an affine that is no map to space.
@@ -120,7 +120,7 @@ def read_volume(path: Path, ignored: IgnoredFields | None = None, nan: float | N
 
 
 def read_series(path: Path, ignored: IgnoredFields | None = None, nan: float | None = None) -> list[Volume]:
-    """The volumes of a 4D image file, one an entry of its last axis; see `read_volume`."""
+    """The volumes of a 4D image file, one per entry of the last axis; see `read_volume`."""
     with _read(path) as image:
         if image.get_data_dtype().kind not in "biuf":
             raise DataError(
@@ -154,7 +154,7 @@ def _scaled(voxels: Any) -> np.ndarray:
 
 
 def _affine(image: Any) -> np.ndarray:
-    """Of voxel indices to millimetres, float64 [4, 4]."""
+    """The affine of voxel indices to millimetres, float64 [4, 4]."""
     affine = np.array(image.affine, np.float64)
     affine[:3] *= _MILLIMETRES.get(_length_unit(image.header), 1.0)
     return affine
@@ -187,7 +187,7 @@ def _tell_ignored(path: Path, image: Any, ignored: IgnoredFields) -> None:
 
 @contextlib.contextmanager
 def _read(path: Path) -> Iterator[Any]:
-    """An image of which the header is read; errors within are refusals."""
+    """An image with its header read; errors in the block refuse the file."""
     import nibabel
 
     try:
@@ -199,7 +199,7 @@ def _read(path: Path) -> Iterator[Any]:
                     f"{path}: unreadable image (of the kind {kind}; {_READS} are read); convert it or remove it"
                 )
             yield image
-    except Exception as error:  # nibabel parses whatever the file holds: a broken header raises nearly anything
+    except Exception as error:  # nibabel parses any content: a broken header raises nearly anything
         raise _refusal(path, error) from error
 
 
@@ -210,14 +210,14 @@ def _refusal(path: Path, error: Exception) -> DataError:
         if named_nifti and what == (_NIFTI if path.suffix == ".gz" else _PACKED):
             state, name = ("not ", ".nii") if path.suffix == ".gz" else ("", ".nii.gz")
             return DataError(f"{path}: a NIfTI file that is {state}compressed by gzip; rename it to end in {name}")
-    # Analyze and MGH files have no beginning of their own.
+    # Analyze and MGH files have no signature.
     own = (_NIFTI, _PACKED, "a gzip file", *(("",) if path.suffix in (".hdr", ".img", ".mgh", ".mgz") else ()))
     return unreadable(path, error, "image", _READS, own)
 
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Without warnings and the log lines, up to a dozen a file, by which nibabel says what it mends in a header."""
+    """Suppress warnings and nibabel's log lines about corrections of a header, up to a dozen a file."""
     from nibabel.imageglobals import logger
 
     before, logger.disabled = logger.disabled, True
@@ -229,7 +229,7 @@ def _silent() -> Iterator[None]:
 
 
 def _require_room(path: Path, image: Any, held: int) -> None:
-    """Before anything is allocated, or taken for voxels, by what a header claims."""
+    """Compare the file's size with the header's claim, before anything is allocated or read as voxels."""
     offset, problem = int(image.dataobj.offset), ""
     if getattr(image.header, "is_single", False) and offset < image.header.single_vox_offset:
         problem = f"its voxels are said to start at byte {offset}, inside the header"
@@ -240,7 +240,7 @@ def _require_room(path: Path, image: Any, held: int) -> None:
 
 
 def _unpacked_bytes(path: Path) -> int:
-    """The size without compression; read to the end, since nibabel stops at the last voxel, before the checksum."""
+    """The size without compression. The file is read to its end, because nibabel stops before the checksum."""
     from nibabel.openers import ImageOpener
 
     if path.suffix.lower() not in ImageOpener.compress_ext_map:
@@ -250,7 +250,7 @@ def _unpacked_bytes(path: Path) -> int:
 
 
 def _maps_to_space(affine: np.ndarray) -> bool:
-    """Whether an affine [4, 4] has axes that differ, and steps and an origin that can be meant."""
+    """Whether an affine [4, 4] has independent axes, and plausible steps and origin."""
     linear, offset = affine[:3, :3], affine[:3, 3]
     if not (np.abs(linear) <= _LARGEST_STEP).all() or not (np.abs(offset) <= _FARTHEST).all():  # NaN is not either
         return False

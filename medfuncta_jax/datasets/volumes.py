@@ -1,4 +1,4 @@
-"""Volumes on new grids, with their affines, and robust scaling to [0, 1]. Files: `volume_files.py`."""
+"""Volumes on new grids, with their affines, and robust scaling to [0, 1]. `volume_files.py` reads files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
     "scale_to_unit",
 ]
 
-# A volume on cubic voxels has no more of them than this, 2 GiB; half a cubic metre at 1 mm is less.
+# Maximum number of cubic voxels of a volume, 2 GiB; half a cubic metre at 1 mm has fewer.
 _LARGEST_ISOTROPIC = 1 << 29
 
 
@@ -34,7 +34,7 @@ def scale_to_unit(values: np.ndarray, low: float, high: float, name: str) -> np.
     Args:
       values: any shape, finite.
       low, high: the quantiles, 0 <= low < high <= 1.
-      name: of the file, for the message.
+      name: the file's name, for the message.
     Returns:
       float32 in [0, 1], the shape of `values`.
     Raises:
@@ -44,7 +44,7 @@ def scale_to_unit(values: np.ndarray, low: float, high: float, name: str) -> np.
 
 
 def quantile_range(values: np.ndarray, low: float, high: float, name: str) -> tuple[float, float]:
-    """The two quantiles of all values, of which the second is larger; otherwise as `scale_to_unit`."""
+    """The two quantiles of all values, the second one larger; otherwise as `scale_to_unit`."""
     bottom, top = (float(value) for value in np.quantile(values, (low, high)))
     if not top > bottom:
         kind = "constant" if values.min() == values.max() else f"constant between the quantiles {low} and {high}"
@@ -68,7 +68,7 @@ def scale_between(values: np.ndarray, bottom: float, top: float, name: str) -> n
 def resample(values: np.ndarray, shape: Sequence[int], steps: Sequence[float]) -> np.ndarray:
     """Resample on a coarser or finer grid about the same centre, without aliasing; zero outside the input.
 
-    Separable: a sample is the mean over a window as wide as the output step where that is above one input step (area
+    Separable: a sample is the mean over a window as wide as the output step if that exceeds one input step (area
     averaging, so that an integer factor averages blocks), and linear interpolation otherwise.
 
     Args:
@@ -104,7 +104,7 @@ def resample_volume(volume: Volume, shape: Sequence[int], spacing: float | None)
       shape: the three sizes of the output.
       spacing: millimetres a voxel; None takes the smallest that fits the whole field of view into `shape`.
     Returns:
-      The volume whose affine maps the new voxels to where their tissue was; zero outside the input.
+      The volume; its affine keeps the tissue of each voxel in place, and voxels outside the input are zero.
     """
     source = np.array(volume.values.shape)
     if spacing is None:
@@ -126,7 +126,7 @@ def resample_isotropic(volume: Volume, spacing: float, fill: float, *, name: str
       volume: any affine, also oblique or sheared (gantry tilt).
       spacing: millimetres a voxel.
       fill: the value outside the field of view, where an oblique volume does not reach.
-      name: of the file, for the message.
+      name: the file's name, for the message.
     Returns:
       The volume with affine [[spacing * I, origin], [0, 1]], float32; `volume` itself if it is such a volume.
     Raises:
@@ -159,9 +159,9 @@ def resample_isotropic(volume: Volume, spacing: float, fill: float, *, name: str
 
 
 def crop_or_pad(volume: Volume, shape: Sequence[int], fill: float) -> Volume:
-    """Bring each axis to a size about its centre: cut what is too long, add `fill` to what is too short.
+    """Cut axes that are too long, and extend axes that are too short by `fill`, about the centre.
 
-    The end gets one more than the start where an odd number of voxels is added (155 to 256: 50 and 51) or cut.
+    If an odd number of voxels is added (155 to 256: 50 and 51) or cut, the end gets one more than the start.
 
     Args:
       volume: values [X, Y, Z].
@@ -177,7 +177,7 @@ def crop_or_pad(volume: Volume, shape: Sequence[int], fill: float) -> Volume:
         kept.append(slice(max(start, 0), max(start, 0) + size))
         edges.append((max(-start, 0), max(missing + start, 0)))
         shift[axis, 3] = start
-    # What is cut goes first, or a long flat volume would grow thick before it gets short.
+    # Cutting comes before padding, which bounds the memory of a long flat volume.
     return Volume(np.pad(volume.values[tuple(kept)], edges, constant_values=fill), volume.affine @ shift)
 
 
