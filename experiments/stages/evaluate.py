@@ -70,7 +70,9 @@ def evaluate(run: Run) -> dict:
         with Progress(f"evaluate {name}", total=len(split), unit="signals") as progress:
             for images in decode_batches(field, params, stored.latents, dataset.grid, batch_size=size):
                 start = sum(len(batch["psnr"]) for batch in batches)
-                batches.append(_measured(images, split.signals(slice(start, start + len(images))), perceptual))
+                rows = slice(start, start + len(images))
+                missing = [units.missing for units in examples.units[rows]]
+                batches.append(_measured(images, split.signals(rows), missing, perceptual))
                 progress.advance(len(images))
                 run.stop.check("latents are kept, the evaluation starts over")
         values = {metric: np.concatenate([batch[metric] for batch in batches]) for metric in batches[0]}
@@ -90,7 +92,8 @@ def evaluate(run: Run) -> dict:
     directory.set_seconds("evaluate", time.monotonic() - began)
     results["seconds"] = {stage: directory.seconds().get(stage, 0.0) for stage in ("train", "extract", "evaluate")}
     results["protocol"] = {
-        "reconstructions": "clipped to [0, 1], decoded from the stored latents on the training grid",
+        "reconstructions": "clipped to [0, 1], decoded from the stored latents on the training grid; channels that "
+        "were not recorded do not count",
         "interval": "of the mean: percentile bootstrap over signals, 95 %",
         "resamples": settings.evaluate.resamples,
         "seed": settings.seed,
@@ -106,12 +109,23 @@ def evaluate(run: Run) -> dict:
     return results
 
 
-def _measured(images: np.ndarray, signals: np.ndarray, perceptual: dict[str, np.ndarray] | None) -> dict:
-    """Figures [B] by name of raw reconstructions, the published protocol."""
-    values = metrics.signal_metrics(images, signals)
+def _measured(
+    images: np.ndarray,
+    signals: np.ndarray,
+    missing: list[tuple[int, ...]],
+    perceptual: dict[str, np.ndarray] | None,
+) -> dict[str, np.ndarray]:
+    """Figures [B] by name of raw reconstructions, the published protocol, of the channels that were recorded."""
+    values: dict[str, np.ndarray] = {}
+    for kind in sorted(set(missing)):
+        rows = [i for i, one in enumerate(missing) if one == kind]
+        kept = [channel for channel in range(signals.shape[-1]) if channel not in kind]
+        some = metrics.signal_metrics(images[rows][..., kept], signals[rows][..., kept])
+        for name, value in some.items():
+            values.setdefault(name, np.empty(len(signals), value.dtype))[rows] = value
     if perceptual is not None:
-        values["lpips"] = lpips.lpips(perceptual, np.clip(images, 0, 1), signals)
-    return {name: np.asarray(value) for name, value in values.items()}
+        values["lpips"] = np.asarray(lpips.lpips(perceptual, np.clip(images, 0, 1), signals))
+    return values
 
 
 def _draw(field, params, split, stored, run: RunDirectory) -> None:

@@ -6,8 +6,8 @@ that the cardiologists annotated starts at its R peak, moved to the highest samp
 their window, windows with fewer than two beats, without signal or with invalid samples, and what is left after the last
 whole window. Annotations that are of no AAMI class (rhythm changes, noise, flutter waves) are no beats.
 
-What counts of a header and of annotations says `wfdb_file.py`. Ignored are units (a window is scaled by itself) and what
-is said of other leads. An annotation file is refused unless its samples lie in the record, in order.
+What counts of a header and of annotations says `wfdb_file.py`. Ignored are units (a window is scaled by itself) and
+what is said of other leads. An annotation file is refused unless its samples lie in the record, in order.
 
 Splits are by patient: records 201 and 202 are of one. Reading the records takes the package `wfdb`.
 """
