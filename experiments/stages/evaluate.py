@@ -91,13 +91,15 @@ def evaluate(run: Run) -> dict:
         csv.writer(file, lineterminator="\n").writerows([["split", "id", "label", *values], *rows])
     directory.set_seconds("evaluate", time.monotonic() - began)
     results["seconds"] = {stage: directory.seconds().get(stage, 0.0) for stage in ("train", "extract", "evaluate")}
+    lacking = {name: sum(bool(one.missing) for one in latents[name].units) for name in names}
     results["protocol"] = {
-        "reconstructions": "clipped to [0, 1], decoded from the stored latents on the training grid; channels that "
-        "were not recorded do not count",
+        "reconstructions": "clipped to [0, 1], decoded from the stored latents on the training grid",
         "interval": "of the mean: percentile bootstrap over signals, 95 %",
         "resamples": settings.evaluate.resamples,
         "seed": settings.seed,
     }
+    if any(lacking.values()):
+        results["protocol"]["channels"] = f"those that were recorded; some are missing in {lacking} signals"
     if perceptual is not None:
         across, seen = ("x".join(map(str, size)) for size in (dataset.grid, lpips.compared_size(dataset.grid)))
         results["protocol"]["lpips"] = "AlexNet, version 0.1" + (
@@ -114,14 +116,13 @@ def _measured(
     signals: np.ndarray,
     missing: list[tuple[int, ...]],
     perceptual: dict[str, np.ndarray] | None,
-) -> dict[str, np.ndarray]:
+) -> dict:
     """Figures [B] by name of raw reconstructions, the published protocol, of the channels that were recorded."""
-    values: dict[str, np.ndarray] = {}
+    values = {}
     for kind in sorted(set(missing)):
-        rows = [i for i, one in enumerate(missing) if one == kind]
-        kept = [channel for channel in range(signals.shape[-1]) if channel not in kind]
-        some = metrics.signal_metrics(images[rows][..., kept], signals[rows][..., kept])
-        for name, value in some.items():
+        rows = [i for i, one in enumerate(missing) if one == kind] if any(missing) else slice(None)
+        kept = [channel for channel in range(signals.shape[-1]) if channel not in kind] if kind else slice(None)
+        for name, value in metrics.signal_metrics(images[rows][..., kept], signals[rows][..., kept]).items():
             values.setdefault(name, np.empty(len(signals), value.dtype))[rows] = value
     if perceptual is not None:
         values["lpips"] = np.asarray(lpips.lpips(perceptual, np.clip(images, 0, 1), signals))
