@@ -109,8 +109,7 @@ def read_header(path: Path) -> EcgFile:
 def _wfdb_values(path: Path) -> tuple[np.ndarray, list[str]]:
     record = read_part(path, "signal")
     require_sums(path, record)
-    values: np.ndarray = record.dac()
-    return values, [str(unit) for unit in record.units]
+    return record.p_signal, [str(unit) for unit in record.units]
 
 
 def _dicom_values(path: Path) -> tuple[np.ndarray, list[str]]:

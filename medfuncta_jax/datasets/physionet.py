@@ -111,7 +111,7 @@ class Record:
         beats = [i for i, symbol in enumerate(notes.symbol) if symbol in _CLASS_OF]
         samples = samples[beats]
         labels = [_CLASS_OF[notes.symbol[i]] for i in beats]
-        kept, values, ranges = extract_beats(record.dac()[:, 0], float(record.fs), samples)
+        kept, values, ranges = extract_beats(record.p_signal[:, 0], float(record.fs), samples)
         unit = str((record.units or [""])[0])
         return [
             Beat(int(samples[i]), labels[i], beat, float(low), float(high), unit)

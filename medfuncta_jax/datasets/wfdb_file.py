@@ -25,7 +25,7 @@ _SKIP, _AUX = 59, 63
 
 
 def read_part(header: Path, part: Literal["header", "signal", "annotations"], leads: list[str] | None = None) -> Any:
-    """What `wfdb` makes of a part of a record, its signals as they are stored.
+    """What `wfdb` makes of a part of a record, its signals as they are stored (d_signal) and in their units (p_signal).
 
     Args:
       header: the file.
@@ -43,7 +43,9 @@ def read_part(header: Path, part: Literal["header", "signal", "annotations"], le
                 _require_annotations(header.with_suffix(".atr"))
                 return wfdb.rdann(place, "atr")
             if part == "signal":
-                return wfdb.rdrecord(place, channel_names=leads, physical=False)
+                record = wfdb.rdrecord(place, channel_names=leads, physical=False)
+                record.p_signal = record.dac()
+                return record
             found = wfdb.rdheader(place)
             if hasattr(found, "n_seg"):
                 raise DataError(f"{header}: a record of several segments, which is not read; write it as one")
