@@ -62,3 +62,18 @@ def changed_dicom(path, change, second=None):
     change(file)
     file.save_as(path)
     return path
+
+
+def write_dicoms(folder, count=4):
+    """The whole recording `count` times, each beginning two seconds later, as DICOM; returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+
+        def turn(file, number=number):
+            data = file.WaveformSequence[0].WaveformData
+            start = 2 * number * len(data) // 10
+            file.WaveformSequence[0].WaveformData = data[start:] + data[:start]
+            file.PatientID = str(number)
+
+        changed_dicom(folder / f"{number}.dcm", turn)
+    return folder
