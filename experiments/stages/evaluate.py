@@ -69,13 +69,13 @@ def evaluate(run: Run) -> dict:
         size = settings.fit.batch_size
         with Progress(f"evaluate {name}", total=len(split), unit="signals") as progress:
             for images in decode_batches(field, params, stored.latents, dataset.grid, batch_size=size):
-                start = sum(len(batch["psnr"]) for batch in batches)
-                rows = slice(start, start + len(images))
-                missing = [units.missing for units in examples.units[rows]]
-                batches.append(_measured(images, split.signals(rows), missing, perceptual))
+                start = sum(len(one["psnr"]) for one in batches)
+                batch = slice(start, start + len(images))
+                missing = [units.missing for units in examples.units[batch]]
+                batches.append(_measured(images, split.signals(batch), missing, perceptual))
                 progress.advance(len(images))
                 run.stop.check("latents are kept, the evaluation starts over")
-        values = {metric: np.concatenate([batch[metric] for batch in batches]) for metric in batches[0]}
+        values = {metric: np.concatenate([one[metric] for one in batches]) for metric in batches[0]}
         results[name] = {
             "signals": len(split),
             **metrics.summary(values, resamples=settings.evaluate.resamples, seed=settings.seed),
