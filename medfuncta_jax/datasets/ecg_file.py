@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from medfuncta_jax.datasets import wfdb_file
 from medfuncta_jax.datasets.dataset import DataError
 from medfuncta_jax.datasets.delimited import shown
 from medfuncta_jax.datasets.dicom_file import pydicom_module
-from medfuncta_jax.datasets.wfdb_file import read_part, require_rate, require_sums
 
 SUFFIXES = (".hea", ".dcm")
 
@@ -73,6 +73,8 @@ class EcgFile:
         places = [place for place in map(self.place, leads) if place is not None]
         read = _wfdb_values if self.path.suffix.lower() == ".hea" else _dicom_values
         values, units = read(self.path)
+        if len(units) != len(self.leads):
+            raise DataError(f"{self.path}: {len(units)} signals, its header names {len(self.leads)}; copy it anew")
         for place in places:
             if units[place] not in _MILLIVOLTS:
                 raise DataError(
@@ -90,15 +92,15 @@ def read_header(path: Path) -> EcgFile:
         twice or states no sampling frequency.
     """
     if path.suffix.lower() == ".hea":
-        header = read_part(path, "header")
-        beside = {path.parent / name for name in header.file_name or [] if name not in (None, "~")}
-        found = EcgFile(path, tuple(map(str, header.sig_name)), float(header.fs), None, (path, *sorted(beside)))
+        header = wfdb_file.read_header(path)
+        beside = (path.parent / name for name in header.files)
+        found = EcgFile(path, header.names, header.rate, None, (path, *beside))
     else:
         with _dicom(path) as (file, waveform):
             names = tuple(_lead_of(path, k, channel) for k, channel in enumerate(waveform.ChannelDefinitionSequence))
             patient = str(file.get("PatientID") or "").strip() or None
             found = EcgFile(path, names, float(waveform.SamplingFrequency), patient, (path,))
-    require_rate(path, found.rate)
+    wfdb_file.require_rate(path, found.rate)
     keys = [lead_key(name) for name in found.leads]
     twice = [name for name, key in zip(found.leads, keys, strict=True) if keys.count(key) > 1]
     if twice or not keys:
@@ -107,8 +109,8 @@ def read_header(path: Path) -> EcgFile:
 
 
 def _wfdb_values(path: Path) -> tuple[np.ndarray, list[str]]:
-    record = read_part(path, "signal")
-    require_sums(path, record)
+    record = wfdb_file.read_signals(path)
+    wfdb_file.require_sums(path, record)
     return record.p_signal, [str(unit) for unit in record.units]
 
 
@@ -138,7 +140,7 @@ def _dicom(path: Path) -> Iterator[tuple[Any, Any]]:
     pydicom = pydicom_module()
     try:
         with warnings.catch_warnings(action="ignore"):  # about malformed values of elements that do not matter here
-            file = pydicom.dcmread(path)
+            file = pydicom.dcmread(path, specific_tags=["SOPClassUID", "PatientID", "WaveformSequence"])
             groups = file.get("WaveformSequence") or []
             if not groups:
                 raise DataError(f"{path}: no waveform in it but {pydicom.uid.UID(file.get('SOPClassUID', '')).name}")

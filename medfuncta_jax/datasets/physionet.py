@@ -26,7 +26,7 @@ import numpy as np
 
 from medfuncta_jax.datasets.dataset import SPLITS, DataError
 from medfuncta_jax.datasets.splits import split_names
-from medfuncta_jax.datasets.wfdb_file import read_part, require_rate, require_sums
+from medfuncta_jax.datasets.wfdb_file import read_annotations, read_header, read_signals, require_rate, require_sums
 
 _log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Record:
         Raises:
           DataError: `wfdb` is not installed, or the header cannot be read.
         """
-        return self.lead in (read_part(self.header, "header").sig_name or [])
+        return self.lead in read_header(self.header).names
 
     def beats(self) -> list[Beat]:
         """The beats in their order.
@@ -96,7 +96,7 @@ class Record:
         Raises:
           DataError: a file of the record is missing, truncated or corrupt.
         """
-        record, notes = read_part(self.header, "signal", [self.lead]), read_part(self.header, "annotations")
+        record, notes = read_signals(self.header, [self.lead]), read_annotations(self.header)
         for rate in (record.fs, notes.fs or record.fs):
             require_rate(self.header, rate)
         require_sums(self.header, record)
