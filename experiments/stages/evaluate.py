@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -118,10 +119,10 @@ def _measured(
     perceptual: dict[str, np.ndarray] | None,
 ) -> dict:
     """Figures [B] by name of raw reconstructions, the published protocol, of the channels that were recorded."""
-    values = {}
+    values: dict[str, np.ndarray] = {}
     for kind in sorted(set(missing)):
-        rows = [i for i, one in enumerate(missing) if one == kind] if any(missing) else slice(None)
-        kept = [channel for channel in range(signals.shape[-1]) if channel not in kind] if kind else slice(None)
+        rows: Any = [i for i, one in enumerate(missing) if one == kind] if any(missing) else slice(None)
+        kept: Any = [channel for channel in range(signals.shape[-1]) if channel not in kind] if kind else slice(None)
         for name, value in metrics.signal_metrics(images[rows][..., kept], signals[rows][..., kept]).items():
             values.setdefault(name, np.empty(len(signals), value.dtype))[rows] = value
     if perceptual is not None:

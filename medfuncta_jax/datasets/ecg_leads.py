@@ -5,10 +5,16 @@ record, as all records of a patient, are in one split. N is `seconds` times `rat
 resampled, anti-aliased; a shorter record is skipped. Values are scaled from mV, and their scale is kept with them.
 
 A lead is missing that a record does not have, or in which it has a sample that is invalid, or that is one flat line, as
-of an electrode that is off. Among signals it is left out. As a channel it is masked so: it stands as a line at 0 mV in
-the signal, which training and every fit see; it is named in the units of the signal (`Units.missing`), so that values
-in mV are NaN there, whatever the field says; and it counts in no figure of the evaluation. (What is measured on the way
-does count it: the PSNR of a validation and that beside a latent.)
+of an electrode that is off. Among signals it is left out. As a channel it stands as a line at 0 mV in the signal, which
+training and every fit see; it is named in the units of the signal (`Units.missing`), so that values in mV are NaN there,
+whatever the field says; and no figure of the evaluation counts it. What is measured elsewhere does: the PSNR of a
+validation, that beside a latent, and other modes.
+
+Code of one's own can fit the recorded leads alone, by an operator that leaves out the others; `recorded` is 0 or 1 for
+each channel:
+
+    seen = mf.operators.Function(mf.grid((1000,)), lambda values: values * recorded, (1000,))
+    fitted = mf.fit_latent(field, params, signals * recorded, observe=seen)  # of records with the same leads
 
 Labels, patients and splits: see `folder_files.py`, but folders say nothing, as those of PTB-XL count records. Where no
 table says patients, those of DICOM files do; a WFDB record is a patient of its own. Ids are names relative to the data

@@ -19,7 +19,7 @@ from medfuncta_jax.datasets import DataError, ecg, open_dataset
 from medfuncta_jax.datasets.dataset import Example, Skipped
 from medfuncta_jax.datasets.ecg_file import lead_key, read_header
 from medfuncta_jax.datasets.ecg_leads import STANDARD
-from medfuncta_jax.settings import Settings, SettingsError
+from medfuncta_jax.settings import ModelSettings, Settings, SettingsError
 from tests.datasets.damage import DAMAGE, assert_refusal, damaged
 
 with warnings.catch_warnings():
@@ -317,6 +317,23 @@ def test_new_records_are_as_in_training(tmp_path, ptbxl):
     )
     with pytest.raises(DataError, match=r"\[1000 or more, 3\] is needed, 1 s in mV at 1000 Hz, got \(1000, 2\)"):
         mf.prepare(tmp_path / "field.safetensors", array[:, :2])
+
+
+def test_recorded_leads_can_be_fitted_alone(tmp_path):
+    """As the docstring of `ecg_leads` says: what stands for a missing lead then changes nothing."""
+    (one,) = new(write_record(tmp_path, 0), rate=50.0, leads=("I", "V1", "V6"))
+    field = mf.Field(ModelSettings(layers=3, width=16, latent_dim=8), 1, 3)
+    params, recorded = field.init(jax.random.key(0)), np.array([1, 1, 0], np.float32)
+    seen = mf.operators.Function(mf.grid((50,)), lambda values: values * recorded, (50,))
+    fitted = []
+    for fill in (0.0, 0.9):
+        signals = np.where(recorded, one.signal, np.float32(fill))[None]
+        fitted.append(mf.fit_latent(field, params, signals * recorded, observe=seen, steps=5))
+    np.testing.assert_array_equal(fitted[0].latents, fitted[1].latents)
+    assert fitted[0].losses[0, -1] < fitted[0].losses[0, 0]
+    plain = [mf.fit_latent(field, params, np.where(recorded, one.signal, np.float32(fill))[None], steps=5)
+             for fill in (0.0, 0.9)]  # fmt: skip
+    assert np.abs(plain[0].latents - plain[1].latents).max() > 1e-3
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
