@@ -6,7 +6,7 @@ resampled, anti-aliased; a shorter record is skipped. Values are scaled from mV,
 
 A lead is missing that a record does not have, or in which it has a sample that is invalid, or that is one flat line, as
 of an electrode that is off. Among signals it is left out. As a channel it stands as a line at 0 mV in the signal, which
-training and every fit see; it is named in the units of the signal (`Units.missing`), so that values in mV are NaN there,
+training and every fit see; it is named in the units of the signal (`Units.missing`), so that values in mV are NaN,
 whatever the field says; and no figure of the evaluation counts it. What is measured elsewhere does: the PSNR of a
 validation, that beside a latent, and other modes.
 
