@@ -106,6 +106,11 @@ class LeadOptions(FolderOptions):
         """Samples of a signal."""
         return round(self.seconds * self.rate)
 
+    @property
+    def channels(self) -> int:
+        """Channels of a signal."""
+        return len(self.leads) if self.layout == "channels" else 1
+
 
 # A record's header, or why it cannot be read.
 _Found = EcgFile | str
@@ -176,9 +181,9 @@ def example_of(options: LeadOptions, values: np.ndarray, name: str) -> Example:
 
 
 def _plan(options: LeadOptions, splits: Mapping[str, PlannedSplit], about: dict[str, Any], **of_plan: Any) -> Plan:
-    channels = len(options.leads) if options.layout == "channels" else 1
     return Plan(
-        name="ecg", grid=(options.length,), channels=channels, dtype="float32", splits=splits, about=about, **of_plan
+        name="ecg", grid=(options.length,), channels=options.channels, dtype="float32", splits=splits, about=about,
+        **of_plan,
     )  # fmt: skip
 
 
