@@ -15,14 +15,15 @@ class Units:
 
     Attributes:
       offset, scale: one a channel, or one for all channels: value = offset + scale * signal.
-      unit: unit of the values, such as "HU" or "mV"; "" for stored numbers without one.
-      dtype: stored type of the file's samples, a name of numpy; "" if it is unknown or the file is text.
-      slope, intercept: rescaling in the file: value = slope * stored sample + intercept.
-      clipped: the part of the file's values outside the range that became [0, 1], in [0, 1].
-      shared: what shares this scale: "" nothing else, "channels" all channels of the signal, "signals" all signals.
-      time: (first, step) of a series: sample k of the grid is at first + step * k; () for a series without times.
-      columns: column names of a series: the column of times if there is one, then one name a channel; () if the file
-        names none.
+      unit: of the values, such as "HU" or "mV"; "" for stored numbers without one.
+      dtype: of the samples as the file stores them, a name of numpy; "" where that is not known or the file is text.
+      slope, intercept: of the file: value = slope * stored sample + intercept.
+      clipped: the part of the file's values that lay outside the range which became [0, 1], in [0, 1].
+      shared: who else has this scale: "" nobody, "channels" all channels of the signal, "signals" all signals.
+      time: of a series, (first, step): the sample k of the grid is at first + step * k; () where it has no times.
+      columns: of a series: the name of the column of times where there are times, then one name a channel; () where
+        the file names none.
+      missing: the channels that were not recorded; what stands in the signal for them is no measurement.
     """
 
     offset: tuple[float, ...] = (0.0,)
@@ -35,10 +36,14 @@ class Units:
     shared: Literal["", "channels", "signals"] = "signals"
     time: tuple[float, ...] = ()
     columns: tuple[str, ...] = ()
+    missing: tuple[int, ...] = ()
 
     def values(self, signal: np.ndarray) -> np.ndarray:
-        """A signal [..., D] in [0, 1] in its own units, float64."""
-        return np.asarray(self.offset) + np.asarray(self.scale) * np.asarray(signal, np.float64)
+        """A signal [..., D] in [0, 1] in its own units, float64; NaN where a channel was not recorded."""
+        values: np.ndarray = np.asarray(self.offset) + np.asarray(self.scale) * np.asarray(signal, np.float64)
+        if self.missing:
+            values[..., list(self.missing)] = np.nan
+        return values
 
     def stored(self, signal: np.ndarray) -> np.ndarray:
         """A signal [..., D] in [0, 1] as the file would store it: whole numbers are rounded and cut at their range."""
@@ -51,10 +56,15 @@ class Units:
 
     @property
     def notes(self) -> str:
-        """Notes for readers of the values: a shared scale, clipped values; "" if there are none."""
+        """What a reader of the values must know: a shared scale, clipped values, missing channels; "" where nothing."""
         shared = {"": "", "channels": "one scale for all channels", "signals": "one scale for all signals"}[self.shared]
         clipped = f"{100 * self.clipped:.3g} % of the values were clipped" if self.clipped else ""
-        return "; ".join(note for note in (shared, clipped) if note)
+        missing = f"not recorded: {', '.join(map(self._channel, self.missing))}" if self.missing else ""
+        return "; ".join(note for note in (shared, clipped, missing) if note)
+
+    def _channel(self, number: int) -> str:
+        names = self.columns[1:] if self.time else self.columns
+        return names[number] if names else f"channel {number}"
 
     def to_json(self) -> str:
         """One line of JSON; entries with default values are left out."""

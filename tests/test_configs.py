@@ -49,7 +49,8 @@ SHAPES = {
 }
 VARIANTS = {
     **dict.fromkeys(set(MEDMNIST) - set(SHAPES), ("", "28", "128", "224", "cpu")),
-    **dict.fromkeys(("ecg", "lung_ct", "medmnist_3d"), ("", "cpu")),
+    **dict.fromkeys(("lung_ct", "medmnist_3d"), ("", "cpu")),
+    "ecg": ("", "cpu", "leads", "leads_cpu"),
     "brain_mri": ("", "cpu", "folder", "folder_cpu"),
     "image_folder": ("", "64", "128", "224", "cpu"),
     "series_folder": ("", "cpu", "row", "row_cpu"),
@@ -65,6 +66,8 @@ def get_config(name, variant=""):
 
 
 def signal_shape(name, variant):
+    if variant.startswith("leads"):
+        return (1000, 12)
     size = int(variant) if variant.isdigit() else 64
     return SHAPES.get(name, (size, size, 3 if name in COLOURED else 1))
 
@@ -77,6 +80,11 @@ def made_up_folder(root, source, flag, shape):
         case "brats":
             for i in range(4):
                 write_case(folder, f"BraTS-GLI-{i:05d}-000", head((240, 240, 155), i))
+        case "ecg" if flag == "leads":
+            pytest.importorskip("pydicom")
+            from tests.datasets.ecg_files import write_dicoms
+
+            write_dicoms(folder)
         case "ecg":
             folder.mkdir()
             for name in ("mitbih_train.csv", "mitbih_test.csv"):
@@ -119,7 +127,7 @@ def root(tmp_path_factory):
 @pytest.mark.parametrize(("name", "variant"), [(name, v) for name in CONFIGS for v in VARIANTS.get(name, ("",))])
 def test_config_trains_when_shrunk(name, variant, root):
     settings, shape = get_config(name, variant), signal_shape(name, variant)
-    flag = "rows" if "row" in variant else MEDMNIST.get(name)
+    flag = next((flag for flag in ("rows", "leads") if variant.startswith(flag[:3])), MEDMNIST.get(name))
     train_one_step(settings, shape, root, made_up_folder(root, settings.data.source, flag, shape))
 
 
@@ -210,7 +218,11 @@ def test_paper_settings(config, expected):
 
 @pytest.mark.parametrize(
     ("name", "known"),
-    [("brain_mri", "cpu, folder, folder_cpu"), ("chest_xray", "28, 64, 128, 224, cpu"), ("ecg", "cpu")],
+    [
+        ("brain_mri", "cpu, folder, folder_cpu"),
+        ("chest_xray", "28, 64, 128, 224, cpu"),
+        ("ecg", "cpu, leads, leads_cpu"),
+    ],
 )
 def test_an_unknown_variant_names_the_known(name, known):
     for wrong in ("65", "folderx"):

@@ -30,11 +30,22 @@ def test_what_is_clipped_or_shared_is_said():
     assert units.notes == "one scale for all signals; 50 % of the values were clipped"
 
 
+def test_channels_that_were_not_recorded_have_no_values():
+    units = Units(
+        (0.0,), (2.0,), "mV", shared="channels", time=(0.0, 0.01), columns=("s", "I", "II", "V1"), missing=(1,)
+    )
+    values = units.values(np.ones((4, 3)))
+    np.testing.assert_array_equal(values, [[2, np.nan, 2]] * 4)
+    assert units.notes == "one scale for all channels; not recorded: II"
+    assert Units(missing=(0, 2)).notes.endswith("not recorded: channel 0, channel 2")
+
+
 @pytest.mark.parametrize(
     "units",
     [
         Units(),
         Units((1.0, -2.5), (1e-9, 4.0), "mV", "", time=(0.25, 0.004), columns=("t", "I", "Ü"), shared="channels"),
+        Units(missing=(0, 3)),
     ],
 )
 def test_through_text(units):

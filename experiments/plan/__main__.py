@@ -27,6 +27,7 @@ from experiments.plan.targets import TARGETS, Target
 from experiments.runtime.command import refuse
 from experiments.runtime.run_directory import RunError
 from experiments.settings import RunSettings
+from medfuncta_jax.datasets import source_options
 from medfuncta_jax.datasets.medmnist_sets import SETS
 from medfuncta_jax.field import Field, parameter_count
 from medfuncta_jax.methods import METHODS
@@ -55,7 +56,8 @@ def shape_of(settings: Settings) -> tuple[tuple[int, ...], int]:
         axes = 3 if options["flag"].endswith("3d") else 2
         return (options["size"],) * axes, options["channels"] or (known.channels if known else 1)
     if source == "ecg":
-        return (187,), 1
+        records = source_options(source)(**options)
+        return ((records.length,), records.channels) if records.format == "leads" else ((187,), 1)
     if source == "series_folder":
         return (options["length"],), max(1, len(options["columns"]))
     if source == "nifti_folder":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -69,11 +70,13 @@ def evaluate(run: Run) -> dict:
         size = settings.fit.batch_size
         with Progress(f"evaluate {name}", total=len(split), unit="signals") as progress:
             for images in decode_batches(field, params, stored.latents, dataset.grid, batch_size=size):
-                start = sum(len(batch["psnr"]) for batch in batches)
-                batches.append(_measured(images, split.signals(slice(start, start + len(images))), perceptual))
+                start = sum(len(one["psnr"]) for one in batches)
+                batch = slice(start, start + len(images))
+                missing = [units.missing for units in examples.units[batch]]
+                batches.append(_measured(images, split.signals(batch), missing, perceptual))
                 progress.advance(len(images))
                 run.stop.check("latents are kept, the evaluation starts over")
-        values = {metric: np.concatenate([batch[metric] for batch in batches]) for metric in batches[0]}
+        values = {metric: np.concatenate([one[metric] for one in batches]) for metric in batches[0]}
         results[name] = {
             "signals": len(split),
             **metrics.summary(values, resamples=settings.evaluate.resamples, seed=settings.seed),
@@ -89,12 +92,15 @@ def evaluate(run: Run) -> dict:
         csv.writer(file, lineterminator="\n").writerows([["split", "id", "label", *values], *rows])
     directory.set_seconds("evaluate", time.monotonic() - began)
     results["seconds"] = {stage: directory.seconds().get(stage, 0.0) for stage in ("train", "extract", "evaluate")}
+    lacking = {name: sum(bool(one.missing) for one in latents[name].units) for name in names}
     results["protocol"] = {
         "reconstructions": "clipped to [0, 1], decoded from the stored latents on the training grid",
         "interval": "of the mean: percentile bootstrap over signals, 95 %",
         "resamples": settings.evaluate.resamples,
         "seed": settings.seed,
     }
+    if any(lacking.values()):
+        results["protocol"]["channels"] = f"those that were recorded; some are missing in {lacking} signals"
     if perceptual is not None:
         across, seen = ("x".join(map(str, size)) for size in (dataset.grid, lpips.compared_size(dataset.grid)))
         results["protocol"]["lpips"] = "AlexNet, version 0.1" + (
@@ -106,12 +112,22 @@ def evaluate(run: Run) -> dict:
     return results
 
 
-def _measured(images: np.ndarray, signals: np.ndarray, perceptual: dict[str, np.ndarray] | None) -> dict:
-    """Metrics [B] by name of raw reconstructions, by the published protocol."""
-    values = metrics.signal_metrics(images, signals)
+def _measured(
+    images: np.ndarray,
+    signals: np.ndarray,
+    missing: list[tuple[int, ...]],
+    perceptual: dict[str, np.ndarray] | None,
+) -> dict:
+    """Figures [B] by name of raw reconstructions, the published protocol, of the channels that were recorded."""
+    values: dict[str, np.ndarray] = {}
+    for kind in sorted(set(missing)):
+        rows: Any = [i for i, one in enumerate(missing) if one == kind] if any(missing) else slice(None)
+        kept: Any = [channel for channel in range(signals.shape[-1]) if channel not in kind] if kind else slice(None)
+        for name, value in metrics.signal_metrics(images[rows][..., kept], signals[rows][..., kept]).items():
+            values.setdefault(name, np.empty(len(signals), value.dtype))[rows] = value
     if perceptual is not None:
-        values["lpips"] = lpips.lpips(perceptual, np.clip(images, 0, 1), signals)
-    return {name: np.asarray(value) for name, value in values.items()}
+        values["lpips"] = np.asarray(lpips.lpips(perceptual, np.clip(images, 0, 1), signals))
+    return values
 
 
 def _draw(field, params, split, stored, run: RunDirectory) -> None:

@@ -114,6 +114,8 @@ def units_said(units: Sequence[Units]) -> str:
     if clipped:
         most = 100 * max(clipped)
         words.append(f"values of {len(clipped)} of {len(units)} signals clipped, at most {most:.3g} %")
+    if lacking := sum(bool(one.missing) for one in units):
+        words.append(f"nan in channels that were not recorded, of {lacking} of {len(units)} signals")
     return "; ".join(words)
 
 

@@ -1,4 +1,8 @@
-"""MIT-BIH arrhythmia beats (Moody and Mark 2001): 187 samples at 125 Hz in [0, 1], five AAMI classes.
+"""ECG: beats of one lead, with their class, or whole records of several leads.
+
+Beats are those of the MIT-BIH arrhythmia database (Moody and Mark 2001) as Kachuee et al. 2018 cut them: resampled to
+125 Hz, in [0, 1], of five AAMI classes. A beat is 187 samples long since that is 1.5 s at 125 Hz: room for 1.2 RR
+intervals from 48 beats a minute upwards. What a faster heart leaves of it is 0, and a slower beat is cut off.
 
 `format="csv"` reads two files of 188 columns without a header line (187 samples, then the class), the layout of the
 "ECG Heartbeat Categorization" files on Kaggle. No validation split is published: a stratified tenth of the training
@@ -7,6 +11,8 @@ Ids name the file and the line.
 
 `format="physionet"` cuts the beats from the raw records (see `physionet.py`) and splits them by patient. Ids name the
 record and the sample of the annotation.
+
+`format="leads"` reads whole records of several leads, in WFDB or DICOM, at any rate: see `ecg_leads.py`.
 """
 
 from __future__ import annotations
@@ -19,13 +25,15 @@ from typing import Any, Literal
 
 import numpy as np
 
+from medfuncta_jax.datasets import ecg_leads
 from medfuncta_jax.datasets.contents import contents
 from medfuncta_jax.datasets.dataset import NEW, SPLITS, DataError, Example, Plan, PlannedSplit, required_folder
 from medfuncta_jax.datasets.delimited import finite_number, shown
+from medfuncta_jax.datasets.ecg_leads import LeadOptions
 from medfuncta_jax.datasets.folder_files import about_files, files_below, name_below
 from medfuncta_jax.datasets.physionet import BEAT_SAMPLES, CLASSES, RATE, Beat, Record, records_with_lead, split_records
 from medfuncta_jax.datasets.prepared import file_md5
-from medfuncta_jax.datasets.splits import require_split_options, stratified_part
+from medfuncta_jax.datasets.splits import stratified_part
 from medfuncta_jax.settings import SettingsError
 from medfuncta_jax.units import Units
 
@@ -38,30 +46,27 @@ _SCALED = Units(time=_TIME, columns=_COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """Settings of the source.
+class Options(LeadOptions):
+    """Settings of the source; of beats these and the seed and fractions of the split, and of leads `LeadOptions`.
+
+    `val_fraction` is of the training file, class by class; or of the patients of raw records, as `test_fraction`, which
+    is not used for CSV.
 
     Attributes:
-      format: "csv" or "physionet".
+      format: "csv", "physionet" or "leads".
       train_file, test_file: names of the CSV files, anywhere below the data directory.
-      lead: the lead of the raw records; records without it are left out.
+      lead: of the raw records that beats are cut from; records without it are left out.
       test_records: raw records to test on, such as ("100", "103"); empty draws them.
-      seed: seed of the split.
-      val_fraction: fraction of the training file, class by class; or of the patients of the raw records.
-      test_fraction: fraction of the patients of the raw records; not used for CSV.
     """
 
-    format: Literal["csv", "physionet"] = "csv"
+    format: Literal["csv", "physionet", "leads"] = "csv"
     train_file: str = "mitbih_train.csv"
     test_file: str = "mitbih_test.csv"
     lead: str = "MLII"
     test_records: tuple[str, ...] = ()
-    seed: int = 42
-    val_fraction: float = 0.1
-    test_fraction: float = 0.2
 
     def __post_init__(self):
-        require_split_options(self.seed, self.val_fraction, self.test_fraction)
+        super().__post_init__()
         for name, file in (("train_file", self.train_file), ("test_file", self.test_file)):
             if not file or Path(file).name != file:
                 raise SettingsError(f"{name} must be a file name without folders, got {file!r}")
@@ -70,11 +75,14 @@ class Options:
 
 
 def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
-    """The beats. CSV files are read through once for their classes, raw records for their beats.
+    """The signals. CSV files are read through once for their classes, raw records for their beats.
 
     Raises:
-      DataError: files missing or found twice, or damaged; for raw records also that `wfdb` is not installed.
+      DataError: files missing or found twice, or damaged; for raw records also that `wfdb` is not installed. For leads
+        see `ecg_leads.plan`.
     """
+    if options.format == "leads":
+        return ecg_leads.plan(options, required_folder(data_dir, "the records"))
     folder = required_folder(
         data_dir, f"{options.train_file} and {options.test_file}" if options.format == "csv" else "the MIT-BIH records"
     )
@@ -84,7 +92,9 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
 
 
 def new_files(folder: Path, options: Options) -> dict[str, Path]:
-    """The CSV files, or the headers of raw records, in a folder of new signals, by name."""
+    """The CSV files, or the headers of raw records, of a folder that a finished field is applied to, by name."""
+    if options.format == "leads":
+        return ecg_leads.new_files(folder, options)
     if options.format == "physionet":
         return {name: record.header for name, record in records_with_lead(folder, options.lead)[0].items()}
     return {name_below(folder, path): path for path in files_below(folder) if path.suffix.lower() == ".csv"}
@@ -93,7 +103,9 @@ def new_files(folder: Path, options: Options) -> dict[str, Path]:
 def plan_new(
     options: Options, folder: Path, files: Mapping[str, Path], *, grid: tuple[int, ...], channels: int
 ) -> Plan:
-    """All beats of new files, in the split "new", as `plan` would make them."""
+    """All beats or leads of files that no run has seen, in the split "new", as `plan` would make them."""
+    if options.format == "leads":
+        return ecg_leads.plan_new(options, folder, files)
 
     def of_file(name: str, path: Path) -> Iterator[Example]:
         if options.format == "physionet":
@@ -118,7 +130,9 @@ def plan_new(
 def example_of(
     options: Options, values: np.ndarray, name: str, *, affine: np.ndarray | None, grid: tuple[int, ...], channels: int
 ) -> Example:
-    """One beat of 187 samples in [0, 1] at 125 Hz."""
+    """One beat of 187 samples in [0, 1] at 125 Hz; for leads see `ecg_leads.example_of`."""
+    if options.format == "leads":
+        return ecg_leads.example_of(options, values, name)
     values = np.reshape(values, -1)
     if len(values) != BEAT_SAMPLES or values.min() < -_ROUNDING or values.max() > 1 + _ROUNDING:
         raise DataError(f"{name}: a beat is {BEAT_SAMPLES} samples in [0, 1], got {values.shape}")

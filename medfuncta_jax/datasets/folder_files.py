@@ -16,7 +16,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -236,9 +236,10 @@ def arranged(
       names: unique, "/" between folders, relative to `folder`.
       folder: the data directory.
       options: the table of labels, the seed and the fractions.
-      labels: labels from the source itself; a table in `options` takes precedence.
-      by_folders: whether folders may state splits and classes.
-      columns_of_rows: whether `id_column` belongs to tables of signals, not to the table of labels.
+      labels: where the source knows them itself; a table in `options` goes before, except for patients that it does
+        not state.
+      by_folders: whether folders may say splits and classes.
+      columns_of_rows: whether `id_column` is of tables of signals, not of the table of labels.
     Raises:
       DataError: too few signals or patients to split, a table that cannot be used or is not named, or files beside the
         split folders.
@@ -248,6 +249,7 @@ def arranged(
     if table is None and options.id_column and not columns_of_rows:
         raise DataError(f"{folder}: id_column is of a table of labels; name the table with data.labels")
     if table is not None:
+        own = labels
         labels = read_label_table(
             table,
             names,
@@ -256,6 +258,8 @@ def arranged(
             patient_column=options.patient_column,
             no_value=options.no_value,
         )
+        if own is not None and labels.patients is None:
+            labels = replace(labels, patients=own.patients)
     by_class = _class_folders(names, given is not None) if by_folders else {}
     if by_class and (labels is None or (not labels.classes and not options.label_column)):
         patients, about = (None, {}) if labels is None else (labels.patients, labels.about)

@@ -6,9 +6,8 @@ the median RR interval of the window, at most 187 samples; the rest is 0. Left o
 windows with fewer than two beats, without signal or with invalid samples, and the samples after the last whole window.
 Annotations without an AAMI class (rhythm changes, noise, flutter waves) are no beats.
 
-Honoured: rate, length, the lead's name, coding, gain, baseline and checksum in a header; samples, symbols and a
-separate rate in annotations. Ignored: units (a window is scaled by itself), comments, and entries of other leads. An
-annotation file is refused unless it has the proper end and its samples lie in the record, in order.
+What counts of a header and of annotations says `wfdb_file.py`. Ignored are units (a window is scaled by itself) and
+what is said of other leads. An annotation file is refused unless its samples lie in the record, in order.
 
 Splits are by patient: records 201 and 202 are of one patient. Reading the records needs the package `wfdb`.
 """
@@ -17,7 +16,6 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -26,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from medfuncta_jax.datasets.contents import contents
 from medfuncta_jax.datasets.dataset import SPLITS, DataError
 from medfuncta_jax.datasets.splits import split_names
+from medfuncta_jax.datasets.wfdb_file import read_annotations, read_header, read_signals, require_rate, require_sums
 
 _log = logging.getLogger(__name__)
 
@@ -40,15 +38,9 @@ _WINDOW = 10 * RATE
 _REACH = round(0.024 * RATE)
 _LENGTH_IN_RR = 1.2
 
-# Plausible sampling rates of an ECG, samples a second.
-_RATES = (50, 10_000)
-
 # The annotation symbols of each class (ANSI/AAMI EC57).
 _SYMBOLS = {"N": "NLRejB", "S": "AaJS", "V": "VE", "F": "F", "Q": "/fQ"}
 _CLASS_OF = {symbol: CLASSES.index(name) for name, symbols in _SYMBOLS.items() for symbol in symbols}
-
-# Codes in an annotation file that add four bytes, or a stated number of bytes, to the same annotation.
-_SKIP, _AUX = 59, 63
 
 _PATIENT_OF = {"202": "201"}
 
@@ -96,7 +88,7 @@ class Record:
         Raises:
           DataError: `wfdb` is not installed, or the header cannot be read.
         """
-        return self.lead in (self._read("header").sig_name or [])
+        return self.lead in read_header(self.header).names
 
     def beats(self) -> list[Beat]:
         """The beats in their order.
@@ -104,13 +96,11 @@ class Record:
         Raises:
           DataError: a file of the record is missing, truncated or corrupt.
         """
-        record, notes = self._read("signal"), self._read("annotations")
+        record, notes = read_signals(self.header, [self.lead]), read_annotations(self.header)
         for rate in (record.fs, notes.fs or record.fs):
-            if not _RATES[0] <= rate <= _RATES[1]:
-                raise DataError(f"{self.header}: {rate:g} samples a second is no rate of an ECG; copy the record anew")
-        if _is_wrong(record):
-            raise DataError(f"{self.header}: the samples of {self.lead} do not add up to its checksum; copy it anew")
-        # Annotations may have a separate sampling rate.
+            require_rate(self.header, rate)
+        require_sums(self.header, record)
+        # Annotations may count in a rate of their own.
         samples = np.rint(np.asarray(notes.sample) * (record.fs / (notes.fs or record.fs))).astype(np.int64)
         length = len(record.d_signal)
         if len(samples) and (samples.min() < 0 or samples.max() >= length or (np.diff(samples) < 0).any()):
@@ -121,71 +111,12 @@ class Record:
         beats = [i for i, symbol in enumerate(notes.symbol) if symbol in _CLASS_OF]
         samples = samples[beats]
         labels = [_CLASS_OF[notes.symbol[i]] for i in beats]
-        kept, values, ranges = extract_beats(record.dac()[:, 0], float(record.fs), samples)
+        kept, values, ranges = extract_beats(record.p_signal[:, 0], float(record.fs), samples)
         unit = str((record.units or [""])[0])
         return [
             Beat(int(samples[i]), labels[i], beat, float(low), float(high), unit)
             for i, beat, (low, high) in zip(kept, values, ranges, strict=True)
         ]
-
-    def _read(self, part: str) -> Any:
-        place = str(self.header.with_suffix(""))
-        try:
-            with warnings.catch_warnings(action="ignore"):  # wfdb 4.3 uses what pandas 3 is about to remove
-                import wfdb
-
-                if part == "annotations":
-                    _require_annotations(self.header.with_suffix(".atr"))
-                    return wfdb.rdann(place, "atr")
-                if part == "signal":
-                    return wfdb.rdrecord(place, channel_names=[self.lead], physical=False)
-                header = wfdb.rdheader(place)
-                if header.n_sig != len(header.sig_name or []):
-                    raise DataError(
-                        f"{self.header}: cut short, for it names fewer than {header.n_sig} signals; copy it anew"
-                    )
-                return header
-        except DataError:
-            raise
-        except ImportError as error:
-            raise DataError(
-                f"{self.header}: raw records need the package wfdb (pip install 'medfuncta_jax[ecg]'), or take "
-                "data.format=csv"
-            ) from error
-        except FileNotFoundError as error:
-            raise DataError(f"{error.filename or place}: no such file; copy the whole record anew") from error
-        except OSError as error:
-            raise DataError(f"{place}: cannot be read ({error.strerror or 'cut short'}); check the record") from error
-        except Exception as error:  # wfdb parses any content and may raise anything
-            path = self.header.with_suffix({"header": ".hea", "signal": ".dat", "annotations": ".atr"}[part])
-            what = contents(path) if path.is_file() else ""
-            reason = f"it is {what}" if what and (what, part) != ("text", "header") else "it is damaged or cut short"
-            raise DataError(f"{place}: the {part} of the record cannot be read ({reason}); copy it anew") from error
-
-
-def _is_wrong(record: Any) -> bool:
-    """Whether samples differ from the header's checksum, if that is stated and not 0."""
-    stated = (record.checksum or [None])[0]
-    return bool(stated) and (int(record.d_signal.sum(dtype=np.int64)) - int(stated)) % (1 << 16) != 0
-
-
-def _require_annotations(path: Path) -> None:
-    """Refuse a file whose annotations do not lead to the two zero bytes at the end.
-
-    An annotation is a word of 16 bits, a code above a count of samples; some codes say that more bytes follow.
-    """
-    data, at = path.read_bytes(), 0
-    while at + 2 <= len(data):
-        word = int.from_bytes(data[at : at + 2], "little")
-        code, count = word >> 10, word & 0x3FF
-        if not word and at:
-            return
-        if not word:
-            break
-        at += 2 + (4 if code == _SKIP else count + count % 2 if code == _AUX else 0)
-    what = contents(path)
-    reason = f"{what}, no annotations" if what else "cut short, for annotations end in two zero bytes"
-    raise DataError(f"{path}: {reason}; copy it anew")
 
 
 def extract_beats(signal: np.ndarray, rate: float, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -198,14 +129,10 @@ def extract_beats(signal: np.ndarray, rate: float, samples: np.ndarray) -> tuple
     Returns:
       int [k], which of the m beats are kept; float32 [k, 187] in [0, 1]; and [k, 2], the values that became 0 and 1.
     """
-    from scipy.signal import resample_poly
-
-    ratio = Fraction(RATE / rate).limit_denominator(10_000)
     invalid = ~np.isfinite(signal)
     if invalid.any() and not invalid.all():
         signal = np.interp(np.arange(len(signal)), np.flatnonzero(~invalid), signal[~invalid])
-    # The line from the first to the last sample is subtracted first, so that the ends do not ring.
-    resampled = resample_poly(signal, ratio.numerator, ratio.denominator, padtype="line")
+    resampled = at_rate(signal, rate, RATE)
     places = np.rint(samples * (RATE / rate)).astype(np.int64)
     kept: list[int] = []
     beats: list[np.ndarray] = []
@@ -228,6 +155,16 @@ def extract_beats(signal: np.ndarray, rate: float, samples: np.ndarray) -> tuple
                 ranges.append((float(window.min()), float(window.max())))
     beats_array = np.array(beats, np.float32).reshape(-1, BEAT_SAMPLES)
     return np.array(kept, np.int64), beats_array, np.array(ranges).reshape(-1, 2)
+
+
+def at_rate(signal: np.ndarray, rate: float, to: float) -> np.ndarray:
+    """A signal [n, ...] of `rate` samples a second at `to` samples a second, anti-aliased; the first sample stays."""
+    from scipy.signal import resample_poly
+
+    ratio = Fraction(to / rate).limit_denominator(10_000)
+    # A line from the first to the last sample is taken off first, so that the ends do not ring.
+    resampled: np.ndarray = resample_poly(signal, ratio.numerator, ratio.denominator, padtype="line")
+    return resampled
 
 
 def _highest(unit: np.ndarray, at: int) -> int:

@@ -71,6 +71,9 @@ def test_the_shape_of_signals_follows_from_the_config():
         assert shape_of(settings_of(case, [], None)) == (case.grid, case.channels), case.config
     folder = Settings.from_dict({"data": {"source": "nibabel_slices", "size": 48}})
     assert shape_of(folder) == ((48, 48), 1)
+    records = {"source": "ecg", "format": "leads", "leads": ("I", "V1"), "seconds": 2.5}
+    assert shape_of(Settings.from_dict({"data": records})) == ((250,), 2)
+    assert shape_of(Settings.from_dict({"data": records | {"layout": "signals"}})) == ((250,), 1)
     with pytest.raises(RunError, match="give --grid"):
         shape_of(Settings.from_dict({"data": {"source": "files_of_tomorrow"}}))
 
