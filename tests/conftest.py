@@ -33,8 +33,20 @@ LONG = (
 )  # fmt: skip
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONG)
+    variants: dict[tuple[Path, str], list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("some"):
+            variants.setdefault((item.path, item.originalname), []).append(item)
+    for each in variants.values():
+        count = each[0].get_closest_marker("some").args[0]
+        assert 0 < count < len(each), f"{each[0].nodeid} has {len(each)} variants, of which {count} are to run always"
+        always = set(np.linspace(0, len(each) - 1, count).round().astype(int))
+        for place, item in enumerate(each):
+            if place not in always:
+                item.add_marker(pytest.mark.slow)
 
 
 class Golden:

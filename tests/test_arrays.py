@@ -43,6 +43,7 @@ KINDS = {
 }
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_arrays_of_any_framework_give_the_same_results(kind):
     of = KINDS[kind]

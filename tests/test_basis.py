@@ -24,6 +24,7 @@ def test_the_sum_of_functions_is_the_network(residual, own_points):
     np.testing.assert_allclose(one, other, rtol=1e-12)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("steps", [1, 6])
 def test_normal_equations_are_the_sum_over_points(channels, steps):

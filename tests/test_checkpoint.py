@@ -136,6 +136,7 @@ DAMAGES = [
 ]
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("how", DAMAGES)
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, state, caplog, how):
     fill(tmp_path / "c", state, {1: 20.0, 2: 21.0, 3: None})

@@ -36,6 +36,7 @@ def dense_matrix(field, params, damping, weights):
     return matrix + damping * sum(phases) / len(phases)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("kind", "weighted"), [(KINDS[0], False), (KINDS[1], True), (KINDS[2], False), (KINDS[3], True)]
 )

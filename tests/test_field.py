@@ -34,6 +34,7 @@ def by_hand(field, params, latents, coords):
     return np.stack(values)
 
 
+@pytest.mark.some(6)
 @pytest.mark.parametrize("layers", [3, 4])
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("modulate_first_layer", [True, False])
@@ -58,6 +59,7 @@ def test_two_layers_with_the_first_modulated_only():
     assert field.latent_layers() == ("modulation_1", "modulation_2")
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     "changes",
     [

@@ -62,6 +62,7 @@ def test_zero_weight_padding_changes_nothing_whatever_it_holds(field, params, si
     np.testing.assert_allclose(masked.losses, plain.losses, rtol=1e-11)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("own_points", [False, True])
 def test_chunks_of_points_change_nothing(field, params, signals, weighted, own_points):
@@ -177,6 +178,7 @@ def test_dtype_follows_the_parameters(field, signals):
     assert mf.reconstruct(field, single, fit.latents, mf.grid((3, 3))).dtype == jnp.float32
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("chunk", [1, 7, 30, 1000, None])
 @pytest.mark.parametrize("per_signal", [False, True])
 def test_reconstruct_in_chunks(field, params, chunk, per_signal):

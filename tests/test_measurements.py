@@ -35,6 +35,7 @@ OPERATORS = {
 }
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize(
     ("name", "model"),
     [(name, BASIS) for name in OPERATORS if name != "rows"]
@@ -70,6 +71,7 @@ def test_chunks_change_nothing(name, model):
     np.testing.assert_allclose(pulled, gradient, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", ["pooled k-space", "projections", "squares"])
 def test_a_fit_is_the_descent_written_down(name):
     """One signal, the network a point at a time, and weights that are noise."""

@@ -94,6 +94,7 @@ def test_updates_are_reproducible_and_resume(problem):
     chex.assert_trees_all_close(whole, resumed, rtol=0, atol=0)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("train", [{"micro_batch": 1}, {"micro_batch": 2}, {"points_per_chunk": 5, "micro_batch": 2}])
 def test_parts_of_a_batch_make_the_same_update(problem, shared, train):

@@ -33,6 +33,7 @@ KINDS = {  # model, method
 }
 
 
+@pytest.mark.some(6)
 @pytest.mark.parametrize(
     ("kind", "shape"),
     [

@@ -126,6 +126,7 @@ def assert_close(actual, expected):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9 * float(jnp.abs(other).max()))
 
 
+@pytest.mark.some(5)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_gradient_is_that_of_the_method_as_it_is_written_down(kind):
     """Every kind of field, whole and in chunks."""
@@ -134,6 +135,7 @@ def test_the_gradient_is_that_of_the_method_as_it_is_written_down(kind):
     assert_close(gradient(kind, **chunks), written_down(kind, **chunks))
 
 
+@pytest.mark.some(9)
 @pytest.mark.parametrize("how", CONTEXTS)
 @pytest.mark.parametrize("kind", ["shift", "basis"])
 def test_every_way_to_compute_it_gives_the_same_gradient(kind, how):

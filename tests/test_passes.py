@@ -22,6 +22,7 @@ KINDS = {
 }
 
 
+@pytest.mark.some(5)
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_passes_are_the_general_rule_written_out(kind, shared):

@@ -5,6 +5,7 @@ import pytest
 from medfuncta_jax.point_field import over_chunks, shares, take
 
 
+@pytest.mark.some(8)
 @pytest.mark.parametrize("size", [0, 1, 4, 7, 10, 11, 99])
 @pytest.mark.parametrize("rows", [None, "shared", "own"])
 @pytest.mark.parametrize("weighted", [False, True])

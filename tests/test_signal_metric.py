@@ -25,6 +25,7 @@ def case(request):
     return field, params, 0.1 * np.random.default_rng(0).normal(size=(6, 8))
 
 
+@pytest.mark.some(2)
 def test_it_is_the_mean_of_squared_derivatives(case):
     field, params, latents = case
     metric = mf.signal_metric(field, params, latents, COORDS, key=jax.random.key(0))  # 240 pairs: all there are

@@ -8,6 +8,7 @@ from medfuncta_jax.baselines.pyramid import PyramidField
 from tests import plain_field
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("layers", [3, 5])
 @pytest.mark.parametrize("last_width", [7, 40])
 def test_a_pyramid_is_equation_1_with_layers_of_their_own_width(layers, last_width):
