@@ -13,6 +13,7 @@ from experiments.runtime.run import Run
 from experiments.runtime.run_directory import RunDirectory, RunError, stored_settings
 from experiments.settings import RunSettings
 from experiments.stages import inverse
+from experiments.stages import inverse_problems as problems
 from medfuncta_jax.checkpoint import CheckpointError
 
 pytest.importorskip("skimage", reason="scikit-image is not installed")
@@ -27,13 +28,13 @@ def smooth(*shape):
 @pytest.mark.parametrize("name", ["slices_2", "kspace_4", "projections_30", "points_10"])
 def test_classical_methods_and_total_variation_find_a_smooth_signal(name):
     signal = smooth(20, 20)
-    problem = inverse.problem_of(name, (20, 20), seed=0)
-    linear = inverse._LinearMap(problem.operator, (20, 20))
+    problem = problems.problem_of(name, (20, 20), seed=0)
+    linear = problems.LinearMap(problem.operator, (20, 20))
     measured = linear.forward(signal)
     assert measured.shape == (1, np.prod(problem.operator.shape), 2)
     usual = problem.classical[1](measured[0].reshape(*problem.operator.shape, 2))
     weight = 1e-5 if name == "points_10" else 3e-4  # total variation hardly sees single points
-    penalised, _ = inverse.total_variation(linear, measured, usual[None], weight=weight, may_stop=lambda: None)
+    penalised, _ = problems.total_variation(linear, measured, usual[None], weight=weight, may_stop=lambda: None)
     for found in (usual, penalised[0]):
         assert found.shape == signal.shape[1:]
         assert np.square(found - signal[0]).mean() < 6e-3
@@ -42,7 +43,7 @@ def test_classical_methods_and_total_variation_find_a_smooth_signal(name):
 def test_total_variation_ends_where_no_other_start_ends_lower():
     """The minimum is one: two starts end in images of one value, below that of the signal and of both starts."""
     signal = smooth(16, 16)[..., :1]
-    linear = inverse._LinearMap(inverse.problem_of("kspace_4", (16, 16), seed=0).operator, (16, 16))
+    linear = problems.LinearMap(problems.problem_of("kspace_4", (16, 16), seed=0).operator, (16, 16))
     measured, weight = linear.forward(signal), 1e-2
 
     def value(image):
@@ -51,10 +52,10 @@ def test_total_variation_ends_where_no_other_start_ends_lower():
         return misfit + weight * np.sqrt(np.square(steps).sum(0)).sum()
 
     starts = np.zeros_like(signal), np.random.default_rng(0).random(signal.shape).astype(np.float32)
-    ends, counts = zip(*(inverse.total_variation(linear, measured, start, weight=weight, may_stop=lambda: None)
+    ends, counts = zip(*(problems.total_variation(linear, measured, start, weight=weight, may_stop=lambda: None)
                          for start in starts), strict=True)  # fmt: skip
     values = [value(end) for end in ends]
-    assert max(counts) < inverse._TV_STEPS
+    assert max(counts) < problems.TV_STEPS
     assert values[0] == pytest.approx(values[1], rel=0.01)
     assert max(values) < min(value(signal), *map(value, starts))
 
@@ -70,8 +71,8 @@ def test_the_weight_has_worse_neighbours(best):
 @pytest.mark.parametrize("name", ["slices_4", "kspace_4", "projections_30", "points_10"])
 def test_the_adjoint_is_that_of_the_measurements(name):
     rng = np.random.default_rng(0)
-    problem = inverse.problem_of(name, (16, 16), seed=0)
-    linear = inverse._LinearMap(problem.operator, (16, 16))
+    problem = problems.problem_of(name, (16, 16), seed=0)
+    linear = problems.LinearMap(problem.operator, (16, 16))
     signal = rng.normal(size=(2, 16, 16, 1)).astype(np.float32)
     measured = linear.forward(signal)
     other = rng.normal(size=measured.shape).astype(np.float32)
@@ -80,8 +81,8 @@ def test_the_adjoint_is_that_of_the_measurements(name):
 
 
 def test_a_matrix_of_rays_measures_what_the_operator_does():
-    problem = inverse.problem_of("projections_30", (16, 16), seed=0)
-    linear = inverse._LinearMap(problem.operator, (16, 16))
+    problem = problems.problem_of("projections_30", (16, 16), seed=0)
+    linear = problems.LinearMap(problem.operator, (16, 16))
     signal = smooth(16, 16)
     plain = np.asarray(problem.operator(linear._values(signal), np.asarray(problem.operator.coords)))
     np.testing.assert_allclose(linear.forward(signal), plain, atol=1e-4)
@@ -92,21 +93,21 @@ def test_all_of_k_space_is_the_signal_and_half_of_it_too():
     half = np.zeros((12, 9), bool)
     half[:7] = True  # the opposite frequencies tell the rest
     for mask in (np.ones((12, 9), bool), half):
-        operator = inverse.operators.KSpace.of_mask(mask)
+        operator = problems.operators.KSpace.of_mask(mask)
         measured = np.asarray(operator(signal.reshape(1, -1, 2), None)).reshape(2, -1, 2)
-        np.testing.assert_allclose(inverse.zero_filled(operator, measured), signal, atol=1e-6)
+        np.testing.assert_allclose(problems.zero_filled(operator, measured), signal, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (16, 12, 10)], ids=str)
 def test_a_mask_has_a_quarter_of_all_lines_and_the_centre(shape):
-    mask = inverse.mask_of(shape, 4, np.random.default_rng(0))
+    mask = problems.mask_of(shape, 4, np.random.default_rng(0))
     assert mask.mean() == pytest.approx(0.25, abs=0.01)
     assert mask.flat[0]
     assert (mask.all(-1) == mask.any(-1)).all()
 
 
 def test_signals_have_the_problems_of_their_grid():
-    there = {shape: [name for name in inverse.PROBLEMS if inverse.problem_of(name, shape, seed=0)]
+    there = {shape: [name for name in problems.PROBLEMS if problems.problem_of(name, shape, seed=0)]
              for shape in ((186,), (28, 30), (8, 8, 6))}  # fmt: skip
     assert there[186,] == ["slices_2", "points_10"]
     assert there[28, 30] == ["slices_2", "slices_4", "kspace_4", "points_10"]
