@@ -124,7 +124,7 @@ def root(tmp_path_factory):
     return tmp_path_factory.mktemp("configs")
 
 
-@pytest.mark.some(9)
+@pytest.mark.some(6)
 @pytest.mark.parametrize(("name", "variant"), [(name, v) for name in CONFIGS for v in VARIANTS.get(name, ("",))])
 def test_config_trains_when_shrunk(name, variant, root):
     settings, shape = get_config(name, variant), signal_shape(name, variant)
@@ -132,6 +132,7 @@ def test_config_trains_when_shrunk(name, variant, root):
     train_one_step(settings, shape, root, made_up_folder(root, settings.data.source, flag, shape))
 
 
+@pytest.mark.some(2)
 @needs_real
 @pytest.mark.parametrize(
     ("name", "variant", "folder"),

@@ -55,6 +55,7 @@ def run_updates(settings, signals, count, state=None):
     return state, history
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("learned", ["none", "scalar", "per_latent"])
 def test_updates_learn(problem, learned):
     settings = make_settings(inner={"learned_step_size": learned}, train={"step_size_learning_rate": 0.05})
@@ -94,7 +95,7 @@ def test_updates_are_reproducible_and_resume(problem):
     chex.assert_trees_all_close(whole, resumed, rtol=0, atol=0)
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("train", [{"micro_batch": 1}, {"micro_batch": 2}, {"points_per_chunk": 5, "micro_batch": 2}])
 def test_parts_of_a_batch_make_the_same_update(problem, shared, train):
@@ -184,6 +185,7 @@ def test_learning_rate_schedule(train, expected):
         np.testing.assert_allclose(schedule(step), rate, atol=1e-7)
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize(
     ("learned", "variant"),
     list(

@@ -126,7 +126,7 @@ def assert_close(actual, expected):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9 * float(jnp.abs(other).max()))
 
 
-@pytest.mark.some(5)
+@pytest.mark.some(4)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_gradient_is_that_of_the_method_as_it_is_written_down(kind):
     """Every kind of field, whole and in chunks."""
@@ -170,6 +170,7 @@ def test_a_key_draws_the_contexts_that_inner_describes():
     )
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("kind", ["shift", "basis", "scale"])
 def test_meta_loss_composes(kind):
     """jit, vmap, and derivatives in both modes; the second derivative is forward over reverse."""
@@ -214,6 +215,7 @@ def test_a_derivative_that_meta_loss_does_not_have_is_refused():
         jax.grad(lambda signals: mf.meta_loss(field, params, signals, None, inner=INNER))(jnp.asarray(signals))
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("kind", ["shift", "basis", "hidden"])
 def test_the_inner_loop_composes_too(kind):
     """An outer loss of one's own, by automatic differentiation, in signals as well."""

@@ -98,6 +98,7 @@ def test_metrics_and_classifiers_are_full_float32():
         assert all(precision == {HIGHEST} for _, precision, _ in found)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("kind", ["siren", "basis"])
 def test_float32_is_float32_on_the_device_at_hand(kind):
     """On a GPU whose float32 products were TF32 the meta-gradient would be 1e-3 and more off."""

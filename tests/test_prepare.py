@@ -40,7 +40,7 @@ def cases(folder):
 def scans(folder):
     folder.mkdir()
     for i in range(3):
-        nibabel.save(nibabel.Nifti1Image(chest((32, 32, 32), i), np.diag([4, 4, 4, 1.0])), folder / f"{i}.nii")
+        nibabel.save(nibabel.Nifti1Image(chest((24, 24, 24), i), np.diag([3, 3, 3, 1.0])), folder / f"{i}.nii")
 
 
 def images(folder):

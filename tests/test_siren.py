@@ -11,6 +11,7 @@ import medfuncta_jax as mf
 MODEL = mf.ModelSettings(layers=6, width=64, latent_dim=16)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("remat", ["none", "layers"])
 def test_bfloat16_products_barely_turn_the_meta_gradient(remat):
     signals = np.random.default_rng(0).uniform(size=(2, 16, 16, 1))

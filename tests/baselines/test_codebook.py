@@ -19,6 +19,7 @@ def layers_of(params):
     return {name: layer for name, layer in params.items() if name != "codebook"}
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("layers", [3, 4])
 def test_a_codebook_decodes_the_nearest_vectors(layers):
     model = dataclasses.replace(MODEL, layers=layers)

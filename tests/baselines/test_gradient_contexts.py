@@ -23,7 +23,7 @@ def problem(kind):
     return field, field.init(jax.random.key(0), jnp.float64), jnp.asarray(signals)
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("channel_loss", ["mean", "sum"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_contexts_of_the_points_with_the_largest_gradients(kind, channel_loss):

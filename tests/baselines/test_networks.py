@@ -125,7 +125,7 @@ def siren_of(params, shifts, x):
 GRIDS = [(4,), (2, 2), (4, 1), (1, 2, 2), (2, 2, 2)]
 
 
-@pytest.mark.some(4)
+@pytest.mark.some(3)
 @pytest.mark.parametrize("latent_grid", GRIDS)
 @pytest.mark.parametrize("how", ["linear", "nearest"])
 def test_spatial_functa_interpolates_the_latent_at_each_point(latent_grid, how):
@@ -154,7 +154,7 @@ def test_spatial_functa_interpolates_the_latent_at_each_point(latent_grid, how):
             np.testing.assert_allclose(values[i, j], siren_of(params, shifts, x), atol=1e-11)
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("latent_grid", GRIDS)
 def test_patches_are_fields_by_themselves(latent_grid):
     """COIN++ on patches: cell by cell the field of one latent, in coordinates of the cell."""

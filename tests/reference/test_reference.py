@@ -18,6 +18,7 @@ def assert_close(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=RELATIVE, atol=RELATIVE * np.abs(expected).max())
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", GOLDEN_CASES)
 def test_a_golden_file_follows_from_its_inputs(name):
     case, stored = golden.read(golden.FILES / f"{name}.npz")

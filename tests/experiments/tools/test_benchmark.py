@@ -145,6 +145,7 @@ def test_a_floor_above_the_time_is_an_error(monkeypatch):
         benchmark.measure(case, settings, mode="fit", repeats=0)
 
 
+@pytest.mark.slow
 def test_two_checkouts_take_turns(tmp_path):
     words = ["--case=1d", "--batch=2", "--repeats=2", f"--set={','.join(SMALL)}"]
     ended = run_module("experiments.tools.benchmark", *words, f"--vs={Path(benchmark.__file__).parents[2]}")

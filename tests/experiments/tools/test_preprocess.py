@@ -168,6 +168,7 @@ class Fatal(command.Patient):
         return os._exit, (1,)
 
 
+@pytest.mark.slow
 def test_a_patient_whose_process_dies_is_skipped_and_the_others_are_not(tmp_path):
     good = [patient(tmp_path, name) for name in ("a", "c")]
     fatal = Fatal("b", tmp_path / "raw" / "b", tmp_path / "out", True)
