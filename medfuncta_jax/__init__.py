@@ -17,6 +17,7 @@ from medfuncta_jax.mlp_classifier import MlpFit, fit_mlp
 from medfuncta_jax.number_regression import NumberFit, fit_number_mlp, fit_ridge
 from medfuncta_jax.outer_loss import inner_loop, meta_loss
 from medfuncta_jax.prepare import PreparedSignals, prepare
+from medfuncta_jax.prior import GaussianPrior, gaussian_prior
 from medfuncta_jax.settings import FitSettings, ModelSettings, Settings, SettingsError
 from medfuncta_jax.signal_metric import signal_metric
 from medfuncta_jax.units import Units
@@ -27,10 +28,10 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
-    "Field", "FitResult", "FitSettings", "FittedSignals", "InnerLoop", "LatentSplit", "MlpFit", "ModelSettings",
-    "NumberFit", "PreparedSignals", "Settings", "SettingsError", "Units", "decode_batches", "decode_latents",
-    "field_from_layers", "fit_batches", "fit_latent", "fit_mlp", "fit_number_mlp", "fit_options", "fit_ridge",
-    "fit_signals", "flow", "grid", "inner_loop", "load_field", "load_latents", "make_train_step", "measure",
-    "measured_loss", "meta_loss", "metrics", "named_layers", "open_dataset", "operators", "parameter_count", "prepare",
-    "reconstruct", "rescale_latent", "save_field", "signal_metric",
+    "Field", "FitResult", "FitSettings", "FittedSignals", "GaussianPrior", "InnerLoop", "LatentSplit", "MlpFit",
+    "ModelSettings", "NumberFit", "PreparedSignals", "Settings", "SettingsError", "Units", "decode_batches",
+    "decode_latents", "field_from_layers", "fit_batches", "fit_latent", "fit_mlp", "fit_number_mlp", "fit_options",
+    "fit_ridge", "fit_signals", "flow", "gaussian_prior", "grid", "inner_loop", "load_field", "load_latents",
+    "make_train_step", "measure", "measured_loss", "meta_loss", "metrics", "named_layers", "open_dataset", "operators",
+    "parameter_count", "prepare", "reconstruct", "rescale_latent", "save_field", "signal_metric",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from medfuncta_jax.inner_steps import Observed, Source
 from medfuncta_jax.measurements import checked_measurements, measured_loss, step_ratio
 from medfuncta_jax.operators import Operator
 from medfuncta_jax.point_field import ChannelLoss, Targets, shares, take
+from medfuncta_jax.prior import GaussianPrior, whitened
 
 # Default chunk size in activation elements (signals x points x width), in float32 4 MB and 64 MB: small enough for the
 # caches of a CPU (in one piece, 32^3 points take 28 % longer, 8 images of 64^2 40 %), and large enough for all units of
@@ -45,6 +46,7 @@ def fit_latent(
     *,
     coords: Array | None = None,
     observe: Operator | None = None,
+    prior: GaussianPrior | None = None,
     weights: Array | None = None,
     steps: int = 20,
     step_size: float | Array = STEP_SIZE,
@@ -67,6 +69,8 @@ def fit_latent(
       observe: None, or the operator of the measurements (see `operators`): `signals` are then measurements
         [B, *observe.shape, D], weights and losses refer to measurements, and steps are scaled so that `step_size` keeps
         its meaning. Not with `coords` or `rescale_ratio`.
+      prior: None, or the distribution of training latents (`gaussian_prior`): steps go along its axes, from its mean.
+        Of use where the observed points are fewer than a signal needs; stop early then. `step_size` is a scalar.
       weights: None, or one weight >= 0 a point, [B, N] or [B, *grid]; 0 masks a point, whatever its value (NaN too).
         Only their ratio within a signal matters.
       steps: H >= 1.
@@ -78,7 +82,7 @@ def fit_latent(
         gamma of the points (the release's test-time rule).
       points_per_chunk: points of a signal in memory at once; None chooses their number such that B times this number
         times the width of the network stays below 2^20 on a CPU and 2^24 elsewhere. The choice changes rounding only.
-      init: latents [B, P] to begin with; None begins at zero, as in training.
+      init: latents [B, P] to begin with; None begins at zero, as in training, or at the mean of the prior.
       key: PRNG key for `rescale_ratio`; key 0 where None.
     Returns:
       FitResult: latents [B, P], losses [B, steps] (mean squared error before each step).
@@ -116,12 +120,18 @@ def fit_latent(
     start = jnp.zeros((batch, size), dtype) if init is None else jnp.asarray(_latents(field, init), dtype)
     if len(start) != batch:
         raise ValueError(f"init {start.shape} must be [{batch}, {size}]")
+    if prior is not None:
+        if prior.mean.shape != (size,) or step_size.ndim:
+            raise ValueError(f"a prior of {len(prior.mean)} entries needs latents of as many, and a scalar step_size")
+        params, start = whitened(field, params, prior), start if init is None else prior.standard(start)
     key = jax.random.key(0) if key is None else key
     given = _Given(signals, weights, jnp.asarray(step_size, dtype), start, key)
     rules = _Rules(steps, channel_loss, safeguard, rescale_ratio, _chunk(field, points_per_chunk, batch))
-    if observe is not None:
-        return _fit_measured(field, rules, params, observe, given)
-    return _fit(field, rules, params, jnp.asarray(points if points.ndim == 3 else points[None], dtype), given)
+    if observe is None:
+        fitted = _fit(field, rules, params, jnp.asarray(points if points.ndim == 3 else points[None], dtype), given)
+    else:
+        fitted = _fit_measured(field, rules, params, observe, given)
+    return fitted if prior is None else replace(fitted, latents=prior.latents(fitted.latents))
 
 
 class _Given(NamedTuple):

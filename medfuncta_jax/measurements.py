@@ -139,16 +139,30 @@ def _measured_basis(field: Field, params: Params, operator: Operator, size: int)
     return Basis(measured[..., : field.channels], measured[..., field.channels :])
 
 
-def step_ratio(field: Field, params: Params, operator: Operator, *, points_per_chunk: int = 0) -> jax.Array:
+def step_ratio(
+    field: Field,
+    params: Params,
+    operator: Operator | None,
+    *,
+    fitted: Params | None = None,
+    points_per_chunk: int = 0,
+) -> jax.Array:
     """The ratio of the step size for `measured_loss` to the step size for values at points.
 
     The ratio is the largest curvature of the mean squared error of values on a grid, divided by that of the loss of
     measurements, both in the latent around zero, without weights, by power iteration. A step size that suits the field
     then suits every operator, in any unit of measurements. The ratio is below 1 for operators that sum values.
+
+    Args:
+      field, params: the network that the step size is for.
+      operator: see `measure`; None takes values on the grid.
+      fitted: the network whose latents are fitted, where that is another.
     """
     side = max(2, round(_REFERENCE_POINTS ** (1 / field.coord_dims)))
     reference = Points(grid((side,) * field.coord_dims))
-    below = steepness(field, params, operator, points_per_chunk=points_per_chunk)
+    below = steepness(
+        field, params if fitted is None else fitted, operator or reference, points_per_chunk=points_per_chunk
+    )
     above = steepness(field, params, reference, points_per_chunk=points_per_chunk)
     return jnp.where(below > 0, above / jnp.where(below > 0, below, 1), 1)
 

@@ -1,0 +1,91 @@
+"""A Gaussian prior of latents, for signals that are observed at few points or by few measurements.
+
+The training latents have the mean mu and the covariance F F^T. With phi = mu + r F z, all entries of z vary alike over
+training signals. Descent on z from z = 0 begins at the mean signal, and follows first the directions in which training
+signals differ most. A descent that stops early stays close to the prior.
+
+Modulations are linear in the latent, so a field of z is the same network with kernels r F^T M_k and biases
+c_k + M_k mu: `whitened` makes this network, and every loop of this package can run on it.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from medfuncta_jax.arrays import Array, as_array
+from medfuncta_jax.field import Field, Params, params_dtype
+from medfuncta_jax.measurements import step_ratio
+from medfuncta_jax.product import FULL
+from medfuncta_jax.settings import SettingsError
+
+# The part of the mean variance that is added to all variances: latents of few signals have a singular covariance.
+_FLOOR = 1e-3
+
+
+class GaussianPrior(NamedTuple):
+    """Latents phi = mean + factor z.
+
+    Attributes:
+      mean: mu, [P].
+      factor: r F, lower triangular [P, P]. With this r, step sizes on z mean the same as on phi.
+    """
+
+    mean: jax.Array
+    factor: jax.Array
+
+    def latents(self, standard: jax.Array) -> jax.Array:
+        """phi [B, P] of z [B, P]."""
+        return self.mean + jnp.matmul(standard, self.factor.T, precision=FULL)
+
+    def standard(self, latents: jax.Array) -> jax.Array:
+        """z [B, P] of phi [B, P]."""
+        return jax.scipy.linalg.solve_triangular(self.factor, (latents - self.mean).T, lower=True).T
+
+
+def gaussian_prior(field: Field, params: Params, latents: Array) -> GaussianPrior:
+    """The prior that the latents of training signals give.
+
+    Args:
+      field, params: the network that the latents are of.
+      latents: [n, P], such as `mf.load_latents(run)["train"].latents[:]`; n may be below P.
+    Raises:
+      SettingsError: modulations that are not linear in one latent vector.
+      ValueError: fewer than two latents, or of another size.
+    """
+    if field.model.modulation_hidden or field.model.latent_grid:
+        raise SettingsError(
+            "a Gaussian prior needs modulations that are linear in one latent vector: model.modulation_hidden=() and "
+            "model.latent_grid=()"
+        )
+    latents = as_array("latents", latents)
+    if latents.ndim != 2 or len(latents) < 2 or latents.shape[1] != field.model.latent_dim:
+        raise ValueError(f"latents {latents.shape} must be [n, {field.model.latent_dim}] of at least two signals")
+    return _gaussian(field, params, jnp.asarray(latents, params_dtype(params)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _gaussian(field: Field, params: Params, latents: jax.Array) -> GaussianPrior:
+    mean = latents.mean(0)
+    apart = (latents - mean) / jnp.sqrt(len(latents) - 1)
+    covariance = jnp.matmul(apart.T, apart, precision=FULL)
+    floor = _FLOOR * jnp.trace(covariance) / len(mean)
+    factor = jnp.linalg.cholesky(covariance + floor * jnp.eye(len(mean), dtype=latents.dtype))
+    ratio = step_ratio(field, params, None, fitted=whitened(field, params, GaussianPrior(mean, factor)))
+    return GaussianPrior(mean, jnp.sqrt(ratio) * factor)
+
+
+def whitened(field: Field, params: Params, prior: GaussianPrior) -> Params:
+    """Parameters of the same network for latents z."""
+
+    def of(layer: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        from_mean = jnp.matmul(prior.mean, layer["kernel"], precision=FULL)
+        return {
+            "kernel": jnp.matmul(prior.factor.T, layer["kernel"], precision=FULL),
+            "bias": layer["bias"] + from_mean,
+        }
+
+    return {name: of(layer) if name in field.latent_layers() else layer for name, layer in params.items()}
