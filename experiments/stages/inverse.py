@@ -8,8 +8,9 @@ measurements of test signals:
   projections_30      30 parallel-beam projections over 180 degrees (images with equal sides)
   points_10           a tenth of the points, at random
 
-The field is fitted from a latent of zeros, as in training. Early stopping keeps unmeasured values near the field's
-prior. Validation signals choose the number of steps and the weight of total variation.
+The field is fitted from a latent of zeros, as in training, and, where the run has latents of training signals, along
+the axes of their Gaussian prior (`medfuncta_jax.prior`). Early stopping keeps unmeasured values near what the field has
+learned. Validation signals choose between the two, the number of steps, and the weight of total variation.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ from medfuncta_jax.batched import decode_latents
 from medfuncta_jax.checkpoint import load_field
 from medfuncta_jax.field import Field, Params
 from medfuncta_jax.fit import fit_latent
-from medfuncta_jax.latent_store import field_checksum
+from medfuncta_jax.latent_store import LatentStoreError, field_checksum, load_latents
 from medfuncta_jax.point_field import ChannelLoss
+from medfuncta_jax.prior import GaussianPrior, gaussian_prior
 from medfuncta_jax.settings import SettingsError
 
 _FILE = "inverse.json"
@@ -57,16 +59,19 @@ _CONVENTIONS = {
         "made of the test signals themselves, interpolated linearly between grid points where rays pass; noise is "
         "Gaussian, in standard deviations of the measurements of the test signals"
     ),
-    "field": "fitted to the measurements from a latent of zeros; its rays integrate the field itself",
+    "field": (
+        "fitted to the measurements from a latent of zeros, or with a Gaussian prior of the training latents; its rays "
+        "integrate the field itself"
+    ),
     "total variation": (
         "least squares with a total-variation penalty (scikit-image's proximal step in FISTA), from the image of the "
         "other classical method, through the very map that made the measurements, until an iteration changes images by "
         "less than 5e-4 of their norm; with a small weight and few measurements it stays where it begins"
     ),
     "chosen": (
-        "number of steps and weight: best mean PSNR on validation signals; weights from 3e-6 to 0.3 are tried until "
-        "the neighbours of the best one, a factor of 3.2 away, are no better. iterations: of total variation on the "
-        "test signals, 300 at most"
+        "prior, number of steps and weight: best mean PSNR on validation signals; weights from 3e-6 to 0.3 are tried "
+        "until the neighbours of the best one, a factor of 3.2 away, are no better. iterations: of total variation on "
+        "the test signals, 300 at most"
     ),
 }  # fmt: skip
 
@@ -123,6 +128,7 @@ def inverse(run: Run) -> None:
                 "have; leave it out"
             )
     field, params = load_field(directory.path)
+    prior = prior_of(run, field, params)
     chosen = {
         name: _rows(len(dataset.splits[name]), count)
         for name, count in (("test", wanted.signals), ("val", _VALIDATION_SIGNALS))
@@ -135,7 +141,7 @@ def inverse(run: Run) -> None:
         "signals": [hashlib.sha256(np.ascontiguousarray(some).tobytes()).hexdigest() for some in signals.values()],
         "settings": {
             "steps": list(wanted.steps), "noise": wanted.noise, "seed": settings.seed,
-            "resamples": settings.evaluate.resamples,
+            "resamples": settings.evaluate.resamples, "prior": prior is not None,
         },
     })  # fmt: skip
     summary = functools.partial(metrics.summary, resamples=settings.evaluate.resamples, seed=settings.seed)
@@ -152,7 +158,7 @@ def inverse(run: Run) -> None:
             spread = wanted.noise * exact["test"].std()
             measured = {key: y + (spread * rng.standard_normal(y.shape)).astype(y.dtype) for key, y in exact.items()}
             images, said = solved(
-                problem, linear, (field, params), signals["val"], measured, steps=wanted.steps,
+                problem, linear, (field, params), signals["val"], measured, prior=prior, steps=wanted.steps,
                 channel_loss=settings.train.channel_loss, may_stop=may_stop,
             )  # fmt: skip
             quality = {method: _quality(image, signals["test"]) for method, image in images.items()}
@@ -184,6 +190,16 @@ def inverse(run: Run) -> None:
     log.info("inverse problems in %s:\n%s", folder / _FILE, as_table(result))
 
 
+def prior_of(run: Run, field: Field, params: Params) -> GaussianPrior | None:
+    """The prior of the run's training latents; None where there are none, or the field takes none."""
+    try:
+        latents = load_latents(run.directory.path, splits=("train",), field=run.directory.path)["train"].latents
+        return gaussian_prior(field, params, latents[:])
+    except (LatentStoreError, SettingsError) as error:
+        log.info("inverse problems are solved without a prior of latents: %s", error)
+        return None
+
+
 def as_table(result: Mapping[str, Any]) -> str:
     """A line per problem: PSNR and SSIM of every method, and the field's difference with its interval."""
     lines = []
@@ -204,6 +220,7 @@ def solved(
     val: np.ndarray,
     measured: Mapping[str, np.ndarray],
     *,
+    prior: GaussianPrior | None,
     steps: tuple[int, ...],
     channel_loss: ChannelLoss,
     may_stop: Callable[[], None],
@@ -214,18 +231,19 @@ def solved(
       linear: the problem's operator on the grid of the signals.
       val: validation signals, [n, *grid, D].
       measured: measurements of "test" and "val", [n, M, D].
+      prior: of the latents of training signals, for a second kind of fit to choose from; None leaves it out.
       steps: numbers of steps to choose from.
       channel_loss: as in the field's training.
     """
     shape = (*problem.operator.shape, val.shape[-1])
 
-    def by_field(name: str, counts: tuple[int, ...]) -> list[np.ndarray]:
+    def by_field(name: str, counts: tuple[int, ...], prior: GaussianPrior | None) -> list[np.ndarray]:
         found, latents, before = [], None, 0
         for count in counts:
             may_stop()
             fitted = fit_latent(
-                *network, measured[name].reshape(-1, *shape), observe=problem.operator, steps=count - before,
-                channel_loss=channel_loss, safeguard=True, init=latents,
+                *network, measured[name].reshape(-1, *shape), observe=problem.operator, prior=prior,
+                steps=count - before, channel_loss=channel_loss, safeguard=True, init=latents,
             )  # fmt: skip
             latents, before = fitted.latents, count
             found.append(decode_latents(*network, np.asarray(latents), val.shape[1:-1]).clip(0, 1))
@@ -240,18 +258,22 @@ def solved(
     method, as_usual = problem.classical
     usual = {name: np.stack([as_usual(one.reshape(shape)) for one in some]) for name, some in measured.items()}
     counts = tuple(sorted(set(steps)))
-    tried = [psnr(images) for images in by_field("val", counts)]
-    chosen = int(np.argmax(tried))
+    kinds = {"steps": None} | ({} if prior is None else {"steps_with_prior": prior})
+    tried = {
+        kind: dict(zip(counts, map(psnr, by_field("val", counts, some)), strict=True)) for kind, some in kinds.items()
+    }
+    kind, chosen = max(((kind, count) for kind in kinds for count in counts), key=lambda one: tried[one[0]][one[1]])
     weight, weights = best_weight(lambda weight: psnr(by_total_variation("val", weight)[0]))
     penalised, iterations = by_total_variation("test", weight)
     images = {
         method: usual["test"],
         "total variation": penalised,
-        "field": by_field("test", counts[: chosen + 1])[-1],
+        "field": by_field("test", counts[: counts.index(chosen) + 1], kinds[kind])[-1],
     }
     return images, {
-        "chosen": {"steps": counts[chosen], "weight": weight, "iterations": iterations},
-        "tried": {"steps": dict(zip(map(str, counts), tried, strict=True)), "weight": weights},
+        "chosen": {"steps": chosen, "prior": kind != "steps", "weight": weight, "iterations": iterations},
+        "tried": {kind: {str(count): dB for count, dB in by.items()} for kind, by in tried.items()}
+        | {"weight": weights},
     }
 
 

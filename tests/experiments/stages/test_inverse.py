@@ -140,7 +140,10 @@ def test_the_stage(finished, tmp_path):
         for of in problem["methods"].values():
             assert of["interval"]["psnr"][0] <= of["psnr"] <= of["interval"]["psnr"][1]
         gain = problem["methods"]["field"]["psnr"] - problem["methods"][problem["beside"]]["psnr"]
-        assert str(problem["chosen"]["steps"]) == max(problem["tried"]["steps"], key=problem["tried"]["steps"].get)
+        tried = {(kind, int(count)): dB for kind in ("steps", "steps_with_prior")
+                 for count, dB in problem["tried"][kind].items()}  # fmt: skip
+        chosen = "steps_with_prior" if problem["chosen"]["prior"] else "steps", problem["chosen"]["steps"]
+        assert tried[chosen] == max(tried.values())
         assert problem["difference"]["psnr"] == pytest.approx(gain, abs=1e-4)
     assert (written.parent / "figures" / "inverse_kspace_4.png").stat().st_size > 10_000
     # A problem that is kept is not solved again.
