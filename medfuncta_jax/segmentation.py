@@ -1,0 +1,228 @@
+"""Segmentation on fitted fields: a classifier of points, shared by all signals, of what a field computes there.
+
+The last hidden units h_{K-1}(x; phi) of a fitted field (see `siren`) say what is at a point x and where it lies in its
+signal. An MLP on them, trained with cross-entropy and the Dice loss on signals with masks, gives a class for any point
+of any fitted signal: at any resolution, and for signals of which few points were observed.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from medfuncta_jax.arrays import Array, as_array
+from medfuncta_jax.coordinates import grid
+from medfuncta_jax.field import Field, Params, params_dtype
+from medfuncta_jax.mlp_classifier import Mlp
+
+# Points of all signals that are classified at once.
+_POINTS_AT_ONCE = 2**15
+_VALIDATIONS = 10
+
+
+@dataclass(frozen=True)
+class HeadTraining:
+    """Settings of the classifier of points and its training; hashable.
+
+    Attributes:
+      hidden: widths of its hidden layers.
+      steps: updates in all.
+      signals, points: of an update, drawn at random; the signals share the points.
+      learning_rate: peak rate of AdamW, with a cosine to 0.
+      weight_decay: of AdamW.
+    """
+
+    hidden: tuple[int, ...] = (128, 128)
+    steps: int = 1000
+    signals: int = 8
+    points: int = 1024
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+
+    @property
+    def optimiser(self) -> optax.GradientTransformation:
+        """AdamW."""
+        return optax.adamw(optax.cosine_decay_schedule(self.learning_rate, self.steps), weight_decay=self.weight_decay)
+
+
+class Head(NamedTuple):
+    """A trained classifier of points.
+
+    Attributes:
+      field, point_params: the network whose hidden units it reads.
+      module, params: the MLP; those of the best validation.
+      step: of that validation.
+      val_dice: mean Dice of validation signals there; NaN where they show no structure.
+    """
+
+    field: Field
+    field_params: Params
+    module: Mlp
+    params: Any
+    step: int
+    val_dice: float
+
+    def labels(self, latents: Array, where: Sequence[int] | Array) -> np.ndarray:
+        """Classes, uint8 [n, *grid] or [n, N], of latents [n, P] on a grid of these sizes or at points [N, C]."""
+        points = np.asarray(as_array("where", where))
+        shape = tuple(points.tolist()) if points.ndim == 1 else points.shape[:-1]
+        coords = jnp.asarray(grid(shape) if points.ndim == 1 else points, params_dtype(self.field_params))
+        latents = np.asarray(as_array("latents", latents))
+        found = np.empty((len(latents), len(coords)), np.uint8)
+        for row, latent in enumerate(latents):  # of one shape each, so that one program serves any number
+            for start in range(0, len(coords), _POINTS_AT_ONCE):
+                some = coords[start : start + _POINTS_AT_ONCE]
+                found[row, start : start + len(some)] = _classes(
+                    self.field, self.module, self.field_params, self.params, jnp.asarray(latent[None]), some
+                )
+        return found.reshape(len(latents), *shape)
+
+
+def last_hidden(field: Field, params: Params, latents: jax.Array, coords: jax.Array) -> jax.Array:
+    """h_{K-1} [B, n, L] of latents [B, P] at coords [n, C] in [-1, 1]."""
+    point_params, readers = field.split(params)
+    features = field.module.apply({"params": point_params}, coords[None], method="features")
+    modulations = field.modulations(readers, latents)
+    return cast(
+        jax.Array, field.module.apply({"params": point_params}, modulations, features, method="last_hidden")
+    )  # fmt: skip
+
+
+def fit_head(
+    field: Field,
+    params: Params,
+    latents: Array,
+    masks: Array,
+    val_latents: Array,
+    val_masks: Array,
+    *,
+    classes: int,
+    key: jax.Array,
+    training: HeadTraining = HeadTraining(),
+    after: Callable[[int, float], None] = lambda step, loss: None,
+) -> Head:
+    """Train a classifier of points; the same arguments give the same one.
+
+    Args:
+      field, params: the shared network, which stays as it is.
+      latents: [n, P], or [V, n, P] of several latents of each signal, such as of all points and of a tenth of them, of
+        which each update draws one.
+      masks: whole numbers [n, *grid] in [0, classes), 0 the background.
+      val_latents, val_masks: [m, P] and [m, *grid], which choose among ten states of the training by their Dice.
+      classes: with the background.
+      key: of the initialisation and of all draws.
+      after: called with the number of updates and their loss, ten times.
+    Raises:
+      ValueError: arrays that do not belong together, or a class that there is not.
+    """
+    latents, val_latents = (np.asarray(as_array("latents", some)) for some in (latents, val_latents))
+    masks, val_masks = (np.asarray(as_array("masks", some)) for some in (masks, val_masks))
+    latents = latents if latents.ndim == 3 else latents[None]
+    for some, of in ((latents[0], masks), (val_latents, val_masks)):
+        if some.shape[1:] != (field.model.latent_dim,) or len(some) != len(of) or not len(of):
+            raise ValueError(f"latents {some.shape} and masks {of.shape} do not belong together")
+        if of.ndim != field.coord_dims + 1 or of.dtype.kind not in "iu" or of.min() < 0 or of.max() >= classes:
+            raise ValueError(f"masks {of.shape} must be [n, *grid], whole numbers from 0 to {classes - 1}")
+    coords = jnp.asarray(grid(masks.shape[1:]), params_dtype(params))
+    given = _Given(jnp.asarray(latents), jnp.asarray(masks.reshape(len(masks), -1), jnp.uint8), coords)
+    module = Mlp(training.hidden, classes)
+    start, draws = jax.random.split(key)
+    head = module.init(start, jnp.zeros((1, 1, field.module.units(field.model.layers - 1)), coords.dtype))["params"]
+    moments, step, best = training.optimiser.init(head), 0, None
+    while step < training.steps:
+        count = min(math.ceil(training.steps / _VALIDATIONS), training.steps - step)
+        head, moments, loss = _updates(field, module, training, count, params, (head, moments, step), given, draws)
+        step += count
+        after(step, float(loss))
+        state = Head(field, params, module, jax.tree.map(np.asarray, head), step, math.nan)
+        overlap = dice(state.labels(val_latents, val_masks.shape[1:]), val_masks, classes=classes)
+        quality = float(np.nanmean(overlap)) if not np.isnan(overlap).all() else math.nan
+        # Of validation signals that show nothing, the last one.
+        if best is None or not quality <= best.val_dice:
+            best = state._replace(val_dice=quality)
+    assert best is not None
+    return best
+
+
+def dice(found: np.ndarray, masks: np.ndarray, *, classes: int) -> np.ndarray:
+    """Dice 2 |A and B| / (|A| + |B|) of each signal and structure, [n, classes - 1]; NaN where neither has it.
+
+    Args:
+      found, masks: whole numbers [n, *grid].
+      classes: with the background, 0, which is no structure.
+    """
+    flat, true = (np.asarray(some).reshape(len(some), -1) for some in (found, masks))
+    out = np.full((len(flat), classes - 1), np.nan)
+    for k in range(1, classes):
+        size = (flat == k).sum(1) + (true == k).sum(1)
+        shared = ((flat == k) & (true == k)).sum(1)
+        np.divide(2 * shared, size, out=out[:, k - 1], where=size > 0)
+    return out
+
+
+def segmentation_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean cross-entropy, and one less the mean Dice of probabilities over structures, of all points together.
+
+    Args:
+      logits: [..., classes].
+      labels: whole numbers [...], 0 the background.
+    """
+    true = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype).reshape(-1, logits.shape[-1])
+    logits = logits.reshape(true.shape)
+    probabilities = jax.nn.softmax(logits)
+    # Of a structure that no point shows, one point more or less must not be all.
+    overlap = (2 * (probabilities * true).sum(0) + 1) / ((probabilities + true).sum(0) + 1)
+    return optax.softmax_cross_entropy(logits, true).mean() + 1 - overlap[1:].mean()
+
+
+class _Given(NamedTuple):
+    """Latents [V, n, P], masks [n, N], coords [N, C]."""
+
+    latents: jax.Array
+    masks: jax.Array
+    coords: jax.Array
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _updates(
+    field: Field, module: Mlp, training: HeadTraining, count: int, params: Params, state: tuple[Any, Any, Any],
+    given: _Given, key: jax.Array,
+) -> tuple[Any, Any, jax.Array]:  # fmt: skip
+    head, moments, first = state
+    kinds, signals, _ = given.latents.shape
+
+    def update(carry: tuple[Any, Any], step: jax.Array) -> tuple[tuple[Any, Any], jax.Array]:
+        head, moments = carry
+        keys = jax.random.split(jax.random.fold_in(key, step), 3)
+        rows = jax.random.randint(keys[0], (training.signals,), 0, signals)
+        kind = jax.random.randint(keys[1], (training.signals,), 0, kinds)
+        points = jax.random.randint(keys[2], (training.points,), 0, len(given.coords))
+        hidden = last_hidden(field, params, given.latents[kind, rows], given.coords[points])
+        labels = given.masks[rows][:, points]
+
+        def loss_of(head: Any) -> jax.Array:
+            return segmentation_loss(cast(jax.Array, module.apply({"params": head}, hidden)), labels)
+
+        loss, gradient = jax.value_and_grad(loss_of)(head)
+        changes, moments = training.optimiser.update(gradient, moments, head)
+        return (optax.apply_updates(head, changes), moments), loss
+
+    (head, moments), losses = jax.lax.scan(update, (head, moments), first + jnp.arange(count))
+    return head, moments, losses.mean()
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _classes(
+    field: Field, module: Mlp, params: Params, head: Any, latents: jax.Array, coords: jax.Array
+) -> jax.Array:  # fmt: skip
+    """Classes, uint8 [n], of one latent [1, P] at coords [n, C]."""
+    logits = cast(jax.Array, module.apply({"params": head}, last_hidden(field, params, latents, coords)))
+    return logits[0].argmax(-1).astype(jnp.uint8)
