@@ -23,8 +23,8 @@ from medfuncta_jax.coordinates import grid
 from medfuncta_jax.field import Field, Params, params_dtype
 from medfuncta_jax.mlp_classifier import Mlp
 
-# Points of all signals that are classified at once.
-_POINTS_AT_ONCE = 2**15
+# Latents, and points of all of them, that are classified at once.
+_LATENTS_AT_ONCE, _POINTS_AT_ONCE = 8, 2**15
 _VALIDATIONS = 10
 
 
@@ -57,7 +57,7 @@ class Head(NamedTuple):
     """A trained classifier of points.
 
     Attributes:
-      field, point_params: the network whose hidden units it reads.
+      field, field_params: the network whose hidden units it reads.
       module, params: the MLP; those of the best validation.
       step: of that validation.
       val_dice: mean Dice of validation signals there; NaN where they show no structure.
@@ -71,18 +71,22 @@ class Head(NamedTuple):
     val_dice: float
 
     def labels(self, latents: Array, where: Sequence[int] | Array) -> np.ndarray:
-        """Classes, uint8 [n, *grid] or [n, N], of latents [n, P] on a grid of these sizes or at points [N, C]."""
+        """Classes, uint8 [n, *grid] or [n, N], of latents [n, P] on a grid of these sizes, or at points [N, C] or
+        [*grid, C] in [-1, 1]."""
         points = np.asarray(as_array("where", where))
         shape = tuple(points.tolist()) if points.ndim == 1 else points.shape[:-1]
-        coords = jnp.asarray(grid(shape) if points.ndim == 1 else points, params_dtype(self.field_params))
+        places = grid(shape) if points.ndim == 1 else points.reshape(-1, self.field.coord_dims)
+        coords = jnp.asarray(places, params_dtype(self.field_params))
         latents = np.asarray(as_array("latents", latents))
-        found = np.empty((len(latents), len(coords)), np.uint8)
-        for row, latent in enumerate(latents):  # of one shape each, so that one program serves any number
-            for start in range(0, len(coords), _POINTS_AT_ONCE):
-                some = coords[start : start + _POINTS_AT_ONCE]
-                found[row, start : start + len(some)] = _classes(
-                    self.field, self.module, self.field_params, self.params, jnp.asarray(latent[None]), some
-                )
+        found, size = np.empty((len(latents), len(coords)), np.uint8), min(len(latents), _LATENTS_AT_ONCE)
+        chunk = _POINTS_AT_ONCE // size
+        for start in range(0, len(latents), size):
+            rows = np.minimum(np.arange(start, start + size), len(latents) - 1)  # of one shape, for one program
+            batch = jnp.asarray(latents[rows])
+            for first in range(0, len(coords), chunk):
+                some = coords[first : first + chunk]
+                classes = _classes(self.field, self.module, self.field_params, self.params, batch, some)
+                found[rows, first : first + len(some)] = classes
         return found.reshape(len(latents), *shape)
 
 
@@ -223,6 +227,6 @@ def _updates(
 def _classes(
     field: Field, module: Mlp, params: Params, head: Any, latents: jax.Array, coords: jax.Array
 ) -> jax.Array:  # fmt: skip
-    """Classes, uint8 [n], of one latent [1, P] at coords [n, C]."""
+    """Classes, uint8 [B, n], of latents [B, P] at coords [n, C]."""
     logits = cast(jax.Array, module.apply({"params": head}, last_hidden(field, params, latents, coords)))
-    return logits[0].argmax(-1).astype(jnp.uint8)
+    return logits.argmax(-1).astype(jnp.uint8)

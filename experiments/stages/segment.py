@@ -44,6 +44,8 @@ from medfuncta_jax.settings import SettingsError
 
 JSON_FILE, FOLDER = "segmentation.json", "segmentation"
 _PICTURED = 6
+# Validations of a training, after each of which it may stop.
+_PARTS = 10
 _TITLES = {"head": "head on the field", "unet": "U-Net"}
 _CONVENTIONS = {
     "dice": "2 |A and B| / (|A| + |B|) of each test signal; a structure that neither shows is left out",
@@ -93,8 +95,8 @@ class SegmentSettings:
     points: int = 1024
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
-    unet_widths: tuple[int, ...] = (16, 32, 64)
-    unet_batch: int = 4
+    unet_widths: tuple[int, ...] = (8, 16, 32)
+    unet_batch: int = 2
     unet_learning_rate: float = 2e-3
     unet_steps: int = 0
 
@@ -148,7 +150,7 @@ class _Case(NamedTuple):
     signals: dict[str, np.ndarray]
     latents: dict[str, np.ndarray]
     seen: np.ndarray
-    may_stop: Callable[[str], None]
+    may_stop: Callable[..., None]
 
 
 def segment(run: Run) -> dict[str, Any]:
@@ -182,13 +184,18 @@ def segment(run: Run) -> dict[str, Any]:
     kept = KeptRows(folder / FOLDER / "methods.json", made_of)
     left = [name for name in wanted.methods if not _is_kept(kept, folder, name)]
     case = None
-    with Progress("segment", total=len(wanted.methods), done=len(wanted.methods) - len(left), unit="methods") as bar:
+    total = _PARTS * len(wanted.methods)
+    with Progress("segment", total=total, done=total - _PARTS * len(left), unit="parts of trainings") as bar:
+        parts = 0
 
-        def may_stop(note: str) -> None:
-            bar.advance(0, note=note)
+        def may_stop(note: str, part: int = 0) -> None:
+            nonlocal parts
+            parts += part
+            bar.advance(part, note=note)
             run.stop.check(f"finished methods are in {kept.path}")
 
         for name in left:
+            parts = 0
             if case is None:
                 signals = {split: dataset.splits[split].signals(slice(None)) for split in SPLITS}
                 began_fits = time.monotonic()
@@ -200,7 +207,7 @@ def segment(run: Run) -> dict[str, Any]:
             with atomic_path(folder / FOLDER / f"{name}.npz") as partial:
                 np.savez_compressed(partial, allow_pickle=False, **found)
             kept.add(name, row | {"masks": digest(*(found[key] for key in sorted(found)))})
-            bar.advance(note=f"{_TITLES[name]} done")
+            bar.advance(_PARTS - parts, note=f"{_TITLES[name]} done")
 
     test = dataset.splits["test"].annotations()
     spacings = _spacings(test.affines, len(test.ids), len(dataset.grid))
@@ -367,14 +374,14 @@ def _head(case: _Case, fits: float) -> tuple[dict[str, np.ndarray], dict[str, An
         *case.network, case.latents["train"], case.masks.splits["train"], case.latents["val"][0],
         case.masks.splits["val"], classes=len(case.masks.values) + 1, key=jax.random.key(settings.seed),
         training=settings.segment.training,
-        after=lambda step, loss: case.may_stop(f"head: {step} of {settings.segment.steps} updates, loss {loss:.3f}"),
+        after=lambda step, loss: case.may_stop(f"head: {step} of {settings.segment.steps} updates, loss {loss:.3f}", 1),
     )  # fmt: skip
     seconds = time.monotonic() - began
 
     def labels(latents: np.ndarray, where: Any) -> np.ndarray:
         found = []
-        for latent in latents:
-            found.append(head.labels(latent[None], where))
+        for start in range(0, len(latents), 8):
+            found.append(head.labels(latents[start : start + 8], where))
             case.may_stop("head: masks of test signals")
         return np.concatenate(found)
 
@@ -400,7 +407,7 @@ def _unet(case: _Case, seconds: float) -> tuple[dict[str, np.ndarray], dict[str,
         classes=len(case.masks.values) + 1, key=jax.random.key(settings.seed),
         training=UNetTraining(wanted.unet_widths, wanted.unet_batch, wanted.unet_learning_rate, wanted.observed),
         steps=wanted.unet_steps, seconds=seconds,
-        after=lambda step, steps, loss: case.may_stop(f"U-Net: {step} of {steps} updates, loss {loss:.3f}"),
+        after=lambda step, steps, loss: case.may_stop(f"U-Net: {step} of {steps} updates, loss {loss:.3f}", 1),
     )  # fmt: skip
     spent, grid_shape = time.monotonic() - began, case.run.dataset.grid
     found = np.stack([
