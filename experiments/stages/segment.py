@@ -3,6 +3,8 @@
 Masks are files beside the signals' own (`segment.masks`), brought to their grid (`datasets.mask_reader`). Methods:
 
   head   a classifier of points on the last hidden units of the fitted field (`medfuncta_jax.segmentation`)
+  masks  a field of masks, of one channel a class, trained as that of the signals was, with squared errors (a Brier
+         score, for the class of the largest channel), and an operator from the latent of a signal to that of its mask
   unet   a small U-Net, trained for as long as the longest of the others (`unet.py`)
 
 Each is asked for the masks of test signals of which all points or a part of them were observed, at random.
@@ -10,14 +12,16 @@ Each is asked for the masks of test signals of which all points or a part of the
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -28,8 +32,9 @@ from experiments.stages.decode import claim
 from experiments.stages.features import digest, matching_latents, require_distinct
 from experiments.stages.kept_rows import KeptRows
 from experiments.stages.signal_files import file_name
-from medfuncta_jax import metrics, segmentation
+from medfuncta_jax import meta_step, metrics, segmentation
 from medfuncta_jax.atomic import atomic_path
+from medfuncta_jax.batched import decode_batches, fit_options, fit_signals
 from medfuncta_jax.checkpoint import load_field
 from medfuncta_jax.coordinates import grid, inner_samples
 from medfuncta_jax.datasets import DataError, mask_reader
@@ -39,14 +44,15 @@ from medfuncta_jax.field import Field, Params
 from medfuncta_jax.fit import fit_latent
 from medfuncta_jax.latent_store import field_checksum
 from medfuncta_jax.nifti import write_volume
-from medfuncta_jax.segmentation import HeadTraining
+from medfuncta_jax.segmentation import HeadTraining, OperatorTraining, dice
 from medfuncta_jax.settings import SettingsError
+from medfuncta_jax.signal_metric import signal_metric
 
 JSON_FILE, FOLDER = "segmentation.json", "segmentation"
 _PICTURED = 6
 # Validations of a training, after each of which it may stop.
 _PARTS = 10
-_TITLES = {"head": "head on the field", "unet": "U-Net"}
+_TITLES = {"head": "head on the field", "masks": "field of masks", "unet": "U-Net"}
 _CONVENTIONS = {
     "dice": "2 |A and B| / (|A| + |B|) of each test signal; a structure that neither shows is left out",
     "hd95": "larger of the two 95 % percentiles of distances from one boundary to the other, in `unit`; of signals "
@@ -75,10 +81,12 @@ class SegmentSettings:
         signal's file, in another folder, on the same pixels or voxels; 0 is background.
       labels: values of the structures in them; () is all above 0 in the masks of training signals.
       names: of the structures, in the order of `labels`; () names them by their values.
-      methods: "head" and "unet".
+      methods: "head", "masks" and "unet".
       observed: parts of the points that are seen, in (0, 1]; results of the first one are drawn and written.
       scale: how many times finer than the training grid the head answers too, 1 for not at all.
       hidden, steps, signals, points, learning_rate, weight_decay: of the head and its training, see `HeadTraining`.
+      field_steps: updates of the field of masks.
+      operator_steps: updates of the operator on latents.
       unet_widths, unet_batch, unet_learning_rate: of the U-Net, see `UNetTraining`.
       unet_steps: its updates; 0 takes as many as last as long as the other methods took.
     """
@@ -86,7 +94,7 @@ class SegmentSettings:
     masks: str = ""
     labels: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
-    methods: tuple[Literal["head", "unet"], ...] = ("head", "unet")
+    methods: tuple[Literal["head", "masks", "unet"], ...] = ("head", "masks", "unet")
     observed: tuple[float, ...] = (1.0, 0.25, 0.1)
     scale: int = 1
     hidden: tuple[int, ...] = (128, 128)
@@ -95,6 +103,8 @@ class SegmentSettings:
     points: int = 1024
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
+    field_steps: int = 600
+    operator_steps: int = 2000
     unet_widths: tuple[int, ...] = (8, 16, 32)
     unet_batch: int = 2
     unet_learning_rate: float = 2e-3
@@ -112,7 +122,7 @@ class SegmentSettings:
         for name in ("hidden", "unet_widths"):
             if min(getattr(self, name), default=0 if name == "unet_widths" else 1) < 1:
                 raise SettingsError(f"{name} must be numbers of at least 1, got {getattr(self, name)}")
-        for name in ("scale", "steps", "signals", "points", "unet_batch"):
+        for name in ("scale", "steps", "signals", "points", "field_steps", "operator_steps", "unet_batch"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.unet_steps < 0:
@@ -182,7 +192,10 @@ def segment(run: Run) -> dict[str, Any]:
         } | {"seed": settings.seed, "fit": asdict(settings.fit)})),
     }  # fmt: skip
     kept = KeptRows(folder / FOLDER / "methods.json", made_of)
-    left = [name for name in wanted.methods if not _is_kept(kept, folder, name)]
+    # The U-Net comes last: it is given as long as the others took.
+    left = sorted(
+        (name for name in wanted.methods if not _is_kept(kept, folder, name)), key=lambda name: name == "unet"
+    )
     case = None
     total = _PARTS * len(wanted.methods)
     with Progress("segment", total=total, done=total - _PARTS * len(left), unit="parts of trainings") as bar:
@@ -203,7 +216,10 @@ def segment(run: Run) -> dict[str, Any]:
                 case = _Case(run, network, masks, signals, latents, seen, may_stop)
                 fits = time.monotonic() - began_fits
             others = [row["seconds"] for other, row in kept.rows.items() if other != "unet"]
-            found, row = _unet(case, max(others, default=fits)) if name == "unet" else _head(case, fits)
+            if name == "unet":
+                found, row = _unet(case, max(others, default=fits))
+            else:
+                found, row = {"head": _head, "masks": _mask_field}[name](case, fits)
             with atomic_path(folder / FOLDER / f"{name}.npz") as partial:
                 np.savez_compressed(partial, allow_pickle=False, **found)
             kept.add(name, row | {"masks": digest(*(found[key] for key in sorted(found)))})
@@ -369,7 +385,7 @@ def _latents_of_parts(
 
 def _head(case: _Case, fits: float) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Masks of test signals by the head, and what is to be said of it."""
-    began, settings, dataset = time.monotonic(), case.run.settings, case.run.dataset
+    began, settings = time.monotonic(), case.run.settings
     head = segmentation.fit_head(
         *case.network, case.latents["train"], case.masks.splits["train"], case.latents["val"][0],
         case.masks.splits["val"], classes=len(case.masks.values) + 1, key=jax.random.key(settings.seed),
@@ -385,16 +401,89 @@ def _head(case: _Case, fits: float) -> tuple[dict[str, np.ndarray], dict[str, An
             case.may_stop("head: masks of test signals")
         return np.concatenate(found)
 
-    found = {"masks": np.stack([labels(latents, dataset.grid) for latents in case.latents["test"]])}
+    row = _row(head.params, updates=settings.segment.steps, best=head.step, val_dice=head.val_dice, training=seconds,
+               fits=fits)  # fmt: skip
+    return _at_all(case, labels), row
+
+
+def _at_all(case: _Case, labels: Callable[[np.ndarray, Any], np.ndarray]) -> dict[str, np.ndarray]:
+    """Classes of test signals, uint8: `masks` [F, n, *grid] of each part of the points, and `finer` where asked for.
+
+    Args:
+      labels: of latents [n, P] on a grid of these sizes, or at points.
+    """
+    shape, latents = case.run.dataset.grid, case.latents["test"]
+    found = {"masks": np.stack([labels(some, shape) for some in latents])}
     if case.masks.finer is not None:
-        shape = case.masks.finer.shape[1:]
-        inside, coords = inner_samples(dataset.grid, shape)
-        fine = labels(case.latents["test"][0], coords).reshape(-1, *(part.stop - part.start for part in inside))
+        fine = case.masks.finer.shape[1:]
+        inside, coords = inner_samples(shape, fine)
+        inner = labels(latents[0], coords).reshape(-1, *(part.stop - part.start for part in inside))
         # Beyond the outermost samples of the training grid the outermost labels go on.
-        edges = [(part.start, size - part.stop) for part, size in zip(inside, shape, strict=True)]
-        found["finer"] = np.pad(fine, [(0, 0), *edges], mode="edge")
-    return found, _row(head.params, updates=settings.segment.steps, best=head.step, val_dice=head.val_dice,
-                       training=seconds, fits=fits)  # fmt: skip
+        edges = [(part.start, size - part.stop) for part, size in zip(inside, fine, strict=True)]
+        found["finer"] = np.pad(inner, [(0, 0), *edges], mode="edge")
+    return found
+
+
+def _mask_field(case: _Case, fits: float) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Masks of test signals by the operator on latents and the field of masks, and what is to be said of it."""
+    began, settings, dataset = time.monotonic(), case.run.settings, case.run.dataset
+    classes, wanted = len(case.masks.values) + 1, settings.segment
+    keys = jax.random.split(jax.random.key(settings.seed), 4)
+    one_hot = {
+        name: np.eye(classes, dtype=np.float32)[case.masks.splits[name]] for name in ("train", "val")
+    }  # fmt: skip
+    # As the field of the signals, but for the number of updates and of channels.
+    own = replace(settings, train=replace(settings.train, method="meta", steps=wanted.field_steps))
+    field = replace(case.network[0], channels=classes)
+    training = meta_step.Training(field, own, dataset.grid)
+    update = jax.jit(functools.partial(meta_step.update, training), donate_argnums=0)
+    state, size = meta_step.init(field, own, keys[0]), min(own.train.batch_size, len(one_hot["train"]))
+    for step in range(wanted.field_steps):
+        rows = np.random.default_rng([settings.seed, step]).permutation(len(one_hot["train"]))[:size]
+        state, said = update(state, one_hot["train"][rows].reshape(size, -1, classes), keys[1])
+        if (step + 1) % max(1, wanted.field_steps // _PARTS) == 0:
+            note = f"field of masks: {step + 1} of {wanted.field_steps} updates, loss {float(said['loss']):.4f}"
+            case.may_stop(note, 1)
+    coords = grid(dataset.grid)
+    at = jnp.asarray(coords, jnp.float32)
+    params = meta_step.exported_params(field, state.trainable, own.inner, at)
+    of_masks = {
+        name: fit_signals(field, params, some, after_batch=lambda _: case.may_stop("latents of masks"),
+                          **fit_options(settings)).latents
+        for name, some in one_hot.items()
+    }  # fmt: skip
+    operator = segmentation.fit_operator(
+        case.latents["train"], of_masks["train"], case.latents["val"][0], of_masks["val"],
+        metric=signal_metric(*case.network, case.latents["train"][0], coords, key=keys[2]),
+        target_metric=signal_metric(field, params, of_masks["train"], coords, key=keys[2]), key=keys[3],
+        training=OperatorTraining(steps=wanted.operator_steps),
+        after=lambda step, loss: case.may_stop(f"operator: {step} of {wanted.operator_steps} updates, loss {loss:.3f}"),
+    )  # fmt: skip
+
+    def decoded(latents: np.ndarray, where: Any) -> np.ndarray:
+        found = []
+        for values in decode_batches(field, params, latents, where, batch_size=8):
+            found.append(values.argmax(-1).astype(np.uint8))
+            case.may_stop("field of masks: masks of test signals")
+        return np.concatenate(found)
+
+    def labels(latents: np.ndarray, where: Any) -> np.ndarray:
+        return decoded(operator.latents(latents), where)
+
+    truth = case.masks.splits["val"]
+    qualities = {
+        name: dice(some, truth, classes=classes)
+        for name, some in (("operator", labels(case.latents["val"][0], dataset.grid)),
+                           ("fitted", decoded(of_masks["val"], dataset.grid)))
+    }  # fmt: skip
+    seconds = time.monotonic() - began
+    means = {name: float(np.nanmean(some)) if not np.isnan(some).all() else np.nan for name, some in qualities.items()}
+    row = _row((params, operator.params), updates=wanted.field_steps + wanted.operator_steps, best=operator.step,
+               val_dice=means["operator"], training=seconds, fits=fits)  # fmt: skip
+    # How well the field shows masks that its latents are fitted to: no operator on latents is much better.
+    return _at_all(case, labels), row | {
+        "val_dice_of_fitted_masks": None if np.isnan(means["fitted"]) else means["fitted"]
+    }  # fmt: skip
 
 
 def _unet(case: _Case, seconds: float) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -85,11 +85,11 @@ class _Convolution(nn.Module):
         kernel = self.param("kernel", init, (*(3,) * others, 3 * channels, self.width), jnp.float32)
         x = jnp.pad(x, [(0, 0), *((1, 1) for _ in grid), (0, 0)])
         x = jnp.concatenate([x[..., k : k + grid[-1], :] for k in range(3)], -1)
-        y = 0
+        y = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
         for at in itertools.product(range(3), repeat=others):
             shifted = tuple(slice(k, k + n) for k, n in zip(at, grid, strict=False))
             y = y + x[(slice(None), *shifted)] @ kernel[at]
-        return y + self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
+        return y
 
 
 def _convolved(width: int, x: jax.Array) -> jax.Array:

@@ -99,7 +99,7 @@ def test_the_unet_learns_what_a_grey_value_tells():
 
 FEW = SegmentSettings(
     masks="labelsTr", observed=(1.0, 0.2), hidden=(16,), steps=20, signals=4, points=100, unet_widths=(4, 6),
-    unet_steps=4, scale=2,
+    unet_steps=4, field_steps=3, operator_steps=10, scale=2,
 )  # fmt: skip
 
 
@@ -147,7 +147,7 @@ def test_the_stage_scores_and_writes_masks(hippocampus, segmented):
     assert stored == json.loads(json.dumps(segmented))
     assert segmented["structures"] == {"1": 1, "2": 2}
     assert segmented["unit"] == "mm"
-    assert list(segmented["methods"]) == ["head", "unet"]
+    assert list(segmented["methods"]) == ["head", "masks", "unet"]
     assert segmented["methods"]["unet"]["updates"] == 4
     assert list(segmented["difference"]["head"]) == ["1", "0.2"]
     assert segmented["methods"]["head"]["finer"]["grid"] == [20, 20, 20]
@@ -158,7 +158,7 @@ def test_the_stage_scores_and_writes_masks(hippocampus, segmented):
             assert 0 <= table["mean"]["dice"]["mean"] <= 1
     assert (base / "run" / "figures" / "segmentation.png").stat().st_size > 20_000
     affines = dataset.splits["test"].annotations().affines
-    for folder, grid, step in (("head", 10, 1), ("unet", 10, 1), ("head-20x20x20", 20, 0.5)):
+    for folder, grid, step in (("head", 10, 1), ("masks", 10, 1), ("unet", 10, 1), ("head-20x20x20", 20, 0.5)):
         files = sorted((base / "run" / "segmented" / folder).glob("*.nii.gz"))
         assert len(files) == count
         assert files[0].name.startswith("0-hippocampus_")
@@ -181,7 +181,7 @@ def test_a_method_that_is_done_is_not_trained_again(hippocampus, segmented, tmp_
     (kept / "unet.npz").write_bytes(b"cut off")
     again = _segment(hippocampus, tmp_path / "run")
     assert (kept / "head.npz").stat().st_mtime_ns == before
-    for name in ("head", "unet"):
+    for name in ("head", "masks", "unet"):
         assert again["methods"][name]["observed"] == segmented["methods"][name]["observed"]
 
 
@@ -262,7 +262,8 @@ def test_images_through_the_launcher(tmp_path):
         for folder, values in (("scans", image[..., middle] / image.max() * 255), ("truth", mask[..., middle] * 100)):
             (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
             Image.fromarray(values.astype(np.uint8)).save(tmp_path / "data" / folder / f"{k:02d}.png")
-    segmented = {"masks": "truth", "steps": 30, "unet_steps": 5, "unet_widths": (4, 8), "observed": (1.0, 0.25)}
+    segmented = {"masks": "truth", "steps": 30, "unet_steps": 5, "unet_widths": (4, 8), "observed": (1.0, 0.25),
+                 "field_steps": 20, "operator_steps": 50}  # fmt: skip
     words = [f"--data_dir={tmp_path / 'data'}", "--config.data.pattern=scans/*.png", "--config.data.size=24"]
     words += [f"--config.segment.{name}={value}" for name, value in segmented.items()]
     place = {"config": "configs/image_folder.py:cpu", "extra": words}
