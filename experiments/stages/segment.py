@@ -107,7 +107,7 @@ class SegmentSettings:
     operator_steps: int = 2000
     unet_widths: tuple[int, ...] = (8, 16, 32)
     unet_batch: int = 2
-    unet_learning_rate: float = 2e-3
+    unet_learning_rate: float = 1e-2
     unet_steps: int = 0
 
     def __post_init__(self):

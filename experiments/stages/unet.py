@@ -40,7 +40,7 @@ class UNetTraining:
 
     widths: tuple[int, ...] = (8, 16, 32)
     batch_size: int = 2
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-2
     observed: tuple[float, ...] = (1.0,)
 
     @property
