@@ -106,7 +106,7 @@ class SegmentSettings:
     field_steps: int = 600
     operator_steps: int = 2000
     unet_widths: tuple[int, ...] = (8, 16, 32)
-    unet_batch: int = 2
+    unet_batch: int = 1
     unet_learning_rate: float = 1e-2
     unet_steps: int = 0
 
@@ -172,7 +172,7 @@ def segment(run: Run) -> dict[str, Any]:
       SettingsError: no masks are named.
       DataError: masks without a signal or signals without a mask, or masks that cannot be used.
       CheckpointError, LatentStoreError: no field, no latents, latents that are incomplete or of another field.
-      RunError: latents of other data, or `segmented/` holds masks of another training.
+      RunError: latents of other data, or `segmented/` holds masks of others.
       Interrupted: a stop was asked for; finished methods are kept.
     """
     from experiments import figures  # not before, as the settings of this stage are read at every start
@@ -193,9 +193,12 @@ def segment(run: Run) -> dict[str, Any]:
     }  # fmt: skip
     kept = KeptRows(folder / FOLDER / "methods.json", made_of)
     # The U-Net comes last: it is given as long as the others took.
-    left = sorted(
-        (name for name in wanted.methods if not _is_kept(kept, folder, name)), key=lambda name: name == "unet"
-    )
+    left = [name for name in wanted.methods if not _is_kept(kept, folder, name)]
+    left.sort(key=lambda name: name == "unet")
+    written = {name: _written(folder / "segmented", name, masks) for name in wanted.methods}
+    for places in written.values():
+        for place in places:
+            claim(place, made_of, kind="masks of other latents or settings")
     case = None
     total = _PARTS * len(wanted.methods)
     with Progress("segment", total=total, done=total - _PARTS * len(left), unit="parts of trainings") as bar:
@@ -209,6 +212,9 @@ def segment(run: Run) -> dict[str, Any]:
 
         for name in left:
             parts = 0
+            for place in written[name]:  # of an earlier training of this method
+                for file in [*place.glob("*.nii.gz"), *place.glob("*.png")]:
+                    file.unlink()
             if case is None:
                 signals = {split: dataset.splits[split].signals(slice(None)) for split in SPLITS}
                 began_fits = time.monotonic()
@@ -268,13 +274,11 @@ def segment(run: Run) -> dict[str, Any]:
         names=[test.ids[row] for row in rows], structures=names,
     )  # fmt: skip
     for name, found in predictions.items():
-        written = folder / "segmented"
-        _write(written / name, found["masks"][0], masks.values, test.ids, test.affines, kept.rows[name])
+        _write(written[name][0], found["masks"][0], masks.values, test.ids, test.affines)
         if "finer" in found:
-            shape = found["finer"].shape[1:]
-            affines = None if test.affines is None else test.affines @ _finer_grid(dataset.grid, shape)
-            _write(written / f"{name}-{'x'.join(map(str, shape))}", found["finer"], masks.values, test.ids, affines,
-                   kept.rows[name])  # fmt: skip
+            to_coarse = _finer_grid(dataset.grid, found["finer"].shape[1:])
+            affines = None if test.affines is None else test.affines @ to_coarse
+            _write(written[name][1], found["finer"], masks.values, test.ids, affines)
     run.directory.set_seconds("segment", time.monotonic() - began)
     log.info("segmentation in %s, masks in %s:\n%s", folder / JSON_FILE, folder / "segmented", as_table(result))
     return result
@@ -424,14 +428,25 @@ def _at_all(case: _Case, labels: Callable[[np.ndarray, Any], np.ndarray]) -> dic
     return found
 
 
+class _OneHot:
+    """Masks [n, *grid] as signals of one channel a class, made when they are asked for."""
+
+    def __init__(self, masks: np.ndarray, classes: int):
+        self._masks, self._channels = masks, np.eye(classes, dtype=np.float32)
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def signals(self, rows: np.ndarray) -> np.ndarray:
+        return self._channels[self._masks[rows]]
+
+
 def _mask_field(case: _Case, fits: float) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Masks of test signals by the operator on latents and the field of masks, and what is to be said of it."""
     began, settings, dataset = time.monotonic(), case.run.settings, case.run.dataset
     classes, wanted = len(case.masks.values) + 1, settings.segment
     keys = jax.random.split(jax.random.key(settings.seed), 4)
-    one_hot = {
-        name: np.eye(classes, dtype=np.float32)[case.masks.splits[name]] for name in ("train", "val")
-    }  # fmt: skip
+    one_hot = {name: _OneHot(case.masks.splits[name], classes) for name in ("train", "val")}
     # As the field of the signals, but for the number of updates and of channels.
     own = replace(settings, train=replace(settings.train, method="meta", steps=wanted.field_steps))
     field = replace(case.network[0], channels=classes)
@@ -440,7 +455,7 @@ def _mask_field(case: _Case, fits: float) -> tuple[dict[str, np.ndarray], dict[s
     state, size = meta_step.init(field, own, keys[0]), min(own.train.batch_size, len(one_hot["train"]))
     for step in range(wanted.field_steps):
         rows = np.random.default_rng([settings.seed, step]).permutation(len(one_hot["train"]))[:size]
-        state, said = update(state, one_hot["train"][rows].reshape(size, -1, classes), keys[1])
+        state, said = update(state, one_hot["train"].signals(rows).reshape(size, -1, classes), keys[1])
         if (step + 1) % max(1, wanted.field_steps // _PARTS) == 0:
             note = f"field of masks: {step + 1} of {wanted.field_steps} updates, loss {float(said['loss']):.4f}"
             case.may_stop(note, 1)
@@ -559,12 +574,18 @@ def _differences(
     return found
 
 
+def _written(folder: Path, name: str, masks: _Masks) -> list[Path]:
+    """The folders of a method's masks: on the training grid, and of methods on fields on the finer one."""
+    places = [folder / name]
+    if masks.finer is not None and name != "unet":
+        places.append(folder / f"{name}-{'x'.join(map(str, masks.finer.shape[1:]))}")
+    return places
+
+
 def _write(
-    folder: Path, found: np.ndarray, values: tuple[int, ...], ids: tuple[str, ...], affines: np.ndarray | None,
-    made_by: dict[str, Any],
-) -> None:  # fmt: skip
-    """Write classes [n, *grid] as masks of the values that they have in the files of training, a file a signal."""
-    claim(folder, {"masks": made_by["masks"]}, kind="masks of another training")
+    folder: Path, found: np.ndarray, values: tuple[int, ...], ids: tuple[str, ...], affines: np.ndarray | None
+) -> None:
+    """Write classes [n, *grid] as masks of the values that they have in files; those that are there are kept."""
     labels = np.array([0, *values])
     dtype = "uint8" if labels.max() < 256 else "uint16" if labels.max() < 65536 else "int32"
     suffix = ".nii.gz" if found.ndim == 4 else ".png"

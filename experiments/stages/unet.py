@@ -39,7 +39,7 @@ class UNetTraining:
     """
 
     widths: tuple[int, ...] = (8, 16, 32)
-    batch_size: int = 2
+    batch_size: int = 1
     learning_rate: float = 1e-2
     observed: tuple[float, ...] = (1.0,)
 

@@ -14,7 +14,7 @@ from PIL import Image
 import medfuncta_jax as mf
 from experiments.runtime.interruption import Interrupted, StopRequest
 from experiments.runtime.run import Run
-from experiments.runtime.run_directory import RunDirectory, RunError
+from experiments.runtime.run_directory import RunDirectory, RunError, write_json
 from experiments.settings import RunSettings
 from experiments.stages.extract import ExtractSettings, extract
 from experiments.stages.segment import SegmentSettings, segment
@@ -178,9 +178,18 @@ def test_a_method_that_is_done_is_not_trained_again(hippocampus, segmented, tmp_
     shutil.copytree(base / "run", tmp_path / "run")
     kept = tmp_path / "run" / "segmentation"
     before = (kept / "head.npz").stat().st_mtime_ns
+    masks = {name: next((tmp_path / "run" / "segmented" / name).glob("0-*")) for name in ("head", "unet")}
+    ours = {name: path.read_bytes() for name, path in masks.items()}
+    for path in masks.values():
+        path.write_bytes(b"mine")
     (kept / "unet.npz").write_bytes(b"cut off")
     again = _segment(hippocampus, tmp_path / "run")
     assert (kept / "head.npz").stat().st_mtime_ns == before
+    assert masks["head"].read_bytes() == b"mine"
+    assert masks["unet"].read_bytes() == ours["unet"]  # trained anew
+    write_json(masks["head"].parent / "about.json", {"field_sha256": "another"})
+    with pytest.raises(RunError, match="holds masks of other latents or settings; move or remove that folder"):
+        _segment(hippocampus, tmp_path / "run")
     for name in ("head", "masks", "unet"):
         assert again["methods"][name]["observed"] == segmented["methods"][name]["observed"]
 
