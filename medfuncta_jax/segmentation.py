@@ -144,7 +144,9 @@ def fit_head(
     given = _Given(jnp.asarray(latents), jnp.asarray(masks.reshape(len(masks), -1), jnp.uint8), coords)
     module = Mlp(training.hidden, classes)
     start, draws = jax.random.split(key)
-    head = module.init(start, jnp.zeros((1, 1, field.module.units(field.model.layers - 1)), coords.dtype))["params"]
+    head = jax.jit(module.init)(start, jnp.zeros((1, field.module.units(field.model.layers - 1)), coords.dtype))[
+        "params"
+    ]
     moments, step, best = training.optimiser.init(head), 0, None
     while step < training.steps:
         count = min(math.ceil(training.steps / _VALIDATIONS), training.steps - step)
@@ -233,7 +235,7 @@ class Operator(NamedTuple):
     def latents(self, latents: Array) -> np.ndarray:
         """Latents of the other field, float32 [n, Q], of latents [n, P]."""
         vectors = normalised(np.asarray(as_array("latents", latents)) @ self.metric, *self.given)
-        found = np.asarray(self.module.apply({"params": self.params}, vectors), np.float64)
+        found = np.asarray(_mapped(self.module, self.params, vectors), np.float64)
         return (found * self.made[1] + self.made[0]).astype(np.float32)
 
 
@@ -283,7 +285,7 @@ def fit_operator(
     known = (normalised(vectors, *given), normalised(targets, *made))
     val = (normalised(val_latents @ metric, *given), normalised(val_targets, *made))
     start, draws = jax.random.split(key)
-    params = module.init(start, val[0][:1])["params"]
+    params = jax.jit(module.init)(start, val[0][:1])["params"]
     moments, step, best = training.optimiser.init(params), 0, None
     while step < training.steps:
         count = min(math.ceil(training.steps / _VALIDATIONS), training.steps - step)
@@ -296,6 +298,11 @@ def fit_operator(
             best = Operator(module, jax.tree.map(np.asarray, params), metric, given, made, step, float(error))
     assert best is not None
     return best._replace(val_error=best.val_error * float(spread))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _mapped(module: LatentMlp, params: Any, vectors: jax.Array) -> Any:
+    return module.apply({"params": params}, vectors)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -13,8 +13,11 @@ Each is asked for the masks of test signals of which all points or a part of the
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,7 +33,6 @@ from experiments.runtime.run import Run
 from experiments.runtime.run_directory import RunError, write_json
 from experiments.stages.decode import claim
 from experiments.stages.features import digest, matching_latents, require_distinct
-from experiments.stages.kept_rows import KeptRows
 from experiments.stages.signal_files import file_name
 from medfuncta_jax import meta_step, metrics, segmentation
 from medfuncta_jax.atomic import atomic_path
@@ -53,6 +55,12 @@ _PICTURED = 6
 # Validations of a training, after each of which it may stop.
 _PARTS = 10
 _TITLES = {"head": "head on the field", "masks": "field of masks", "unet": "U-Net"}
+# Settings that the masks of one method alone depend on.
+_SETTINGS = {
+    "head": ("hidden", "steps", "signals", "points", "learning_rate", "weight_decay"),
+    "masks": ("field_steps", "operator_steps"),
+    "unet": ("unet_widths", "unet_batch", "unet_learning_rate", "unet_steps"),
+}
 _CONVENTIONS = {
     "dice": "2 |A and B| / (|A| + |B|) of each test signal; a structure that neither shows is left out",
     "hd95": "larger of the two 95 % percentiles of distances from one boundary to the other, in `unit`; of signals "
@@ -141,6 +149,10 @@ class SegmentSettings:
         )  # fmt: skip
 
 
+# Masks of test signals by a method, and what is to be said of it.
+_Result = tuple[dict[str, np.ndarray], dict[str, Any]]
+
+
 class _Masks(NamedTuple):
     """Label values, those of classes 1, 2 and so on; classes of all signals, uint8 [n, *grid], by split; the test
     masks on the finer grid, or None."""
@@ -166,7 +178,8 @@ class _Case(NamedTuple):
 def segment(run: Run) -> dict[str, Any]:
     """Write `segmentation.json`, a picture, and the masks of test signals to `segmented/METHOD/`; returns the first.
 
-    Each method's result is kept in `segmentation/` as soon as it is done.
+    Each method's masks are kept beside the latents, in `segmentation/`, as soon as it is done, under a name for all
+    that they depend on.
 
     Raises:
       SettingsError: no masks are named.
@@ -184,21 +197,16 @@ def segment(run: Run) -> dict[str, Any]:
     stored = {name: np.asarray(split.latents, np.float32) for name, split in matching_latents(run).items()}
     masks = _masks_of(run)
     names = wanted.names or tuple(str(value) for value in masks.values)
-    made_of = {
-        "field_sha256": field_checksum(run.directory.path),
-        "data": digest(*stored.values(), *masks.splits.values(), *(() if masks.finer is None else (masks.finer,))),
-        "settings": json.loads(json.dumps({
-            name: value for name, value in asdict(wanted).items() if name not in ("masks", "names", "methods")
-        } | {"seed": settings.seed, "fit": asdict(settings.fit)})),
-    }  # fmt: skip
-    kept = KeptRows(folder / FOLDER / "methods.json", made_of)
+    made_of = _made_of(run, stored, masks)
+    kept_in = run.directory.results("extract") / FOLDER
+    kept = {name: kept_in / f"{name}-{made_of[name][:16]}.npz" for name in wanted.methods}
+    done: dict[str, _Result] = {name: one for name, path in kept.items() if (one := _read(path)) is not None}
     # The U-Net comes last: it is given as long as the others took.
-    left = [name for name in wanted.methods if not _is_kept(kept, folder, name)]
-    left.sort(key=lambda name: name == "unet")
+    left = sorted((name for name in wanted.methods if name not in done), key=lambda name: name == "unet")
     written = {name: _written(folder / "segmented", name, masks) for name in wanted.methods}
-    for places in written.values():
+    for name, places in written.items():
         for place in places:
-            claim(place, made_of, kind="masks of other latents or settings")
+            claim(place, {"made_of": made_of[name]}, kind="masks of other latents or settings")
     case = None
     total = _PARTS * len(wanted.methods)
     with Progress("segment", total=total, done=total - _PARTS * len(left), unit="parts of trainings") as bar:
@@ -208,7 +216,7 @@ def segment(run: Run) -> dict[str, Any]:
             nonlocal parts
             parts += part
             bar.advance(part, note=note)
-            run.stop.check(f"finished methods are in {kept.path}")
+            run.stop.check(f"finished methods are in {kept_in}")
 
         for name in left:
             parts = 0
@@ -221,14 +229,11 @@ def segment(run: Run) -> dict[str, Any]:
                 latents, seen = _latents_of_parts(run, network, signals, stored, may_stop)
                 case = _Case(run, network, masks, signals, latents, seen, may_stop)
                 fits = time.monotonic() - began_fits
-            others = [row["seconds"] for other, row in kept.rows.items() if other != "unet"]
             if name == "unet":
-                found, row = _unet(case, max(others, default=fits))
+                done[name] = _unet(case, max((row["seconds"] for _, row in done.values()), default=fits))
             else:
-                found, row = {"head": _head, "masks": _mask_field}[name](case, fits)
-            with atomic_path(folder / FOLDER / f"{name}.npz") as partial:
-                np.savez_compressed(partial, allow_pickle=False, **found)
-            kept.add(name, row | {"masks": digest(*(found[key] for key in sorted(found)))})
+                done[name] = {"head": _head, "masks": _mask_field}[name](case, fits)
+            _keep(kept[name], *done[name])
             bar.advance(_PARTS - parts, note=f"{_TITLES[name]} done")
 
     test = dataset.splits["test"].annotations()
@@ -238,12 +243,12 @@ def segment(run: Run) -> dict[str, Any]:
     }  # fmt: skip
     methods: dict[str, Any] = {}
     by_signal: dict[str, dict[str, np.ndarray]] = {}
-    predictions = {name: dict(np.load(folder / FOLDER / f"{name}.npz")) for name in wanted.methods}
+    predictions = {name: done[name][0] for name in wanted.methods}
     for name, found in predictions.items():
-        methods[name] = kept.rows[name] | {"observed": {}}
+        methods[name] = done[name][1] | {"observed": {}}
         by_signal[name] = {}
         for k, part in enumerate(wanted.observed):
-            run.stop.check(f"finished methods are in {kept.path}")
+            run.stop.check(f"finished methods are in {kept_in}")
             table, overlap = scores(found["masks"][k], masks.splits["test"], spacings, **options)
             methods[name]["observed"][f"{part:g}"], by_signal[name][f"{part:g}"] = table, overlap
         if masks.finer is not None and "finer" in found:
@@ -260,7 +265,7 @@ def segment(run: Run) -> dict[str, Any]:
         "structures": dict(zip(names, masks.values, strict=True)),
         "methods": methods,
         "difference": _differences(by_signal, settings.evaluate.resamples, settings.seed),
-        "field_sha256": made_of["field_sha256"],
+        "field_sha256": field_checksum(run.directory.path),
         "conventions": _CONVENTIONS,
         "settings": asdict(wanted) | {"seed": settings.seed},
     }
@@ -387,7 +392,7 @@ def _latents_of_parts(
     return {name: np.stack(some) for name, some in latents.items()}, seen
 
 
-def _head(case: _Case, fits: float) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _head(case: _Case, fits: float) -> _Result:
     """Masks of test signals by the head, and what is to be said of it."""
     began, settings = time.monotonic(), case.run.settings
     head = segmentation.fit_head(
@@ -441,7 +446,7 @@ class _OneHot:
         return self._channels[self._masks[rows]]
 
 
-def _mask_field(case: _Case, fits: float) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _mask_field(case: _Case, fits: float) -> _Result:
     """Masks of test signals by the operator on latents and the field of masks, and what is to be said of it."""
     began, settings, dataset = time.monotonic(), case.run.settings, case.run.dataset
     classes, wanted = len(case.masks.values) + 1, settings.segment
@@ -501,7 +506,7 @@ def _mask_field(case: _Case, fits: float) -> tuple[dict[str, np.ndarray], dict[s
     }  # fmt: skip
 
 
-def _unet(case: _Case, seconds: float) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _unet(case: _Case, seconds: float) -> _Result:
     """Masks of test signals by the U-Net, trained for so many seconds, and what is to be said of it."""
     from experiments.stages.unet import UNetTraining, fit_unet
 
@@ -534,13 +539,39 @@ def _row(
     }
 
 
-def _is_kept(kept: KeptRows, folder: Path, name: str) -> bool:
-    """Whether a method is done, and its masks are there undamaged."""
+def _made_of(run: Run, latents: Mapping[str, np.ndarray], masks: _Masks) -> dict[str, str]:
+    """By method, a checksum of all that its masks depend on."""
+    settings = run.settings
+    wanted = asdict(settings.segment)
+    shared = {
+        "field_sha256": field_checksum(run.directory.path),
+        "data": digest(*latents.values(), *masks.splits.values()),
+        "values": masks.values,
+        "fit": asdict(settings.fit),
+        "seed": settings.seed,
+        "observed": wanted["observed"],
+    }
+    fine = {"finer": None if masks.finer is None else digest(masks.finer)}
+    others = sorted(set(wanted["methods"]) - {"unet"}) if not wanted["unet_steps"] else []
+    own = {name: {key: wanted[key] for key in keys} for name, keys in _SETTINGS.items()}
+    apart = {"head": fine, "masks": fine, "unet": {"others": others}}  # the U-Net is given the time that they take
+    return {
+        name: hashlib.sha256(json.dumps([name, shared, own[name], apart[name]]).encode()).hexdigest() for name in own
+    }
+
+
+def _keep(path: Path, found: Mapping[str, np.ndarray], row: Mapping[str, Any]) -> None:
+    with atomic_path(path) as partial:
+        np.savez_compressed(partial, allow_pickle=False, row=np.array(json.dumps(row)), **found)
+
+
+def _read(path: Path) -> _Result | None:
+    """A method's masks and what is to be said of it; None where there are none, or a damaged file."""
     try:
-        with np.load(folder / FOLDER / f"{name}.npz") as file:
-            return name in kept.rows and digest(*(file[key] for key in sorted(file))) == kept.rows[name]["masks"]
-    except (OSError, ValueError, KeyError):
-        return False
+        with np.load(path) as file:
+            return {name: file[name] for name in file if name != "row"}, json.loads(str(file["row"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
 
 
 def _spacings(affines: np.ndarray | None, count: int, axes: int) -> np.ndarray:

@@ -146,7 +146,7 @@ def fit_unet(
     module = UNet(training.widths, classes)
     start, draws = jax.random.split(key)
     given = (jnp.asarray(signals, jnp.float32), jnp.asarray(masks, jnp.uint8))
-    first = module.init(start, jnp.zeros((1, *signals.shape[1:-1], signals.shape[-1] + 1)))["params"]
+    first = jax.jit(module.init)(start, jnp.zeros((1, *signals.shape[1:-1], signals.shape[-1] + 1)))["params"]
     if not steps:
         state: Any = (first, training.optimiser.init(first), 0.0)
         for count in (1, _TIMED):  # the first one compiles

@@ -71,7 +71,7 @@ def test_scores_leave_out_what_is_not_there_and_count_what_is_missed():
 
 def test_the_unet_learns_what_a_grey_value_tells():
     rng = np.random.default_rng(0)
-    masks = rng.integers(0, 2, (40, 7, 6))  # a grid that does not halve evenly
+    masks = rng.integers(0, 2, (40, 21))  # a grid that does not halve evenly
     shapes = (0.2 + 0.6 * masks + 0.05 * rng.standard_normal(masks.shape)).astype(np.float32)[..., None]
     training = UNetTraining((4, 8), batch_size=6, learning_rate=1e-2)
     keys = {"classes": 2, "key": jax.random.key(0), "training": training}
@@ -81,7 +81,7 @@ def test_the_unet_learns_what_a_grey_value_tells():
     )
     assert steps == list(range(6, 61, 6))
     assert fit.val_dice > 0.8
-    seen = np.zeros((1, 7, 6), bool)
+    seen = np.zeros((1, 21), bool)
     blind = fit.labels(shapes[32:], seen)
     np.testing.assert_array_equal(blind, np.broadcast_to(blind[:1], blind.shape))  # nothing else is read
     # The number of updates is of the time that they take.
@@ -89,17 +89,17 @@ def test_the_unet_learns_what_a_grey_value_tells():
     assert timed.steps == 1
     # The products are a convolution.
     x = rng.random((2, 4, 5, 3, 2)).astype(np.float32)
-    values, params = _Convolution(3).init_with_output(jax.random.key(0), x)
+    values, params = jax.jit(_Convolution(3).init_with_output)(jax.random.key(0), x)
     kernel = params["params"]["kernel"].reshape(3, 3, 3, 2, 3)
     of_xla = jax.lax.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", dimension_numbers=("NXYZC", "XYZIO", "NXYZC"))
     np.testing.assert_allclose(values, of_xla, atol=1e-5)
-    volume = UNet((2, 3), 3)
-    assert volume.init_with_output(jax.random.key(0), np.ones((2, 3, 4, 5, 2)))[0].shape == (2, 3, 4, 5, 3)
+    volume = jax.eval_shape(UNet((2, 3), 3).init_with_output, jax.random.key(0), np.ones((2, 3, 4, 5, 2)))
+    assert volume[0].shape == (2, 3, 4, 5, 3)
 
 
 FEW = SegmentSettings(
-    masks="labelsTr", observed=(1.0, 0.2), hidden=(16,), steps=20, signals=4, points=100, unet_widths=(4, 6),
-    unet_steps=4, field_steps=3, operator_steps=10, scale=2,
+    masks="labelsTr", methods=("head", "unet"), observed=(1.0, 0.2), hidden=(16,), steps=20, signals=4, points=100,
+    unet_widths=(4,), unet_steps=4, field_steps=3, operator_steps=10, scale=2,
 )  # fmt: skip
 
 
@@ -116,7 +116,7 @@ def hippocampus(tmp_path_factory):
     data = DataSettings("nifti_folder", str(base / "cache"), (("grid", (10, 10, 10)), ("pattern", "imagesTr/*")))
     model = mf.ModelSettings(layers=3, width=24, latent_dim=8)
     settings = RunSettings(
-        data=data, model=model, fit=mf.FitSettings(steps=3, batch_size=16), extract=ExtractSettings(), segment=FEW
+        data=data, model=model, fit=mf.FitSettings(steps=3, batch_size=2), extract=ExtractSettings(), segment=FEW
     )
     field = mf.Field(model, 3, 1)
     directory = RunDirectory(base / "run", settings)
@@ -147,7 +147,7 @@ def test_the_stage_scores_and_writes_masks(hippocampus, segmented):
     assert stored == json.loads(json.dumps(segmented))
     assert segmented["structures"] == {"1": 1, "2": 2}
     assert segmented["unit"] == "mm"
-    assert list(segmented["methods"]) == ["head", "masks", "unet"]
+    assert list(segmented["methods"]) == ["head", "unet"]
     assert segmented["methods"]["unet"]["updates"] == 4
     assert list(segmented["difference"]["head"]) == ["1", "0.2"]
     assert segmented["methods"]["head"]["finer"]["grid"] == [20, 20, 20]
@@ -158,7 +158,7 @@ def test_the_stage_scores_and_writes_masks(hippocampus, segmented):
             assert 0 <= table["mean"]["dice"]["mean"] <= 1
     assert (base / "run" / "figures" / "segmentation.png").stat().st_size > 20_000
     affines = dataset.splits["test"].annotations().affines
-    for folder, grid, step in (("head", 10, 1), ("masks", 10, 1), ("unet", 10, 1), ("head-20x20x20", 20, 0.5)):
+    for folder, grid, step in (("head", 10, 1), ("unet", 10, 1), ("head-20x20x20", 20, 0.5)):
         files = sorted((base / "run" / "segmented" / folder).glob("*.nii.gz"))
         assert len(files) == count
         assert files[0].name.startswith("0-hippocampus_")
@@ -173,40 +173,58 @@ def test_the_stage_scores_and_writes_masks(hippocampus, segmented):
         np.testing.assert_allclose(mask.affine[:3, :3], affines[0][:3, :3] * step)
 
 
+@pytest.mark.slow
+def test_a_field_of_masks_and_the_others_of_the_time_they_took(hippocampus, segmented):
+    """In a folder of its own, as it is another choice of methods."""
+    methods = _segment(hippocampus, methods=("unet", "masks"), field_steps=40, unet_steps=0)["methods"]
+    assert methods["unet"]["updates"] > 0
+    assert methods["masks"]["val_dice_of_fitted_masks"] >= methods["masks"]["val_dice"] - 0.1
+    assert methods["masks"]["finer"]["grid"] == [20, 20, 20]
+    (folder,) = (hippocampus[0] / "run" / "variants").glob("segment.field_steps=40*/segmented/masks-20x20x20")
+    assert len(list(folder.glob("*.nii.gz"))) == 4
+
+
+def _kept(workdir, name):
+    (file,) = (workdir / "segmentation").glob(f"{name}-*.npz")
+    return file
+
+
 def test_a_method_that_is_done_is_not_trained_again(hippocampus, segmented, tmp_path):
     base, _, _ = hippocampus
     shutil.copytree(base / "run", tmp_path / "run")
-    kept = tmp_path / "run" / "segmentation"
-    before = (kept / "head.npz").stat().st_mtime_ns
+    _kept(tmp_path / "run", "unet").write_bytes(b"cut off")
+    before = _kept(tmp_path / "run", "head").stat().st_mtime_ns
     masks = {name: next((tmp_path / "run" / "segmented" / name).glob("0-*")) for name in ("head", "unet")}
     ours = {name: path.read_bytes() for name, path in masks.items()}
     for path in masks.values():
         path.write_bytes(b"mine")
-    (kept / "unet.npz").write_bytes(b"cut off")
     again = _segment(hippocampus, tmp_path / "run")
-    assert (kept / "head.npz").stat().st_mtime_ns == before
+    assert _kept(tmp_path / "run", "head").stat().st_mtime_ns == before
     assert masks["head"].read_bytes() == b"mine"
     assert masks["unet"].read_bytes() == ours["unet"]  # trained anew
-    write_json(masks["head"].parent / "about.json", {"field_sha256": "another"})
+    for name in ("head", "unet"):
+        assert again["methods"][name]["observed"] == segmented["methods"][name]["observed"]
+    write_json(masks["head"].parent / "about.json", {"made_of": "another"})
     with pytest.raises(RunError, match="holds masks of other latents or settings; move or remove that folder"):
         _segment(hippocampus, tmp_path / "run")
-    for name in ("head", "masks", "unet"):
-        assert again["methods"][name]["observed"] == segmented["methods"][name]["observed"]
 
 
 def test_a_stop_keeps_what_is_done(hippocampus, segmented, tmp_path):
-    class AfterTheHead:
+    class Stopped:
         def check(self, what):
-            if (tmp_path / "run" / "segmentation" / "head.npz").exists():
+            if "finished methods" in what:
                 raise Interrupted(what)
 
     shutil.copytree(hippocampus[0] / "run", tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "segmentation")
-    with pytest.raises(Interrupted, match="finished methods are in"):
-        _segment(hippocampus, tmp_path / "run", AfterTheHead())
-    assert not (tmp_path / "run" / "segmentation" / "unet.npz").exists()
-    again = _segment(hippocampus, tmp_path / "run")
-    assert again["methods"]["unet"]["observed"] == segmented["methods"]["unet"]["observed"]
+    _kept(tmp_path / "run", "unet").unlink()
+    kept = _kept(tmp_path / "run", "head").read_bytes()
+    with pytest.raises(Interrupted, match=r"finished methods are in .*segmentation"):
+        _segment(hippocampus, tmp_path / "run", Stopped())
+    assert _kept(tmp_path / "run", "head").read_bytes() == kept
+    # Other settings of the U-Net leave the head as it is.
+    with pytest.raises(Interrupted):
+        _segment(hippocampus, tmp_path / "run", Stopped(), unet_batch=3)
+    assert len(list((tmp_path / "run" / "segmentation").iterdir())) == 1
 
 
 def test_what_cannot_be_segmented_is_refused(hippocampus, segmented, tmp_path):
