@@ -13,6 +13,7 @@ from experiments.stages.extract import ExtractSettings
 from experiments.stages.generate import GenerateSettings
 from experiments.stages.inverse import InverseSettings
 from experiments.stages.regress import RegressSettings
+from experiments.stages.segment import SegmentSettings
 from medfuncta_jax.settings import Settings
 
 
@@ -29,3 +30,4 @@ class RunSettings(Settings):
     regress: RegressSettings = field(default_factory=RegressSettings)
     inverse: InverseSettings = field(default_factory=InverseSettings)
     generate: GenerateSettings = field(default_factory=GenerateSettings)
+    segment: SegmentSettings = field(default_factory=SegmentSettings)

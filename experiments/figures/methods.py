@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from experiments.figures.page import axes_at, new_page, text_at, write
 from experiments.figures.style import BLUE, GREY, INK, MARGIN, NORMAL, SMALL, WIDTH
 
-_GAP, _CAPTION, _HEAD = 0.06, 0.16, 0.5
+# Inches: between pictures, below each, above all, and at the left for names.
+GAP, CAPTION, HEAD, LABEL = 0.06, 0.16, 0.5, 1.1
 
 
 def draw_methods(
@@ -37,17 +38,16 @@ def draw_methods(
       `path`.
     """
     columns = {"signal": signals, **images}
-    label = 1.1
-    cell = min((WIDTH - 2 * MARGIN - label) / len(columns) - _GAP, 1.5)
+    cell = min((WIDTH - 2 * MARGIN - LABEL) / len(columns) - GAP, 1.5)
     height = cell if signals.ndim > 3 else 0.8
-    head = MARGIN + _HEAD
-    figure = new_page(head + len(rows) * (height + _CAPTION + _GAP) + MARGIN, WIDTH)
+    head = MARGIN + HEAD
+    figure = new_page(head + len(rows) * (height + CAPTION + GAP) + MARGIN, WIDTH)
     text_at(figure, MARGIN, MARGIN + 0.14, title, fontsize=NORMAL)
     for k, name in enumerate(columns):
-        left = MARGIN + label + k * (cell + _GAP)
+        left = MARGIN + LABEL + k * (cell + GAP)
         text_at(figure, left + cell / 2, head - 0.05, name, ha="center", va="bottom", color=GREY)
         for i, row in enumerate(rows):
-            top = head + i * (height + _CAPTION + _GAP)
+            top = head + i * (height + CAPTION + GAP)
             if k == 0:
                 named = names[row] if len(names[row]) <= 18 else "…" + names[row][-17:]
                 text_at(figure, MARGIN, top + height / 2, named, va="center")
@@ -72,17 +72,16 @@ def draw_sheet(
     Returns:
       `path`.
     """
-    label = 1.1
-    cell = (WIDTH - 2 * MARGIN - label) / across - _GAP
+    cell = (WIDTH - 2 * MARGIN - LABEL) / across - GAP
     height = cell if blocks[0][1].ndim > 3 else 0.6
     head = MARGIN + 0.3
-    figure = new_page(head + len(blocks) * (height + _GAP) + MARGIN, WIDTH)
+    figure = new_page(head + len(blocks) * (height + GAP) + MARGIN, WIDTH)
     text_at(figure, MARGIN, MARGIN + 0.14, title, fontsize=NORMAL)
     for i, (name, signals) in enumerate(blocks):
-        top = head + i * (height + _GAP)
+        top = head + i * (height + GAP)
         text_at(figure, MARGIN, top + height / 2, name, va="center", fontsize=SMALL)
         for k, signal in enumerate(signals[:across]):
-            show(axes_at(figure, MARGIN + label + k * (cell + _GAP), top, cell, height), signal)
+            show(axes_at(figure, MARGIN + LABEL + k * (cell + GAP), top, cell, height), signal)
     return write(figure, path)
 
 

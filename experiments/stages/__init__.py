@@ -54,9 +54,13 @@ STAGES = {
     "regress": Stage(by_labels=True, depends=("regress.", "data.labels"), writes=("regression.json", "regression.md")),
     "inverse": Stage(depends=("inverse.", "evaluate.resamples"), writes=("inverse.json",)),
     "generate": Stage(depends=("generate.",), writes=("flows", "generation.json", "generated/")),
+    "segment": Stage(
+        depends=("segment.", "evaluate.resamples"), writes=("segmentation.json", "segmentation", "segmented/")
+    ),
     "report": Stage(
         by_labels=True, beside=True,
-        depends=("evaluate.", "curves.", "classify.", "compress.", "inverse.", "generate.", *LABELS),
+        depends=("evaluate.", "curves.", "classify.", "compress.", "inverse.", "generate.", "segment.",
+                 *LABELS),
         writes=("report.html",),
     ),
     "decode": Stage(needs_data=False, beside=True, writes=("decoded/",)),

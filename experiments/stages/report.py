@@ -109,6 +109,7 @@ def report(run: Run) -> Path:
         _section("Numbers", _regression(directory)),
         _section("Inverse problems", _inverse(directory)),
         _section("New signals", _generation(directory)),
+        _section("Segmentation", _segmentation(directory)),
         _section("Settings", _settings(settings)),
         _section("Where it comes from", _provenance(settings, dataset, latents["test"], directory)),
     ]
@@ -314,6 +315,30 @@ def _generation(run: RunDirectory) -> str:
         + _figure(path.parent / "figures" / "generated.png", "Samples, and below each its nearest training signal.")
         + _figure(path.parent / "figures" / "interpolations.png", "From one sample to another.")
     )
+
+
+def _segmentation(run: RunDirectory) -> str:
+    folders = sorted({run.results("segment"), run.path, *run.path.glob("variants/*")})
+    body = ""
+    for folder in (one for one in folders if (one / "segmentation.json").exists()):
+        result, rows = json.loads((folder / "segmentation.json").read_text()), []
+        for method, of in result["methods"].items():
+            tables = {f"{float(part):.0%} of the points": table for part, table in of["observed"].items()}
+            if "finer" in of:
+                tables["x".join(map(str, of["finer"]["grid"]))] = of["finer"]
+            for seen, table in tables.items():
+                for structure in (*result["structures"], "mean"):
+                    cells = [
+                        "undefined" if value is None else
+                        f"{value['mean']:.3f} ({value['interval'][0]:.3f} to {value['interval'][1]:.3f})"
+                        for value in (table[structure]["dice"], table[structure]["hd95"])
+                    ]  # fmt: skip
+                    rows.append([method, seen, structure, *cells])
+        note = f"{result['signals']['test']} test signals; means with their 95 % intervals. "
+        headings = ["method", "seen", "structure", "Dice", f"95 % Hausdorff distance, {result['unit']}"]
+        body += _table(headings, rows) + f'<p class="soft">{escape(note + _said(result["conventions"]))}</p>'
+        body += _figure(folder / "figures" / "segmentation.png", "Test signals, their masks and those of each method.")
+    return body or _not_run("segment")
 
 
 def _said(conventions: Mapping[str, str]) -> str:

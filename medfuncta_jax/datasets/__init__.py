@@ -10,8 +10,10 @@
     example_of(options, values, name, *, affine, grid, channels)
                                                  -> Example: the same for an array; optional
     finer(options, scale, *, data_dir, cache_root)
-                                                 -> Options: a finer grid over the same field of view; optional,
-                                                 for sources with several resolutions
+                                                 -> Options: those of a finer grid over the same field of view; where a
+                                                 source has signals of more than one resolution
+    mask_of(options, path, image)                -> the labels [*grid] of a mask file, whole numbers, on the grid of the
+                                                 signal that its image file becomes; where a source has masks
 
 and one line in `SOURCES`; storage, splits in memory and batches are shared. Modules are imported on first use, so that
 importing `medfuncta_jax` stays light.
@@ -22,7 +24,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,8 @@ from medfuncta_jax.datasets.dataset import DataError, Dataset, NoFinerGrid, Plan
 from medfuncta_jax.settings import DataSettings, SettingsError, dataclass_from_dict
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from medfuncta_jax.datasets.pipeline import BatchStream
 
 __all__ = [
@@ -40,6 +44,7 @@ __all__ = [
     "Split",
     "batches",
     "finer_plan",
+    "mask_reader",
     "new_plan",
     "new_signals",
     "open_dataset",
@@ -154,6 +159,29 @@ def finer_plan(data: DataSettings, scale: int, *, data_dir: str | None = None) -
         return module.plan(finer, data_dir=data_dir, cache_root=root)
     except (DataError, SettingsError) as error:
         raise NoFinerGrid(str(error)) from error
+
+
+def mask_reader(data: DataSettings, *, data_dir: str | None, scale: int = 1) -> Callable[[Path, Path], np.ndarray]:
+    """A function of a mask file and the image file that it belongs to: its labels on the grid of the signals.
+
+    Masks go through the very crop, padding and grid of their images, and each point takes the nearest label.
+
+    Args:
+      data: of the run.
+      data_dir: where the source's own files are.
+      scale: the grid is so many times finer, over the same field of view (see `finer_plan`).
+    Raises:
+      DataError: the source reads no masks. The function itself: a mask that cannot be read, has other voxels than its
+        image, or values that are no labels.
+    """
+    module = source_module(data.source)
+    if not hasattr(module, "mask_of"):
+        able = sorted(name for name in SOURCES if hasattr(source_module(name), "mask_of"))
+        raise DataError(f"the source {data.source} reads no masks; {' and '.join(able)} do")
+    options = dataclass_from_dict(source_options(data.source), dict(data.options), "data")
+    if scale > 1:
+        options = module.finer(options, scale, data_dir=data_dir, cache_root=cache_root(data.cache_dir))
+    return lambda path, image: module.mask_of(options, path, image)
 
 
 def new_plan(data: DataSettings, path: Path | str, *, grid: Sequence[int], channels: int) -> Plan:

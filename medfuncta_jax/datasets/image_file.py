@@ -117,6 +117,32 @@ def stored_values(path: Path) -> np.ndarray:
         return np.array(image)
 
 
+def read_mask(path: Path, image: Path) -> np.ndarray:
+    """The labels of a mask file, turned upright, whole numbers or floats [rows, columns], as the file holds them.
+
+    Of a palette they are the indices; three equal channels are one.
+
+    Raises:
+      DataError: as `read_image`, a mask in colours, or one with other pixels than its image.
+    """
+    with _opened(path, whole=True) as opened:
+        _load_upright(opened)
+        values = np.array(opened)
+    if values.ndim == 3:
+        if (values[..., :3] != values[..., :1]).any():
+            raise DataError(f"{path}: a mask in colours; save its labels as grey values or as indices of a palette")
+        values = values[..., 0]
+    with _opened(image, whole=True) as opened:
+        _load_upright(opened)
+        columns, rows = opened.size
+    if values.shape != (rows, columns):
+        raise DataError(
+            f"{path}: a mask of {values.shape[0]}x{values.shape[1]} pixels, its image {image.name} has "
+            f"{rows}x{columns}; give the mask on the pixels of its image"
+        )
+    return values
+
+
 class _Pixels:
     """The meaning of an image's stored samples: their range, and the conversion to grey or colour.
 

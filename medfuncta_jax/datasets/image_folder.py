@@ -40,9 +40,9 @@ from medfuncta_jax.datasets.folder_files import (
     matching_files,
     require_value_range,
 )
-from medfuncta_jax.datasets.image_file import read_image, stored_channels, stored_values
-from medfuncta_jax.datasets.masks import refuse_masks
-from medfuncta_jax.datasets.volumes import resample
+from medfuncta_jax.datasets.image_file import read_image, read_mask, stored_channels, stored_values
+from medfuncta_jax.datasets.masks import refuse_masks, require_labels
+from medfuncta_jax.datasets.volumes import nearest, resample
 from medfuncta_jax.settings import SettingsError
 from medfuncta_jax.units import Units
 
@@ -132,6 +132,13 @@ def finer(options: Options, scale: int, *, data_dir: str | None, cache_root: Pat
     return replace(options, size=scale * size if isinstance(size, int) else tuple(scale * side for side in size))
 
 
+def mask_of(options: Options, path: Path, image: Path) -> np.ndarray:
+    """The labels of a mask file on the grid of the signal that its image file becomes, [*grid]."""
+    values = read_mask(path, image)
+    require_labels(path, values)
+    return nearest(values, options.grid, _steps(values.shape, options))
+
+
 def new_files(folder: Path, options: Options) -> dict[str, Path]:
     """The files in a folder of new signals, by name."""
     return matching_files(folder, options, _SUFFIXES)
@@ -182,9 +189,14 @@ def _plan(
 
 def _fitted(unit: np.ndarray, options: Options) -> np.ndarray:
     """[*size, D] with square pixels about the same centre."""
-    ratios = [have / want for have, want in zip(unit.shape, options.grid, strict=False)]
+    return np.clip(resample(unit, options.grid, _steps(unit.shape, options)), 0, 1)
+
+
+def _steps(shape: tuple[int, ...], options: Options) -> tuple[float, float]:
+    """From one row or column of the grid to the next, in pixels of an image of this shape."""
+    ratios = [have / want for have, want in zip(shape, options.grid, strict=False)]
     step = min(ratios) if options.fit == "crop" else max(ratios)
-    return np.clip(resample(unit, options.grid, (step, step)), 0, 1)
+    return step, step
 
 
 def _require_channels(paths: list[Path]) -> None:

@@ -25,10 +25,10 @@ from medfuncta_jax.datasets.dataset import (
     splits_by_name,
 )
 from medfuncta_jax.datasets.folder_files import FolderOptions, about_files, arranged, matching_files
-from medfuncta_jax.datasets.masks import refuse_masks
+from medfuncta_jax.datasets.masks import refuse_masks, require_labels
 from medfuncta_jax.datasets.volume_examples import example_of_array, example_of_file, new_splits
-from medfuncta_jax.datasets.volume_files import Volume, nan_value, read_volume
-from medfuncta_jax.datasets.volumes import quantile_range, resample_volume, scale_between
+from medfuncta_jax.datasets.volume_files import Volume, nan_value, read_mask, read_volume
+from medfuncta_jax.datasets.volumes import nearest, quantile_range, resample_volume, scale_between
 from medfuncta_jax.settings import SettingsError
 from medfuncta_jax.units import units_between
 
@@ -90,6 +90,13 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
 def finer(options: Options, scale: int, *, data_dir: str | None, cache_root: Path) -> Options:
     """The options of a grid `scale` times finer over the same field of view."""
     return replace(options, grid=tuple(scale * side for side in options.grid), spacing=options.spacing / scale)
+
+
+def mask_of(options: Options, path: Path, image: Path) -> np.ndarray:
+    """The labels of a mask file on the grid of the signal that its image file becomes, float32 [*grid]."""
+    volume = read_mask(path, image)
+    require_labels(path, volume.values)
+    return resample_volume(volume, options.grid, options.spacing or None, nearest).values
 
 
 def new_files(folder: Path, options: Options) -> dict[str, Path]:

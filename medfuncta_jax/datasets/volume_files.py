@@ -144,6 +144,33 @@ def read_series(path: Path, ignored: IgnoredFields | None = None, nan: float | N
     return [Volume(values[..., t], volume.affine) for t in range(values.shape[3])]
 
 
+def read_mask(path: Path, image: Path) -> Volume:
+    """The labels of a mask file, as `read_volume`, on the voxels of the image file that it belongs to.
+
+    Raises:
+      DataError: as `read_volume`, or a mask with other voxels, or voxels in another place, than its image.
+    """
+    mask, (shape, affine) = read_volume(path), volume_header(image)
+    of_image = canonical_volume(np.broadcast_to(np.uint8(0), shape[:3]), affine)
+    if mask.values.shape != of_image.values.shape:
+        raise DataError(
+            f"{path}: a mask of {_sizes(mask.values.shape)} voxels, its image {image.name} has "
+            f"{_sizes(of_image.values.shape)}; give the mask on the voxels of its image"
+        )
+    corners = np.array([(i, j, k, 1) for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * (*mask.values.shape, 1)
+    apart = np.linalg.norm(corners @ (mask.affine - of_image.affine).T, axis=1).max()
+    if apart > of_image.spacing.min() / 2:
+        raise DataError(
+            f"{path}: a mask whose header puts its voxels {apart:.3g} mm from those of its image {image.name}; give it "
+            "the affine of its image"
+        )
+    return Volume(mask.values, of_image.affine)
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
 def _scaled(voxels: Any) -> np.ndarray:
     """float32 [X, Y, Z, ...] with slope and intercept applied in double precision, a slice at a time."""
     raw = voxels.get_unscaled()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -15,6 +15,7 @@ __all__ = [
     "Volume",
     "block_average",
     "crop_or_pad",
+    "nearest",
     "quantile_range",
     "read_volume",
     "resample",
@@ -86,23 +87,53 @@ def resample(values: np.ndarray, shape: Sequence[int], steps: Sequence[float]) -
 
 def _window_weights(inputs: int, outputs: int, step: float) -> np.ndarray:
     """[outputs, inputs]: the part of each output's window that each input cell fills; rows sum to 1, or 0 outside."""
-    centres = (np.arange(outputs) - (outputs - 1) / 2) * step + (inputs - 1) / 2
+    centres = _centres(inputs, outputs, step)
     half = max(step, 1.0) / 2
     cells = np.arange(inputs)
     upper = np.minimum(centres[:, None] + half, cells + 0.5)
     lower = np.maximum(centres[:, None] - half, cells - 0.5)
     weights = np.maximum(upper - lower, 0.0)
-    inside = (centres >= -0.5) & (centres <= inputs - 0.5)
+    inside = _inside(centres, inputs)
     return np.where(inside[:, None], weights / np.maximum(weights.sum(1, keepdims=True), 1e-12), 0.0)
 
 
-def resample_volume(volume: Volume, shape: Sequence[int], spacing: float | None) -> Volume:
+def _centres(inputs: int, outputs: int, step: float) -> np.ndarray:
+    """[outputs]: where the samples lie, in input steps from the first input sample."""
+    return (np.arange(outputs) - (outputs - 1) / 2) * step + (inputs - 1) / 2
+
+
+def _inside(centres: np.ndarray, inputs: int) -> np.ndarray:
+    return (centres >= -0.5) & (centres <= inputs - 0.5)
+
+
+def nearest(values: np.ndarray, shape: Sequence[int], steps: Sequence[float]) -> np.ndarray:
+    """`resample` for labels: each sample, at the same place, is the nearest one of the input; 0 outside the input.
+
+    Of two that are equally near, the one closer to the centre is taken, so that nothing shifts to one side.
+    """
+    for axis, (size, step) in enumerate(zip(shape, steps, strict=True)):
+        count = values.shape[axis]
+        centres = _centres(count, size, step)
+        half = 0.5 + 1e-9  # rounding of the centres decides no tie
+        rows = np.where(centres < (count - 1) / 2, np.floor(centres + half), np.ceil(centres - half)).astype(int)
+        inside = _inside(centres, count).reshape(-1, *[1] * (values.ndim - axis - 1))
+        values = np.where(inside, values.take(rows.clip(0, count - 1), axis), 0)
+    return values
+
+
+def resample_volume(
+    volume: Volume,
+    shape: Sequence[int],
+    spacing: float | None,
+    by: Callable[[np.ndarray, Sequence[int], Sequence[float]], np.ndarray] = resample,
+) -> Volume:
     """Resample to `shape` with cubic voxels about the volume's centre.
 
     Args:
       volume: values and affine.
       shape: the three sizes of the output.
       spacing: millimetres a voxel; None takes the smallest that fits the whole field of view into `shape`.
+      by: `resample`, or `nearest` for labels.
     Returns:
       The volume; its affine keeps the tissue of each voxel in place, and voxels outside the input are zero.
     """
@@ -113,7 +144,7 @@ def resample_volume(volume: Volume, shape: Sequence[int], spacing: float | None)
     index_map = np.eye(4)
     index_map[:3, :3] = np.diag(steps)
     index_map[:3, 3] = (source - 1) / 2 - (np.array(shape) - 1) / 2 * steps
-    return Volume(resample(volume.values, shape, steps.tolist()), volume.affine @ index_map)
+    return Volume(by(volume.values, shape, steps.tolist()), volume.affine @ index_map)
 
 
 def resample_isotropic(volume: Volume, spacing: float, fill: float, *, name: str) -> Volume:

@@ -1,0 +1,411 @@
+"""Segmentation on fitted fields: a classifier of points, and an operator from latents of signals to those of masks.
+
+The last hidden units h_{K-1}(x; phi) of a fitted field (see `siren`) say what is at a point x and where it lies in its
+signal. An MLP on them, trained with cross-entropy and the Dice loss on signals with masks, gives a class for any point
+of any fitted signal: at any resolution, and for signals of which few points were observed (`fit_head`).
+
+Where a field of masks is trained beside that of signals, on masks of one channel a class, an MLP can take the latent of
+a signal to that of its mask (`fit_operator`). Both are measured as their signals are (see `signal_metric`): it reads
+vectors whose distances are those of signals, and its error is that of the masks it stands for, to first order.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from medfuncta_jax.arrays import Array, as_array
+from medfuncta_jax.coordinates import grid
+from medfuncta_jax.field import Field, Params, params_dtype
+from medfuncta_jax.mlp_classifier import Mlp, normalisation, normalised
+
+# Latents, and points of all of them, that are classified at once.
+_LATENTS_AT_ONCE, _POINTS_AT_ONCE = 8, 2**15
+_VALIDATIONS = 10
+
+
+@dataclass(frozen=True)
+class HeadTraining:
+    """Settings of the classifier of points and its training; hashable.
+
+    Attributes:
+      hidden: widths of its hidden layers.
+      steps: updates in all.
+      signals, points: of an update, drawn at random; the signals share the points.
+      learning_rate: peak rate of AdamW, with a cosine to 0.
+      weight_decay: of AdamW.
+    """
+
+    hidden: tuple[int, ...] = (128, 128)
+    steps: int = 1000
+    signals: int = 8
+    points: int = 1024
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+
+    @property
+    def optimiser(self) -> optax.GradientTransformation:
+        """AdamW."""
+        return optax.adamw(optax.cosine_decay_schedule(self.learning_rate, self.steps), weight_decay=self.weight_decay)
+
+
+class Head(NamedTuple):
+    """A trained classifier of points.
+
+    Attributes:
+      field, field_params: the network whose hidden units it reads.
+      module, params: the MLP; those of the best validation.
+      step: of that validation.
+      val_dice: mean Dice of validation signals there; NaN where they show no structure.
+    """
+
+    field: Field
+    field_params: Params
+    module: Mlp
+    params: Any
+    step: int
+    val_dice: float
+
+    def labels(self, latents: Array, where: Sequence[int] | Array) -> np.ndarray:
+        """Classes, uint8 [n, *grid] or [n, N], of latents [n, P] on a grid of these sizes, or at points [N, C] or
+        [*grid, C] in [-1, 1]."""
+        points = np.asarray(as_array("where", where))
+        shape = tuple(points.tolist()) if points.ndim == 1 else points.shape[:-1]
+        places = grid(shape) if points.ndim == 1 else points.reshape(-1, self.field.coord_dims)
+        coords = jnp.asarray(places, params_dtype(self.field_params))
+        latents = np.asarray(as_array("latents", latents))
+        found, size = np.empty((len(latents), len(coords)), np.uint8), min(len(latents), _LATENTS_AT_ONCE)
+        chunk = _POINTS_AT_ONCE // size
+        for start in range(0, len(latents), size):
+            rows = np.minimum(np.arange(start, start + size), len(latents) - 1)  # of one shape, for one program
+            batch = jnp.asarray(latents[rows])
+            for first in range(0, len(coords), chunk):
+                some = coords[first : first + chunk]
+                classes = _classes(self.field, self.module, self.field_params, self.params, batch, some)
+                found[rows, first : first + len(some)] = classes
+        return found.reshape(len(latents), *shape)
+
+
+def last_hidden(field: Field, params: Params, latents: jax.Array, coords: jax.Array) -> jax.Array:
+    """h_{K-1} [B, n, L] of latents [B, P] at coords [n, C] in [-1, 1]."""
+    point_params, readers = field.split(params)
+    features = field.module.apply({"params": point_params}, coords[None], method="features")
+    modulations = field.modulations(readers, latents)
+    return cast(
+        jax.Array, field.module.apply({"params": point_params}, modulations, features, method="last_hidden")
+    )  # fmt: skip
+
+
+def fit_head(
+    field: Field,
+    params: Params,
+    latents: Array,
+    masks: Array,
+    val_latents: Array,
+    val_masks: Array,
+    *,
+    classes: int,
+    key: jax.Array,
+    training: HeadTraining = HeadTraining(),
+    after: Callable[[int, float], None] = lambda step, loss: None,
+) -> Head:
+    """Train a classifier of points; the same arguments give the same one.
+
+    Args:
+      field, params: the shared network, which stays as it is.
+      latents: [n, P], or [V, n, P] of several latents of each signal, such as of all points and of a tenth of them, of
+        which each update draws one.
+      masks: whole numbers [n, *grid] in [0, classes), 0 the background.
+      val_latents, val_masks: [m, P] and [m, *grid], which choose among ten states of the training by their Dice.
+      classes: with the background.
+      key: of the initialisation and of all draws.
+      after: called with the number of updates and their loss, ten times.
+    Raises:
+      ValueError: arrays that do not belong together, or a class that there is not.
+    """
+    latents, val_latents = (np.asarray(as_array("latents", some)) for some in (latents, val_latents))
+    masks, val_masks = (np.asarray(as_array("masks", some)) for some in (masks, val_masks))
+    latents = latents if latents.ndim == 3 else latents[None]
+    for some, of in ((latents[0], masks), (val_latents, val_masks)):
+        if some.shape[1:] != (field.model.latent_dim,) or len(some) != len(of) or not len(of):
+            raise ValueError(f"latents {some.shape} and masks {of.shape} do not belong together")
+        if of.ndim != field.coord_dims + 1 or of.dtype.kind not in "iu" or of.min() < 0 or of.max() >= classes:
+            raise ValueError(f"masks {of.shape} must be [n, *grid], whole numbers from 0 to {classes - 1}")
+    coords = jnp.asarray(grid(masks.shape[1:]), params_dtype(params))
+    given = _Given(jnp.asarray(latents), jnp.asarray(masks.reshape(len(masks), -1), jnp.uint8), coords)
+    module = Mlp(training.hidden, classes)
+    start, draws = jax.random.split(key)
+    head = jax.jit(module.init)(start, jnp.zeros((1, field.module.units(field.model.layers - 1)), coords.dtype))[
+        "params"
+    ]
+    moments, step, best = training.optimiser.init(head), 0, None
+    while step < training.steps:
+        count = min(math.ceil(training.steps / _VALIDATIONS), training.steps - step)
+        head, moments, loss = _updates(field, module, training, count, params, (head, moments, step), given, draws)
+        step += count
+        after(step, float(loss))
+        state = Head(field, params, module, jax.tree.map(np.asarray, head), step, math.nan)
+        overlap = dice(state.labels(val_latents, val_masks.shape[1:]), val_masks, classes=classes)
+        quality = float(np.nanmean(overlap)) if not np.isnan(overlap).all() else math.nan
+        # Of validation signals that show nothing, the last one.
+        if best is None or not quality <= best.val_dice:
+            best = state._replace(val_dice=quality)
+    assert best is not None
+    return best
+
+
+class LatentMlp(nn.Module):
+    """A linear map, and a residual MLP beside it: vectors [n, P] to [n, features].
+
+    Attributes:
+      features: of the output.
+      width, blocks: of the MLP.
+      dropout: in its blocks.
+    """
+
+    features: int
+    width: int
+    blocks: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, vectors: jax.Array, *, training: bool = False) -> jax.Array:
+        hidden = nn.Dense(self.width)(vectors)
+        for _ in range(self.blocks):
+            inner = nn.silu(nn.Dense(self.width)(nn.LayerNorm()(hidden)))
+            inner = nn.Dropout(self.dropout, deterministic=not training)(inner)
+            hidden = hidden + nn.Dense(self.width, kernel_init=nn.initializers.zeros)(inner)
+        return nn.Dense(self.features)(vectors) + nn.Dense(self.features)(nn.LayerNorm()(hidden))
+
+
+@dataclass(frozen=True)
+class OperatorTraining:
+    """Settings of the operator and its training; hashable.
+
+    Attributes:
+      width, blocks, dropout: of `LatentMlp`.
+      steps: updates in all.
+      batch_size: latents an update, drawn with replacement.
+      learning_rate: peak rate of AdamW, with a cosine to 0.
+      weight_decay: of AdamW.
+    """
+
+    width: int = 256
+    blocks: int = 2
+    dropout: float = 0.3
+    steps: int = 2000
+    batch_size: int = 64
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.1
+
+    @property
+    def optimiser(self) -> optax.GradientTransformation:
+        """AdamW."""
+        return optax.adamw(optax.cosine_decay_schedule(self.learning_rate, self.steps), weight_decay=self.weight_decay)
+
+
+class Operator(NamedTuple):
+    """A trained operator from latents to latents.
+
+    Attributes:
+      module, params: the network; the parameters are those of the best validation.
+      metric: [P, P], by which latents are multiplied before they are standardised.
+      given, made: shift and scale, [P] and [Q], of what the network reads and gives.
+      step: of the best validation.
+      val_error: there, the mean squared difference of signals in the metric of the outputs, to first order.
+    """
+
+    module: LatentMlp
+    params: Any
+    metric: np.ndarray
+    given: tuple[np.ndarray, np.ndarray]
+    made: tuple[np.ndarray, np.ndarray]
+    step: int
+    val_error: float
+
+    def latents(self, latents: Array) -> np.ndarray:
+        """Latents of the other field, float32 [n, Q], of latents [n, P]."""
+        vectors = normalised(np.asarray(as_array("latents", latents)) @ self.metric, *self.given)
+        found = np.asarray(_mapped(self.module, self.params, vectors), np.float64)
+        return (found * self.made[1] + self.made[0]).astype(np.float32)
+
+
+def fit_operator(
+    latents: Array,
+    targets: Array,
+    val_latents: Array,
+    val_targets: Array,
+    *,
+    metric: Array,
+    target_metric: Array,
+    key: jax.Array,
+    training: OperatorTraining = OperatorTraining(),
+    after: Callable[[int, float], None] = lambda step, loss: None,
+) -> Operator:
+    """Train an operator from latents of one field to those of another; the same arguments give the same one.
+
+    Args:
+      latents: [n, P], or [V, n, P] of several latents of each signal, of which each update draws one.
+      targets: [n, Q], of the same signals.
+      val_latents, val_targets: [m, P] and [m, Q], which choose among ten states of the training.
+      metric, target_metric: [P, P] and [Q, Q], of `signal_metric`.
+      key: of the initialisation and of all draws.
+      after: called with the number of updates and their loss, ten times.
+    Raises:
+      ValueError: arrays that do not belong together.
+    """
+    latents, val_latents = (np.asarray(as_array("latents", some)) for some in (latents, val_latents))
+    targets, val_targets = (np.asarray(as_array("targets", some)) for some in (targets, val_targets))
+    metric, target_metric = np.asarray(metric), np.asarray(target_metric)
+    latents = latents if latents.ndim == 3 else latents[None]
+    for some, of in ((latents[0], targets), (val_latents, val_targets)):
+        sizes = (*some.shape[1:], *of.shape[1:])
+        if len(some) != len(of) or not len(of) or metric.shape != 2 * sizes[:1] or target_metric.shape != 2 * sizes[1:]:
+            raise ValueError(
+                f"latents {some.shape}, targets {of.shape} and metrics {metric.shape}, {target_metric.shape} do not "
+                "belong together"
+            )
+    vectors = latents @ metric
+    given = normalisation(vectors.reshape(-1, vectors.shape[-1]), "standardise")
+    made = normalisation(targets, "standardise")
+    # A difference of standardised outputs to one whose square is that of signals, in units of their variance.
+    difference = made[1][:, None] * target_metric
+    spread = np.square((targets - made[0]) @ target_metric).sum(-1).mean()
+    weights = jnp.asarray(difference / math.sqrt(spread if spread > 0 else 1.0), jnp.float32)
+    module = LatentMlp(targets.shape[1], training.width, training.blocks, training.dropout)
+    known = (normalised(vectors, *given), normalised(targets, *made))
+    val = (normalised(val_latents @ metric, *given), normalised(val_targets, *made))
+    start, draws = jax.random.split(key)
+    params = jax.jit(module.init)(start, val[0][:1])["params"]
+    moments, step, best = training.optimiser.init(params), 0, None
+    while step < training.steps:
+        count = min(math.ceil(training.steps / _VALIDATIONS), training.steps - step)
+        params, moments, loss, error = _operator_updates(
+            module, training, count, (params, moments, step), (known, val, weights), draws
+        )
+        step += count
+        after(step, float(loss))
+        if best is None or not float(error) >= best.val_error:
+            best = Operator(module, jax.tree.map(np.asarray, params), metric, given, made, step, float(error))
+    assert best is not None
+    return best._replace(val_error=best.val_error * float(spread))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _mapped(module: LatentMlp, params: Any, vectors: jax.Array) -> Any:
+    return module.apply({"params": params}, vectors)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _operator_updates(
+    module: LatentMlp, training: OperatorTraining, count: int, state: tuple[Any, Any, Any], arrays: Any, key: jax.Array
+) -> tuple[Any, Any, jax.Array, jax.Array]:
+    """`count` updates: parameters, moments, the mean loss, and the error in validation afterwards."""
+    params, moments, first = state
+    (vectors, targets), (val_vectors, val_targets), weights = arrays
+    kinds, signals, _ = vectors.shape
+
+    def error(found: Any, wanted: jax.Array) -> jax.Array:
+        return jnp.square((found - wanted) @ weights).sum(-1).mean()
+
+    def update(carry: tuple[Any, Any], step: jax.Array) -> tuple[tuple[Any, Any], jax.Array]:
+        params, moments = carry
+        keys = jax.random.split(jax.random.fold_in(key, step), 3)
+        rows = jax.random.randint(keys[0], (training.batch_size,), 0, signals)
+        kind = jax.random.randint(keys[1], (training.batch_size,), 0, kinds)
+
+        def loss_of(params: Any) -> jax.Array:
+            found = module.apply({"params": params}, vectors[kind, rows], training=True, rngs={"dropout": keys[2]})
+            return error(found, targets[rows])
+
+        loss, gradient = jax.value_and_grad(loss_of)(params)
+        changes, moments = training.optimiser.update(gradient, moments, params)
+        return (optax.apply_updates(params, changes), moments), loss
+
+    (params, moments), losses = jax.lax.scan(update, (params, moments), first + jnp.arange(count))
+    return params, moments, losses.mean(), error(module.apply({"params": params}, val_vectors), val_targets)
+
+
+def dice(found: np.ndarray, masks: np.ndarray, *, classes: int) -> np.ndarray:
+    """Dice 2 |A and B| / (|A| + |B|) of each signal and structure, [n, classes - 1]; NaN where neither has it.
+
+    Args:
+      found, masks: whole numbers [n, *grid].
+      classes: with the background, 0, which is no structure.
+    """
+    flat, true = (np.asarray(some).reshape(len(some), -1) for some in (found, masks))
+    out = np.full((len(flat), classes - 1), np.nan)
+    for k in range(1, classes):
+        size = (flat == k).sum(1) + (true == k).sum(1)
+        shared = ((flat == k) & (true == k)).sum(1)
+        np.divide(2 * shared, size, out=out[:, k - 1], where=size > 0)
+    return out
+
+
+def segmentation_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean cross-entropy, and one less the mean Dice of probabilities over structures, of all points together.
+
+    Args:
+      logits: [..., classes].
+      labels: whole numbers [...], 0 the background.
+    """
+    true = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype).reshape(-1, logits.shape[-1])
+    logits = logits.reshape(true.shape)
+    probabilities = jax.nn.softmax(logits)
+    # Of a structure that no point shows, one point more or less must not be all.
+    overlap = (2 * (probabilities * true).sum(0) + 1) / ((probabilities + true).sum(0) + 1)
+    return optax.softmax_cross_entropy(logits, true).mean() + 1 - overlap[1:].mean()
+
+
+class _Given(NamedTuple):
+    """Latents [V, n, P], masks [n, N], coords [N, C]."""
+
+    latents: jax.Array
+    masks: jax.Array
+    coords: jax.Array
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _updates(
+    field: Field, module: Mlp, training: HeadTraining, count: int, params: Params, state: tuple[Any, Any, Any],
+    given: _Given, key: jax.Array,
+) -> tuple[Any, Any, jax.Array]:  # fmt: skip
+    head, moments, first = state
+    kinds, signals, _ = given.latents.shape
+
+    def update(carry: tuple[Any, Any], step: jax.Array) -> tuple[tuple[Any, Any], jax.Array]:
+        head, moments = carry
+        keys = jax.random.split(jax.random.fold_in(key, step), 3)
+        rows = jax.random.randint(keys[0], (training.signals,), 0, signals)
+        kind = jax.random.randint(keys[1], (training.signals,), 0, kinds)
+        points = jax.random.randint(keys[2], (training.points,), 0, len(given.coords))
+        hidden = last_hidden(field, params, given.latents[kind, rows], given.coords[points])
+        labels = given.masks[rows][:, points]
+
+        def loss_of(head: Any) -> jax.Array:
+            return segmentation_loss(cast(jax.Array, module.apply({"params": head}, hidden)), labels)
+
+        loss, gradient = jax.value_and_grad(loss_of)(head)
+        changes, moments = training.optimiser.update(gradient, moments, head)
+        return (optax.apply_updates(head, changes), moments), loss
+
+    (head, moments), losses = jax.lax.scan(update, (head, moments), first + jnp.arange(count))
+    return head, moments, losses.mean()
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _classes(
+    field: Field, module: Mlp, params: Params, head: Any, latents: jax.Array, coords: jax.Array
+) -> jax.Array:  # fmt: skip
+    """Classes, uint8 [B, n], of latents [B, P] at coords [n, C]."""
+    logits = cast(jax.Array, module.apply({"params": head}, last_hidden(field, params, latents, coords)))
+    return logits.argmax(-1).astype(jnp.uint8)
