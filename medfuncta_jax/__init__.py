@@ -28,10 +28,10 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
-    "Field", "FitResult", "FitSettings", "FittedSignals", "InnerLoop", "LatentSplit", "MlpFit", "ModelSettings",
-    "NumberFit", "PreparedSignals", "Settings", "SettingsError", "Units", "decode_batches", "decode_latents",
-    "field_from_layers", "fit_batches", "fit_latent", "fit_mlp", "fit_number_mlp", "fit_options", "fit_ridge",
-    "fit_signals", "flow", "grid", "inner_loop", "load_field", "load_latents", "make_train_step", "measure",
-    "measured_loss", "meta_loss", "metrics", "named_layers", "open_dataset", "operators", "parameter_count", "prepare",
-    "reconstruct", "rescale_latent", "save_field", "segmentation", "signal_metric",
+    "Field", "FitResult", "FitSettings", "FittedSignals", "GaussianPrior", "InnerLoop", "LatentSplit", "MlpFit",
+    "ModelSettings", "NumberFit", "PreparedSignals", "Settings", "SettingsError", "Units", "decode_batches",
+    "decode_latents", "field_from_layers", "fit_batches", "fit_latent", "fit_mlp", "fit_number_mlp", "fit_options",
+    "fit_ridge", "fit_signals", "flow", "gaussian_prior", "grid", "inner_loop", "load_field", "load_latents",
+    "make_train_step", "measure", "measured_loss", "meta_loss", "metrics", "named_layers", "open_dataset", "operators",
+    "parameter_count", "prepare", "reconstruct", "rescale_latent", "save_field", "segmentation", "signal_metric",
 ]  # fmt: skip
