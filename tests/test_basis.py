@@ -8,6 +8,7 @@ from medfuncta_jax.basis import BasisField
 from medfuncta_jax.passes import SirenField
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("own_points", [True, False])
 def test_the_sum_of_functions_is_the_network(residual, own_points):

@@ -184,6 +184,7 @@ def test_an_error_is_not_held_up_by_a_save_that_never_ends(tmp_path, state, monk
     never.set()
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
 def test_a_saved_field_reads_back_by_itself_in_its_own_type(tmp_path, dtype):
     params = FIELD.init(jax.random.key(1), jnp.dtype(dtype))
@@ -197,6 +198,7 @@ def test_a_saved_field_reads_back_by_itself_in_its_own_type(tmp_path, dtype):
     assert [file.name for file in tmp_path.iterdir()] == [FIELD_FILE]
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("variant", [{}, {"modulate_first_layer": True, "modulate_scale": True, "residual": False}])
 def test_safetensors_and_json_alone_rebuild_the_field(tmp_path, variant):
     """What a reader without this package does: equation 1 from the names and numbers in the file."""

@@ -49,6 +49,7 @@ def test_the_factor_is_that_of_the_definition(kind, weighted):
     np.testing.assert_array_equal(factor, np.tril(factor))
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("kind", KINDS[:2])
 def test_a_conditioned_field_is_the_same_network_for_other_latents(kind):
     field, params = make_field(**kind)

@@ -280,6 +280,7 @@ def test_signals_on_a_grid_of_coordinates_of_their_own(field, params, signals):
         )
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("layers", [3, 4])
 def test_fits_and_reconstructions_compose(layers):
     """jit, vmap and derivatives in both modes, of second order too, in parameters, signals and coordinates."""

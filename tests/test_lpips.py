@@ -27,6 +27,7 @@ def pair(batch=3, rows=40, columns=35, channels=3, *, noise=0.1, dtype=np.float3
     return np.clip(signals + noise * rng.standard_normal(signals.shape), 0, 1).astype(dtype), signals.astype(dtype)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("shape", [(40, 35, 3), (28, 28, 1)], ids=str)
 def test_zero_for_equal_images_symmetric_and_positive(shape):
     a, b = pair(3, *shape)

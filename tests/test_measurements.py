@@ -100,6 +100,7 @@ def test_a_fit_is_the_descent_written_down(name):
         np.testing.assert_allclose(found.latents[i], latent, rtol=1e-9)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("model", [DEEP, BASIS], ids=["deep", "basis"])
 def test_units_of_measurements_change_no_latent(model):
     field, params = field_of(model)

@@ -64,23 +64,26 @@ def programs(field):
     )  # fmt: skip
 
 
-def test_everything_but_the_hidden_layers_is_full_float32():
-    asked = {"float32": HIGHEST, "tensorfloat32": HIGH, "bfloat16": DEFAULT}
-    for kind in MODELS:  # all three of one kind; of the others, whose layers are the same, one
-        for products in asked if kind == "siren" else ["tensorfloat32"]:
-            reduced = 0
-            for function, arguments in programs(field_of(kind, products)):
-                found = list(products_in(jax.make_jaxpr(function)(*arguments).jaxpr))
-                assert found
-                for hidden, precision, types in found:
-                    if precision == {HIGHEST}:
-                        assert types == {"float32"}, kind
-                    else:
-                        assert hidden, kind
-                        assert precision == {asked[products]}, kind
-                        assert ("bfloat16" in types) == (products == "bfloat16"), kind
-                        reduced += 1
-            assert (reduced > 0) == (products != "float32"), (kind, products)
+@pytest.mark.some(3)
+@pytest.mark.parametrize(
+    ("kind", "products"),  # all three of one kind; of the others, whose layers are the same, one
+    [("siren", "float32"), *((kind, "tensorfloat32") for kind in MODELS), ("siren", "bfloat16")],
+)
+def test_everything_but_the_hidden_layers_is_full_float32(kind, products):
+    asked = {"float32": HIGHEST, "tensorfloat32": HIGH, "bfloat16": DEFAULT}[products]
+    reduced = 0
+    for function, arguments in programs(field_of(kind, products)):
+        found = list(products_in(jax.make_jaxpr(function)(*arguments).jaxpr))
+        assert found
+        for hidden, precision, types in found:
+            if precision == {HIGHEST}:
+                assert types == {"float32"}
+            else:
+                assert hidden
+                assert precision == {asked}
+                assert ("bfloat16" in types) == (products == "bfloat16")
+                reduced += 1
+    assert (reduced > 0) == (products != "float32")
 
 
 def test_metrics_and_classifiers_are_full_float32():

@@ -17,6 +17,7 @@ def draws(function, dtype=np.float64):
     return [rng.normal(size=shape).astype(dtype) for shape in SHAPES[function]]
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("function", PLAIN)
 def test_products_and_their_derivatives_are_the_plain_ones(function):
     factors = draws(function)

@@ -19,6 +19,7 @@ def test_float64_is_the_library_sine():
     np.testing.assert_array_equal(sine(x), jnp.sin(x))
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_derivatives_of_any_order(dtype):
     x = np.linspace(-40, 40, 101).astype(dtype)

@@ -64,6 +64,7 @@ def test_penalty_and_noise():
     np.testing.assert_allclose(noisy, expected)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("method", ["meta", "autodecoder"])
 def test_both_reach_the_outer_loss(method):
     losses = []

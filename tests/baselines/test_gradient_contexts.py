@@ -58,6 +58,7 @@ def test_contexts_of_the_points_with_the_largest_gradients(kind, channel_loss):
     np.testing.assert_array_equal(found, np.stack(rows, axis=1))
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("micro_batch", [0, 2])
 def test_an_update_is_that_of_the_chosen_contexts(micro_batch):
     field, params, signals = problem("shift")

@@ -81,6 +81,7 @@ def test_files_that_come_and_go_move_no_other(root):
     assert json.loads((workdir / "evaluation.json").read_text())["test"]["signals"] == len(second["test"])
 
 
+@pytest.mark.slow
 def test_with_hashes_that_would_put_them_elsewhere_they_stay(root):
     """A split that was filled with a borrowed file, and is drawn anew now that files of its own have come."""
     data, workdir = root / "few", root / "run of few"

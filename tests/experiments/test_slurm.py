@@ -16,6 +16,7 @@ def test_there_is_a_script_for_each_way_to_run():
     assert [script.stem for script in SCRIPTS] == ["extract_array", "one_gpu", "one_node", "several_nodes"]
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_the_launcher_takes_the_command_of_a_job_script(script, tmp_path):
     """With stand-ins for Slurm's commands; without a data folder the launcher gets as far as to say so."""

@@ -96,6 +96,7 @@ def test_a_corrected_table_fits_nothing_anew(base):
     assert any(path.stat().st_mtime_ns != time for path, time in times.items())
 
 
+@pytest.mark.slow
 def test_the_field_does_not_depend_on_it(base, tmp_path):
     """A run that is trained on with another fit ends as the first one."""
     words = [CONFIG, f"--data_dir={base / 'data'}", f"--workdir={tmp_path / 'run'}", "--config.data.labels=table.csv"]

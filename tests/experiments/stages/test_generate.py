@@ -95,6 +95,7 @@ def test_a_grid_that_the_field_does_not_have_is_refused(finished):
         generate(Run(RunDirectory(finished, settings), stop, dataset))
 
 
+@pytest.mark.slow
 def test_samples_of_another_flow_are_not_touched(finished, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
@@ -105,6 +106,7 @@ def test_samples_of_another_flow_are_not_touched(finished, tmp_path):
         generate(Run(directory, stop, mf.open_dataset("nibabel_slices", size=32)))
 
 
+@pytest.mark.slow
 def test_a_damaged_flow_is_trained_anew(tmp_path):
     latents, labels = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32), np.zeros(20, int)
     training = FlowTraining(width=4, blocks=1, steps=3)

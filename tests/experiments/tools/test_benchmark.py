@@ -22,6 +22,7 @@ from tests.experiments.command_line import run_module
 SMALL = ["model.layers=3", "model.width=8", "model.latent_dim=4", "inner.steps=2", "fit.steps=2"]
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(("mode", "repeats"), [("train", 2), ("fit", 0)])
 def test_a_row_is_json_and_states_what_ran(mode, repeats):
     case = benchmark.CASES["ecg"]
@@ -52,6 +53,7 @@ def products(jaxpr):
     return total
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     "extra", ["inner.shared_context=True", "inner.shared_context=False", "inner.selection_ratio=1.0"]
 )

@@ -60,6 +60,7 @@ def release_values(arrays, latents, coords, *, prefix="model.", residual=True):
     return np.stack(values)
 
 
+@pytest.mark.some(5)
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize("variant", [{}, {"first": False}, {"scale": True}, {"first": False, "scale": True}])
 def test_a_field_from_the_release_has_its_values(dims, variant):
