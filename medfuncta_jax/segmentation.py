@@ -40,9 +40,9 @@ class HeadTraining:
     Attributes:
       hidden: widths of its hidden layers.
       steps: updates in all.
-      signals, points: of an update, drawn at random; the signals share the points.
+      signals, points: numbers of signals and points of an update, drawn at random; the signals share the points.
       learning_rate: peak rate of AdamW, with a cosine to 0.
-      weight_decay: of AdamW.
+      weight_decay: AdamW's.
     """
 
     hidden: tuple[int, ...] = (128, 128)
@@ -196,7 +196,7 @@ class OperatorTraining:
       steps: updates in all.
       batch_size: latents an update, drawn with replacement.
       learning_rate: peak rate of AdamW, with a cosine to 0.
-      weight_decay: of AdamW.
+      weight_decay: AdamW's.
     """
 
     width: int = 256

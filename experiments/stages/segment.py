@@ -12,19 +12,16 @@ Each is asked for the masks of test signals of which all points or a part of the
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -33,27 +30,31 @@ from experiments.runtime.run import Run
 from experiments.runtime.run_directory import RunError, write_json
 from experiments.stages.decode import claim
 from experiments.stages.features import digest, matching_latents, require_distinct
+from experiments.stages.segment_methods import (
+    PARTS,
+    Case,
+    Masks,
+    Result,
+    field_masks,
+    head_masks,
+    latents_of_parts,
+    unet_masks,
+)
 from experiments.stages.signal_files import file_name
-from medfuncta_jax import meta_step, metrics, segmentation
+from medfuncta_jax import metrics
 from medfuncta_jax.atomic import atomic_path
-from medfuncta_jax.batched import decode_batches, fit_options, fit_signals
 from medfuncta_jax.checkpoint import load_field
-from medfuncta_jax.coordinates import grid, inner_samples
+from medfuncta_jax.coordinates import inner_samples
 from medfuncta_jax.datasets import DataError, mask_reader
 from medfuncta_jax.datasets.dataset import SPLITS
 from medfuncta_jax.datasets.masks import matched_masks
-from medfuncta_jax.field import Field, Params
-from medfuncta_jax.fit import fit_latent
 from medfuncta_jax.latent_store import field_checksum
 from medfuncta_jax.nifti import write_volume
-from medfuncta_jax.segmentation import HeadTraining, OperatorTraining, dice
+from medfuncta_jax.segmentation import HeadTraining
 from medfuncta_jax.settings import SettingsError
-from medfuncta_jax.signal_metric import signal_metric
 
 JSON_FILE, FOLDER = "segmentation.json", "segmentation"
 _PICTURED = 6
-# Validations of a training, after each of which it may stop.
-_PARTS = 10
 _TITLES = {"head": "head on the field", "masks": "field of masks", "unet": "U-Net"}
 # Settings that the masks of one method alone depend on.
 _SETTINGS = {
@@ -149,32 +150,6 @@ class SegmentSettings:
         )  # fmt: skip
 
 
-# Masks of test signals by a method, and what is to be said of it.
-_Result = tuple[dict[str, np.ndarray], dict[str, Any]]
-
-
-class _Masks(NamedTuple):
-    """Label values, those of classes 1, 2 and so on; classes of all signals, uint8 [n, *grid], by split; the test
-    masks on the finer grid, or None."""
-
-    values: tuple[int, ...]
-    splits: dict[str, np.ndarray]
-    finer: np.ndarray | None
-
-
-class _Case(NamedTuple):
-    """What methods are given: the run, its field, masks, signals and latents by split, those of `latents` for each part
-    of the points, and which points [F, N] were seen of test signals; `may_stop` is called now and then."""
-
-    run: Run
-    network: tuple[Field, Params]
-    masks: _Masks
-    signals: dict[str, np.ndarray]
-    latents: dict[str, np.ndarray]
-    seen: np.ndarray
-    may_stop: Callable[..., None]
-
-
 def segment(run: Run) -> dict[str, Any]:
     """Write `segmentation.json`, a picture, and the masks of test signals to `segmented/METHOD/`; returns the first.
 
@@ -188,7 +163,7 @@ def segment(run: Run) -> dict[str, Any]:
       RunError: latents of other data, or `segmented/` holds masks of others.
       Interrupted: a stop was asked for; finished methods are kept.
     """
-    from experiments import figures  # not before, as the settings of this stage are read at every start
+    from experiments import figures  # imported late, because every start reads this stage's settings
     from experiments.stages.segmentation_scores import scores
 
     began, settings, dataset = time.monotonic(), run.settings, run.dataset
@@ -200,7 +175,7 @@ def segment(run: Run) -> dict[str, Any]:
     made_of = _made_of(run, stored, masks)
     kept_in = run.directory.results("extract") / FOLDER
     kept = {name: kept_in / f"{name}-{made_of[name][:16]}.npz" for name in wanted.methods}
-    done: dict[str, _Result] = {name: one for name, path in kept.items() if (one := _read(path)) is not None}
+    done: dict[str, Result] = {name: one for name, path in kept.items() if (one := _read(path)) is not None}
     # The U-Net comes last: it is given as long as the others took.
     left = sorted((name for name in wanted.methods if name not in done), key=lambda name: name == "unet")
     written = {name: _written(folder / "segmented", name, masks) for name in wanted.methods}
@@ -208,8 +183,8 @@ def segment(run: Run) -> dict[str, Any]:
         for place in places:
             claim(place, {"made_of": made_of[name]}, kind="masks of other latents or settings")
     case = None
-    total = _PARTS * len(wanted.methods)
-    with Progress("segment", total=total, done=total - _PARTS * len(left), unit="parts of trainings") as bar:
+    total = PARTS * len(wanted.methods)
+    with Progress("segment", total=total, done=total - PARTS * len(left), unit="parts of trainings") as bar:
         parts = 0
 
         def may_stop(note: str, part: int = 0) -> None:
@@ -226,15 +201,15 @@ def segment(run: Run) -> dict[str, Any]:
             if case is None:
                 signals = {split: dataset.splits[split].signals(slice(None)) for split in SPLITS}
                 began_fits = time.monotonic()
-                latents, seen = _latents_of_parts(run, network, signals, stored, may_stop)
-                case = _Case(run, network, masks, signals, latents, seen, may_stop)
+                latents, seen = latents_of_parts(run, network, signals, stored, may_stop)
+                case = Case(run, network, masks, signals, latents, seen, may_stop)
                 fits = time.monotonic() - began_fits
             if name == "unet":
-                done[name] = _unet(case, max((row["seconds"] for _, row in done.values()), default=fits))
+                done[name] = unet_masks(case, max((row["seconds"] for _, row in done.values()), default=fits))
             else:
-                done[name] = {"head": _head, "masks": _mask_field}[name](case, fits)
+                done[name] = {"head": head_masks, "masks": field_masks}[name](case, fits)
             _keep(kept[name], *done[name])
-            bar.advance(_PARTS - parts, note=f"{_TITLES[name]} done")
+            bar.advance(PARTS - parts, note=f"{_TITLES[name]} done")
 
     test = dataset.splits["test"].annotations()
     spacings = _spacings(test.affines, len(test.ids), len(dataset.grid))
@@ -310,7 +285,7 @@ def _number(value: Mapping[str, float] | None, digits: int = 3) -> str:
     return "undefined" if value is None else f"{value['mean']:.{digits}f}"
 
 
-def _masks_of(run: Run) -> _Masks:
+def _masks_of(run: Run) -> Masks:
     """The masks of all signals, as classes."""
     settings, dataset = run.settings, run.dataset
     wanted, data_dir = settings.segment, Path(run.data_dir or ".").expanduser().absolute()
@@ -356,191 +331,11 @@ def _masks_of(run: Run) -> _Masks:
     if wanted.scale > 1:
         fine = mask_reader(settings.data, data_dir=run.data_dir, scale=wanted.scale)
         finer = np.stack([classes(fine(files[one], data_dir / one), one) for one in ids["test"]])
-    return _Masks(values, splits, finer)
+    return Masks(values, splits, finer)
 
 
-def _latents_of_parts(
-    run: Run, network: tuple[Field, Params], signals: Mapping[str, np.ndarray], stored: Mapping[str, np.ndarray],
-    may_stop: Callable[[str], None],
-) -> tuple[dict[str, np.ndarray], np.ndarray]:  # fmt: skip
-    """Latents [F, n, P] by split, fitted to each part of the points, and which points [F, N] those of test are."""
-    settings, coords = run.settings, grid(run.dataset.grid)
-    fit, wanted = settings.fit, settings.segment.observed
-    latents: dict[str, list[np.ndarray]] = {name: [] for name in SPLITS}
-    seen = np.zeros((len(wanted), len(coords)), bool)
-    orders = {name: np.random.default_rng([settings.seed, name != "train"]).permutation(len(coords)) for name in SPLITS}
-    for k, part in enumerate(wanted):
-        count = max(1, round(part * len(coords)))
-        seen[k, orders["test"][:count]] = True
-        for name in SPLITS:
-            if part == 1:
-                latents[name].append(stored[name])
-                continue
-            rows = np.sort(orders[name][:count])
-            values = signals[name].reshape(len(signals[name]), len(coords), -1)[:, rows]
-            size, found = min(fit.batch_size or len(values), len(values)), []
-            for start in range(0, len(values), size):
-                may_stop(f"latents of {part:.0%} of the points")
-                some = np.minimum(np.arange(start, start + size), len(values) - 1)
-                fitted = fit_latent(
-                    *network, values[some], coords=coords[rows], steps=fit.steps, safeguard=fit.safeguard,
-                    channel_loss=settings.train.channel_loss, key=jax.random.key(settings.seed),
-                    rescale_ratio=settings.inner.selection_ratio if fit.context == "rescaled" else None,
-                )  # fmt: skip
-                found.append(np.asarray(fitted.latents))
-            latents[name].append(np.concatenate(found)[: len(values)])
-    return {name: np.stack(some) for name, some in latents.items()}, seen
-
-
-def _head(case: _Case, fits: float) -> _Result:
-    """Masks of test signals by the head, and what is to be said of it."""
-    began, settings = time.monotonic(), case.run.settings
-    head = segmentation.fit_head(
-        *case.network, case.latents["train"], case.masks.splits["train"], case.latents["val"][0],
-        case.masks.splits["val"], classes=len(case.masks.values) + 1, key=jax.random.key(settings.seed),
-        training=settings.segment.training,
-        after=lambda step, loss: case.may_stop(f"head: {step} of {settings.segment.steps} updates, loss {loss:.3f}", 1),
-    )  # fmt: skip
-    seconds = time.monotonic() - began
-
-    def labels(latents: np.ndarray, where: Any) -> np.ndarray:
-        found = []
-        for start in range(0, len(latents), 8):
-            found.append(head.labels(latents[start : start + 8], where))
-            case.may_stop("head: masks of test signals")
-        return np.concatenate(found)
-
-    row = _row(head.params, updates=settings.segment.steps, best=head.step, val_dice=head.val_dice, training=seconds,
-               fits=fits)  # fmt: skip
-    return _at_all(case, labels), row
-
-
-def _at_all(case: _Case, labels: Callable[[np.ndarray, Any], np.ndarray]) -> dict[str, np.ndarray]:
-    """Classes of test signals, uint8: `masks` [F, n, *grid] of each part of the points, and `finer` where asked for.
-
-    Args:
-      labels: of latents [n, P] on a grid of these sizes, or at points.
-    """
-    shape, latents = case.run.dataset.grid, case.latents["test"]
-    found = {"masks": np.stack([labels(some, shape) for some in latents])}
-    if case.masks.finer is not None:
-        fine = case.masks.finer.shape[1:]
-        inside, coords = inner_samples(shape, fine)
-        inner = labels(latents[0], coords).reshape(-1, *(part.stop - part.start for part in inside))
-        # Beyond the outermost samples of the training grid the outermost labels go on.
-        edges = [(part.start, size - part.stop) for part, size in zip(inside, fine, strict=True)]
-        found["finer"] = np.pad(inner, [(0, 0), *edges], mode="edge")
-    return found
-
-
-class _OneHot:
-    """Masks [n, *grid] as signals of one channel a class, made when they are asked for."""
-
-    def __init__(self, masks: np.ndarray, classes: int):
-        self._masks, self._channels = masks, np.eye(classes, dtype=np.float32)
-
-    def __len__(self) -> int:
-        return len(self._masks)
-
-    def signals(self, rows: np.ndarray) -> np.ndarray:
-        return self._channels[self._masks[rows]]
-
-
-def _mask_field(case: _Case, fits: float) -> _Result:
-    """Masks of test signals by the operator on latents and the field of masks, and what is to be said of it."""
-    began, settings, dataset = time.monotonic(), case.run.settings, case.run.dataset
-    classes, wanted = len(case.masks.values) + 1, settings.segment
-    keys = jax.random.split(jax.random.key(settings.seed), 4)
-    one_hot = {name: _OneHot(case.masks.splits[name], classes) for name in ("train", "val")}
-    # As the field of the signals, but for the number of updates and of channels.
-    own = replace(settings, train=replace(settings.train, method="meta", steps=wanted.field_steps))
-    field = replace(case.network[0], channels=classes)
-    training = meta_step.Training(field, own, dataset.grid)
-    update = jax.jit(functools.partial(meta_step.update, training), donate_argnums=0)
-    state, size = meta_step.init(field, own, keys[0]), min(own.train.batch_size, len(one_hot["train"]))
-    for step in range(wanted.field_steps):
-        rows = np.random.default_rng([settings.seed, step]).permutation(len(one_hot["train"]))[:size]
-        state, said = update(state, one_hot["train"].signals(rows).reshape(size, -1, classes), keys[1])
-        if (step + 1) % max(1, wanted.field_steps // _PARTS) == 0:
-            note = f"field of masks: {step + 1} of {wanted.field_steps} updates, loss {float(said['loss']):.4f}"
-            case.may_stop(note, 1)
-    coords = grid(dataset.grid)
-    at = jnp.asarray(coords, jnp.float32)
-    params = meta_step.exported_params(field, state.trainable, own.inner, at)
-    of_masks = {
-        name: fit_signals(field, params, some, after_batch=lambda _: case.may_stop("latents of masks"),
-                          **fit_options(settings)).latents
-        for name, some in one_hot.items()
-    }  # fmt: skip
-    operator = segmentation.fit_operator(
-        case.latents["train"], of_masks["train"], case.latents["val"][0], of_masks["val"],
-        metric=signal_metric(*case.network, case.latents["train"][0], coords, key=keys[2]),
-        target_metric=signal_metric(field, params, of_masks["train"], coords, key=keys[2]), key=keys[3],
-        training=OperatorTraining(steps=wanted.operator_steps),
-        after=lambda step, loss: case.may_stop(f"operator: {step} of {wanted.operator_steps} updates, loss {loss:.3f}"),
-    )  # fmt: skip
-
-    def decoded(latents: np.ndarray, where: Any) -> np.ndarray:
-        found = []
-        for values in decode_batches(field, params, latents, where, batch_size=8):
-            found.append(values.argmax(-1).astype(np.uint8))
-            case.may_stop("field of masks: masks of test signals")
-        return np.concatenate(found)
-
-    def labels(latents: np.ndarray, where: Any) -> np.ndarray:
-        return decoded(operator.latents(latents), where)
-
-    truth = case.masks.splits["val"]
-    qualities = {
-        name: dice(some, truth, classes=classes)
-        for name, some in (("operator", labels(case.latents["val"][0], dataset.grid)),
-                           ("fitted", decoded(of_masks["val"], dataset.grid)))
-    }  # fmt: skip
-    seconds = time.monotonic() - began
-    means = {name: float(np.nanmean(some)) if not np.isnan(some).all() else np.nan for name, some in qualities.items()}
-    row = _row((params, operator.params), updates=wanted.field_steps + wanted.operator_steps, best=operator.step,
-               val_dice=means["operator"], training=seconds, fits=fits)  # fmt: skip
-    # How well the field shows masks that its latents are fitted to: no operator on latents is much better.
-    return _at_all(case, labels), row | {
-        "val_dice_of_fitted_masks": None if np.isnan(means["fitted"]) else means["fitted"]
-    }  # fmt: skip
-
-
-def _unet(case: _Case, seconds: float) -> _Result:
-    """Masks of test signals by the U-Net, trained for so many seconds, and what is to be said of it."""
-    from experiments.stages.unet import UNetTraining, fit_unet
-
-    began, settings, wanted = time.monotonic(), case.run.settings, case.run.settings.segment
-    fit = fit_unet(
-        case.signals["train"], case.masks.splits["train"], case.signals["val"], case.masks.splits["val"],
-        classes=len(case.masks.values) + 1, key=jax.random.key(settings.seed),
-        training=UNetTraining(wanted.unet_widths, wanted.unet_batch, wanted.unet_learning_rate, wanted.observed),
-        steps=wanted.unet_steps, seconds=seconds,
-        after=lambda step, steps, loss: case.may_stop(f"U-Net: {step} of {steps} updates, loss {loss:.3f}", 1),
-    )  # fmt: skip
-    spent, grid_shape = time.monotonic() - began, case.run.dataset.grid
-    found = np.stack([
-        fit.labels(case.signals["test"], seen.reshape(1, *grid_shape)) for seen in case.seen
-    ])  # fmt: skip
-    return {"masks": found}, _row(fit.params, updates=fit.steps, best=fit.step, val_dice=fit.val_dice,
-                                  training=spent, fits=0.0)  # fmt: skip
-
-
-def _row(
-    params: Any, *, updates: int, best: int, val_dice: float, training: float, fits: float
-) -> dict[str, Any]:  # fmt: skip
-    return {
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-        "updates": updates,
-        "best_update": best,
-        "val_dice": None if np.isnan(val_dice) else val_dice,
-        "seconds": round(training + fits, 2),
-        "seconds_of_fits": round(fits, 2),
-    }
-
-
-def _made_of(run: Run, latents: Mapping[str, np.ndarray], masks: _Masks) -> dict[str, str]:
-    """By method, a checksum of all that its masks depend on."""
+def _made_of(run: Run, latents: Mapping[str, np.ndarray], masks: Masks) -> dict[str, str]:
+    """Checksums, by method, of everything that its masks depend on."""
     settings = run.settings
     wanted = asdict(settings.segment)
     shared = {
@@ -565,8 +360,8 @@ def _keep(path: Path, found: Mapping[str, np.ndarray], row: Mapping[str, Any]) -
         np.savez_compressed(partial, allow_pickle=False, row=np.array(json.dumps(row)), **found)
 
 
-def _read(path: Path) -> _Result | None:
-    """A method's masks and what is to be said of it; None where there are none, or a damaged file."""
+def _read(path: Path) -> Result | None:
+    """A method's masks and its row of results; None where there are none, or a damaged file."""
     try:
         with np.load(path) as file:
             return {name: file[name] for name in file if name != "row"}, json.loads(str(file["row"]))
@@ -575,12 +370,12 @@ def _read(path: Path) -> _Result | None:
 
 
 def _spacings(affines: np.ndarray | None, count: int, axes: int) -> np.ndarray:
-    """[n, C]: from point to point along each axis, in millimetres, or 1 where there is no place in space."""
+    """Distances [n, C] between neighbouring points along each axis, in millimetres; 1 without an affine."""
     return np.ones((count, axes)) if affines is None else np.linalg.norm(affines[:, :3, :3], axis=1)
 
 
 def _finer_grid(coarse: tuple[int, ...], fine: tuple[int, ...]) -> np.ndarray:
-    """[C + 1, C + 1]: from indices of a finer grid over the same field of view to those of the coarse one."""
+    """The matrix [C + 1, C + 1] from indices of a finer grid over the same field of view to those of the coarse one."""
     matrix = np.eye(len(coarse) + 1)
     for axis, (n, m) in enumerate(zip(coarse, fine, strict=True)):
         matrix[axis, axis], matrix[axis, -1] = n / m, n / m / 2 - 0.5
@@ -590,7 +385,7 @@ def _finer_grid(coarse: tuple[int, ...], fine: tuple[int, ...]) -> np.ndarray:
 def _differences(
     by_signal: Mapping[str, Mapping[str, np.ndarray]], resamples: int, seed: int
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """Of each method but the U-Net: mean Dice less that of the U-Net, paired, by part of the points."""
+    """Mean Dice of each other method less that of the U-Net, paired, by part of the points."""
     found: dict[str, dict[str, Any]] = {}
     for name, parts in by_signal.items():
         if name == "unet" or "unet" not in by_signal:
@@ -605,8 +400,8 @@ def _differences(
     return found
 
 
-def _written(folder: Path, name: str, masks: _Masks) -> list[Path]:
-    """The folders of a method's masks: on the training grid, and of methods on fields on the finer one."""
+def _written(folder: Path, name: str, masks: Masks) -> list[Path]:
+    """The folders of a method's masks: on the training grid and, for methods on fields, on the finer grid."""
     places = [folder / name]
     if masks.finer is not None and name != "unet":
         places.append(folder / f"{name}-{'x'.join(map(str, masks.finer.shape[1:]))}")
@@ -616,7 +411,7 @@ def _written(folder: Path, name: str, masks: _Masks) -> list[Path]:
 def _write(
     folder: Path, found: np.ndarray, values: tuple[int, ...], ids: tuple[str, ...], affines: np.ndarray | None
 ) -> None:
-    """Write classes [n, *grid] as masks of the values that they have in files; those that are there are kept."""
+    """Write classes [n, *grid] as masks of the values that they have in files; existing files are kept."""
     labels = np.array([0, *values])
     dtype = "uint8" if labels.max() < 256 else "uint16" if labels.max() < 65536 else "int32"
     suffix = ".nii.gz" if found.ndim == 4 else ".png"

@@ -1,0 +1,231 @@
+"""The methods of `segment`: masks of test signals by the head, by a field of masks, and by the U-Net."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.runtime.run import Run
+from medfuncta_jax import meta_step, segmentation
+from medfuncta_jax.batched import decode_batches, fit_options, fit_signals
+from medfuncta_jax.coordinates import grid, inner_samples
+from medfuncta_jax.datasets.dataset import SPLITS
+from medfuncta_jax.field import Field, Params
+from medfuncta_jax.fit import fit_latent
+from medfuncta_jax.segmentation import OperatorTraining, dice
+from medfuncta_jax.signal_metric import signal_metric
+
+# Validations of a training, after each of which it may stop.
+PARTS = 10
+
+# Masks of test signals by a method, and its row of results.
+Result = tuple[dict[str, np.ndarray], dict[str, Any]]
+
+
+class Masks(NamedTuple):
+    """Label values, those of classes 1, 2 and so on; classes of all signals, uint8 [n, *grid], by split; the test
+    masks on the finer grid, or None."""
+
+    values: tuple[int, ...]
+    splits: dict[str, np.ndarray]
+    finer: np.ndarray | None
+
+
+class Case(NamedTuple):
+    """The input of a method: the run, its field, masks, signals and latents by split, those of `latents` for each part
+    of the points, and the points [F, N] of test signals that were observed; `may_stop` is called now and then."""
+
+    run: Run
+    network: tuple[Field, Params]
+    masks: Masks
+    signals: dict[str, np.ndarray]
+    latents: dict[str, np.ndarray]
+    seen: np.ndarray
+    may_stop: Callable[..., None]
+
+
+def latents_of_parts(
+    run: Run, network: tuple[Field, Params], signals: Mapping[str, np.ndarray], stored: Mapping[str, np.ndarray],
+    may_stop: Callable[[str], None],
+) -> tuple[dict[str, np.ndarray], np.ndarray]:  # fmt: skip
+    """Latents [F, n, P] by split, fitted to each part of the points, and the observed points [F, N] of test signals."""
+    settings, coords = run.settings, grid(run.dataset.grid)
+    fit, wanted = settings.fit, settings.segment.observed
+    latents: dict[str, list[np.ndarray]] = {name: [] for name in SPLITS}
+    seen = np.zeros((len(wanted), len(coords)), bool)
+    orders = {name: np.random.default_rng([settings.seed, name != "train"]).permutation(len(coords)) for name in SPLITS}
+    for k, part in enumerate(wanted):
+        count = max(1, round(part * len(coords)))
+        seen[k, orders["test"][:count]] = True
+        for name in SPLITS:
+            if part == 1:
+                latents[name].append(stored[name])
+                continue
+            rows = np.sort(orders[name][:count])
+            values = signals[name].reshape(len(signals[name]), len(coords), -1)[:, rows]
+            size, found = min(fit.batch_size or len(values), len(values)), []
+            for start in range(0, len(values), size):
+                may_stop(f"latents of {part:.0%} of the points")
+                some = np.minimum(np.arange(start, start + size), len(values) - 1)
+                fitted = fit_latent(
+                    *network, values[some], coords=coords[rows], steps=fit.steps, safeguard=fit.safeguard,
+                    channel_loss=settings.train.channel_loss, key=jax.random.key(settings.seed),
+                    rescale_ratio=settings.inner.selection_ratio if fit.context == "rescaled" else None,
+                )  # fmt: skip
+                found.append(np.asarray(fitted.latents))
+            latents[name].append(np.concatenate(found)[: len(values)])
+    return {name: np.stack(some) for name, some in latents.items()}, seen
+
+
+def head_masks(case: Case, fits: float) -> Result:
+    """Masks of test signals by the head, and its row of results."""
+    began, settings = time.monotonic(), case.run.settings
+    head = segmentation.fit_head(
+        *case.network, case.latents["train"], case.masks.splits["train"], case.latents["val"][0],
+        case.masks.splits["val"], classes=len(case.masks.values) + 1, key=jax.random.key(settings.seed),
+        training=settings.segment.training,
+        after=lambda step, loss: case.may_stop(f"head: {step} of {settings.segment.steps} updates, loss {loss:.3f}", 1),
+    )  # fmt: skip
+    seconds = time.monotonic() - began
+
+    def labels(latents: np.ndarray, where: Any) -> np.ndarray:
+        found = []
+        for start in range(0, len(latents), 8):
+            found.append(head.labels(latents[start : start + 8], where))
+            case.may_stop("head: masks of test signals")
+        return np.concatenate(found)
+
+    row = _row(head.params, updates=settings.segment.steps, best=head.step, val_dice=head.val_dice, training=seconds,
+               fits=fits)  # fmt: skip
+    return _at_all(case, labels), row
+
+
+def _at_all(case: Case, labels: Callable[[np.ndarray, Any], np.ndarray]) -> dict[str, np.ndarray]:
+    """Classes of test signals, uint8: `masks` [F, n, *grid] of each part of the points, and `finer` where asked for.
+
+    Args:
+      labels: of latents [n, P] on a grid of these sizes, or at points.
+    """
+    shape, latents = case.run.dataset.grid, case.latents["test"]
+    found = {"masks": np.stack([labels(some, shape) for some in latents])}
+    if case.masks.finer is not None:
+        fine = case.masks.finer.shape[1:]
+        inside, coords = inner_samples(shape, fine)
+        inner = labels(latents[0], coords).reshape(-1, *(part.stop - part.start for part in inside))
+        # Beyond the outermost samples of the training grid the outermost labels go on.
+        edges = [(part.start, size - part.stop) for part, size in zip(inside, fine, strict=True)]
+        found["finer"] = np.pad(inner, [(0, 0), *edges], mode="edge")
+    return found
+
+
+class _OneHot:
+    """Masks [n, *grid] as signals of one channel a class, made on access."""
+
+    def __init__(self, masks: np.ndarray, classes: int):
+        self._masks, self._channels = masks, np.eye(classes, dtype=np.float32)
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def signals(self, rows: np.ndarray) -> np.ndarray:
+        return self._channels[self._masks[rows]]
+
+
+def field_masks(case: Case, fits: float) -> Result:
+    """Masks of test signals by the operator on latents and the field of masks, and its row of results."""
+    began, settings, dataset = time.monotonic(), case.run.settings, case.run.dataset
+    classes, wanted = len(case.masks.values) + 1, settings.segment
+    keys = jax.random.split(jax.random.key(settings.seed), 4)
+    one_hot = {name: _OneHot(case.masks.splits[name], classes) for name in ("train", "val")}
+    # The settings of the field of signals, with other numbers of updates and channels.
+    own = replace(settings, train=replace(settings.train, method="meta", steps=wanted.field_steps))
+    field = replace(case.network[0], channels=classes)
+    training = meta_step.Training(field, own, dataset.grid)
+    update = jax.jit(functools.partial(meta_step.update, training), donate_argnums=0)
+    state, size = meta_step.init(field, own, keys[0]), min(own.train.batch_size, len(one_hot["train"]))
+    for step in range(wanted.field_steps):
+        rows = np.random.default_rng([settings.seed, step]).permutation(len(one_hot["train"]))[:size]
+        state, said = update(state, one_hot["train"].signals(rows).reshape(size, -1, classes), keys[1])
+        if (step + 1) % max(1, wanted.field_steps // PARTS) == 0:
+            note = f"field of masks: {step + 1} of {wanted.field_steps} updates, loss {float(said['loss']):.4f}"
+            case.may_stop(note, 1)
+    coords = grid(dataset.grid)
+    at = jnp.asarray(coords, jnp.float32)
+    params = meta_step.exported_params(field, state.trainable, own.inner, at)
+    of_masks = {
+        name: fit_signals(field, params, some, after_batch=lambda _: case.may_stop("latents of masks"),
+                          **fit_options(settings)).latents
+        for name, some in one_hot.items()
+    }  # fmt: skip
+    operator = segmentation.fit_operator(
+        case.latents["train"], of_masks["train"], case.latents["val"][0], of_masks["val"],
+        metric=signal_metric(*case.network, case.latents["train"][0], coords, key=keys[2]),
+        target_metric=signal_metric(field, params, of_masks["train"], coords, key=keys[2]), key=keys[3],
+        training=OperatorTraining(steps=wanted.operator_steps),
+        after=lambda step, loss: case.may_stop(f"operator: {step} of {wanted.operator_steps} updates, loss {loss:.3f}"),
+    )  # fmt: skip
+
+    def decoded(latents: np.ndarray, where: Any) -> np.ndarray:
+        found = []
+        for values in decode_batches(field, params, latents, where, batch_size=8):
+            found.append(values.argmax(-1).astype(np.uint8))
+            case.may_stop("field of masks: masks of test signals")
+        return np.concatenate(found)
+
+    def labels(latents: np.ndarray, where: Any) -> np.ndarray:
+        return decoded(operator.latents(latents), where)
+
+    truth = case.masks.splits["val"]
+    qualities = {
+        name: dice(some, truth, classes=classes)
+        for name, some in (("operator", labels(case.latents["val"][0], dataset.grid)),
+                           ("fitted", decoded(of_masks["val"], dataset.grid)))
+    }  # fmt: skip
+    seconds = time.monotonic() - began
+    means = {name: float(np.nanmean(some)) if not np.isnan(some).all() else np.nan for name, some in qualities.items()}
+    row = _row((params, operator.params), updates=wanted.field_steps + wanted.operator_steps, best=operator.step,
+               val_dice=means["operator"], training=seconds, fits=fits)  # fmt: skip
+    # How well the field shows masks that its latents are fitted to: no operator on latents is much better.
+    return _at_all(case, labels), row | {
+        "val_dice_of_fitted_masks": None if np.isnan(means["fitted"]) else means["fitted"]
+    }  # fmt: skip
+
+
+def unet_masks(case: Case, seconds: float) -> Result:
+    """Masks of test signals by the U-Net, trained for so many seconds, and its row of results."""
+    from experiments.stages.unet import UNetTraining, fit_unet
+
+    began, settings, wanted = time.monotonic(), case.run.settings, case.run.settings.segment
+    fit = fit_unet(
+        case.signals["train"], case.masks.splits["train"], case.signals["val"], case.masks.splits["val"],
+        classes=len(case.masks.values) + 1, key=jax.random.key(settings.seed),
+        training=UNetTraining(wanted.unet_widths, wanted.unet_batch, wanted.unet_learning_rate, wanted.observed),
+        steps=wanted.unet_steps, seconds=seconds,
+        after=lambda step, steps, loss: case.may_stop(f"U-Net: {step} of {steps} updates, loss {loss:.3f}", 1),
+    )  # fmt: skip
+    spent, grid_shape = time.monotonic() - began, case.run.dataset.grid
+    found = np.stack([
+        fit.labels(case.signals["test"], seen.reshape(1, *grid_shape)) for seen in case.seen
+    ])  # fmt: skip
+    return {"masks": found}, _row(fit.params, updates=fit.steps, best=fit.step, val_dice=fit.val_dice,
+                                  training=spent, fits=0.0)  # fmt: skip
+
+
+def _row(
+    params: Any, *, updates: int, best: int, val_dice: float, training: float, fits: float
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "updates": updates,
+        "best_update": best,
+        "val_dice": None if np.isnan(val_dice) else val_dice,
+        "seconds": round(training + fits, 2),
+        "seconds_of_fits": round(fits, 2),
+    }
