@@ -361,7 +361,7 @@ def segmentation_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
     true = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype).reshape(-1, logits.shape[-1])
     logits = logits.reshape(true.shape)
     probabilities = jax.nn.softmax(logits)
-    # Of a structure that no point shows, one point more or less must not be all.
+    # With the ones, one point more or less does not decide the overlap of a structure that no point shows.
     overlap = (2 * (probabilities * true).sum(0) + 1) / ((probabilities + true).sum(0) + 1)
     return optax.softmax_cross_entropy(logits, true).mean() + 1 - overlap[1:].mean()
 

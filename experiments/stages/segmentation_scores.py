@@ -15,9 +15,9 @@ from medfuncta_jax.segmentation import dice
 def hausdorff_95(found: np.ndarray, mask: np.ndarray, spacing: Sequence[float]) -> float:
     """The 95 % Hausdorff distance of two structures, in the unit of `spacing`; NaN where one of them is empty.
 
-    Of the distances from each boundary point of the one to the nearest boundary point of the other the 95 % percentile,
-    and of both ways the larger. A boundary point is one of the structure beside, along an axis, one that is not, or the
-    end of the grid.
+    The result is the 95 % percentile of the distances from each boundary point of one structure to the nearest boundary
+    point of the other, the larger of both directions. A boundary point is a point of the structure with a neighbour,
+    along an axis, outside the structure or outside the grid.
 
     Args:
       found, mask: bool [*grid].

@@ -120,7 +120,7 @@ def stored_values(path: Path) -> np.ndarray:
 def read_mask(path: Path, image: Path) -> np.ndarray:
     """The labels of a mask file, turned upright, whole numbers or floats [rows, columns], as the file holds them.
 
-    Of a palette they are the indices; three equal channels are one.
+    Labels of an image with a palette are its indices; three equal channels count as one.
 
     Raises:
       DataError: as `read_image`, a mask in colours, or one with other pixels than its image.
