@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 
-from medfuncta_jax.datasets.contents import IgnoredFields
 from medfuncta_jax.datasets.dataset import (
     SPLITS,
     DataError,
@@ -30,11 +29,10 @@ from medfuncta_jax.datasets.dataset import (
     Plan,
     PlannedSplit,
     required_folder,
-    splits_by_name,
 )
 from medfuncta_jax.datasets.folder_files import about_files, files_below, name_below
-from medfuncta_jax.datasets.splits import require_split_options, split_names
-from medfuncta_jax.datasets.volume_examples import example_of_array, example_of_file, new_splits
+from medfuncta_jax.datasets.splits import require_split_options
+from medfuncta_jax.datasets.volume_examples import example_of_array, new_splits, splits_by_patient
 from medfuncta_jax.datasets.volume_files import (
     Volume,
     nan_value,
@@ -117,16 +115,9 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
             "%d of %d volumes are not 240 x 240 x 155 at 1 mm (%s: %s); each is cropped or padded about its centre",
             len(other), len(files), first, other[first],
         )  # fmt: skip
-    ignored = IgnoredFields()
-    fractions = {"test": options.test_fraction, "val": options.val_fraction}
-    cases = split_names(list(files), fractions, seed=options.seed, groups=patients)
-
-    splits = splits_by_name(cases, lambda case: example_of_file(files[case], case, options, ignored, _example))
-    return _plan(options, splits, _about(folder, options, files) | {
-        "other_shapes": other,
-        "split_rule": f"by patient, a hash with seed {options.seed}: test, then val, the rest to train",
-        "split": cases,
-    }, gathered=True, patients=patients)  # fmt: skip
+    splits, split = splits_by_patient(files, patients, options, _example)
+    about = _about(folder, options, files) | {"other_shapes": other} | split
+    return _plan(options, splits, about, gathered=True, patients=patients)
 
 
 def finer(options: Options, scale: int, *, data_dir: str | None, cache_root: Path) -> Options:

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from medfuncta_jax.datasets.contents import IgnoredFields
 from medfuncta_jax.datasets.dataset import (
     SPLITS,
     DataError,
@@ -26,13 +25,12 @@ from medfuncta_jax.datasets.dataset import (
     Plan,
     PlannedSplit,
     required_folder,
-    splits_by_name,
 )
 from medfuncta_jax.datasets.dicom_file import AIR
 from medfuncta_jax.datasets.folder_files import about_files, files_below, name_below
 from medfuncta_jax.datasets.masks import refuse_masks
-from medfuncta_jax.datasets.splits import require_split_options, split_names
-from medfuncta_jax.datasets.volume_examples import example_of_array, example_of_file, new_splits
+from medfuncta_jax.datasets.splits import require_split_options
+from medfuncta_jax.datasets.volume_examples import example_of_array, new_splits, splits_by_patient
 from medfuncta_jax.datasets.volume_files import (
     Volume,
     nan_value,
@@ -118,16 +116,9 @@ def plan(options: Options, *, data_dir: str | None, cache_root: Path) -> Plan:
         _log.info(
             "%d of %d volumes are shorter than %d mm (%s) and padded with air", len(short), len(files), FIELD, short[0]
         )
-    ignored = IgnoredFields()
-    fractions = {"test": options.test_fraction, "val": options.val_fraction}
-    names = split_names(list(files), fractions, seed=options.seed, groups=patients)
-
-    splits = splits_by_name(names, lambda name: example_of_file(files[name], name, options, ignored, _example))
-    return _plan(options, splits, _about(folder, options, files) | {
-        "padded": short,
-        "split_rule": f"by patient, a hash with seed {options.seed}: test, then val, the rest to train",
-        "split": names,
-    }, gathered=True, patients=patients)  # fmt: skip
+    splits, split = splits_by_patient(files, patients, options, _example)
+    about = _about(folder, options, files) | {"padded": short} | split
+    return _plan(options, splits, about, gathered=True, patients=patients)
 
 
 def finer(options: Options, scale: int, *, data_dir: str | None, cache_root: Path) -> Options:
