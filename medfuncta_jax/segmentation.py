@@ -141,7 +141,7 @@ def fit_head(
         if of.ndim != field.coord_dims + 1 or of.dtype.kind not in "iu" or of.min() < 0 or of.max() >= classes:
             raise ValueError(f"masks {of.shape} must be [n, *grid], whole numbers from 0 to {classes - 1}")
     coords = jnp.asarray(grid(masks.shape[1:]), params_dtype(params))
-    given = _Given(jnp.asarray(latents), jnp.asarray(masks.reshape(len(masks), -1), jnp.uint8), coords)
+    given = _Given(params, jnp.asarray(latents), jnp.asarray(masks.reshape(len(masks), -1), jnp.uint8), coords)
     module = Mlp(training.hidden, classes)
     start, draws = jax.random.split(key)
     head = jax.jit(module.init)(start, jnp.zeros((1, field.module.units(field.model.layers - 1)), coords.dtype))[
@@ -150,7 +150,7 @@ def fit_head(
     moments, step, best = training.optimiser.init(head), 0, None
     while step < training.steps:
         count = min(math.ceil(training.steps / _VALIDATIONS), training.steps - step)
-        head, moments, loss = _updates(field, module, training, count, params, (head, moments, step), given, draws)
+        head, moments, loss = _updates(field, module, training, count, (head, moments, step), given, draws)
         step += count
         after(step, float(loss))
         state = Head(field, params, module, jax.tree.map(np.asarray, head), step, math.nan)
@@ -367,8 +367,9 @@ def segmentation_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 class _Given(NamedTuple):
-    """Latents [V, n, P], masks [n, N], coords [N, C]."""
+    """Parameters of the field, latents [V, n, P], masks [n, N], coords [N, C]."""
 
+    params: Params
     latents: jax.Array
     masks: jax.Array
     coords: jax.Array
@@ -376,9 +377,10 @@ class _Given(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _updates(
-    field: Field, module: Mlp, training: HeadTraining, count: int, params: Params, state: tuple[Any, Any, Any],
-    given: _Given, key: jax.Array,
+    field: Field, module: Mlp, training: HeadTraining, count: int, state: tuple[Any, Any, Any], given: _Given,
+    key: jax.Array,
 ) -> tuple[Any, Any, jax.Array]:  # fmt: skip
+    """`count` updates: the head, its moments, and the mean loss."""
     head, moments, first = state
     kinds, signals, _ = given.latents.shape
 
@@ -388,7 +390,7 @@ def _updates(
         rows = jax.random.randint(keys[0], (training.signals,), 0, signals)
         kind = jax.random.randint(keys[1], (training.signals,), 0, kinds)
         points = jax.random.randint(keys[2], (training.points,), 0, len(given.coords))
-        hidden = last_hidden(field, params, given.latents[kind, rows], given.coords[points])
+        hidden = last_hidden(field, given.params, given.latents[kind, rows], given.coords[points])
         labels = given.masks[rows][:, points]
 
         def loss_of(head: Any) -> jax.Array:
