@@ -24,35 +24,7 @@ from medfuncta_jax.inner_steps import InnerLoop
 from medfuncta_jax.latent_loss import latent_loss, latent_noise
 from medfuncta_jax.outer_loss import meta_loss
 from medfuncta_jax.settings import InnerSettings, InnerSteps, Settings, SettingsError, TrainSettings
-
-
-class Trainable(NamedTuple):
-    """The parameters that the outer loop learns.
-
-    Attributes:
-      field: the shared parameters.
-      log_step_size: the logarithm of the inner step size, a scalar or one an entry of the latent (of one place, where
-        the latent is a grid); None where it is fixed.
-      latents: [n, P] of the n training signals, for an auto-decoder; else None.
-    """
-
-    field: Params
-    log_step_size: jax.Array | None
-    latents: jax.Array | None = None
-
-
-class MetaState(NamedTuple):
-    """The state of training, one pytree.
-
-    Attributes:
-      step: int32, updates made.
-      trainable: see `Trainable`.
-      optimizer: state of the optax optimizer.
-    """
-
-    step: jax.Array
-    trainable: Trainable
-    optimizer: optax.OptState
+from medfuncta_jax.training_state import MetaState, Trainable
 
 
 def learning_rate_schedule(train: TrainSettings, peak: float) -> optax.Schedule:
@@ -100,23 +72,6 @@ def make_optimizer(train: TrainSettings, field: Field) -> optax.GradientTransfor
         parts["hidden"] = optax.contrib.muon(rate(train.muon_learning_rate), weight_decay=train.weight_decay)
     each = optax.partition(parts, labels)
     return optax.chain(optax.clip_by_global_norm(train.clip_norm), each) if train.clip_norm else each
-
-
-def layout(field: Field, tree: Any, mesh: Mesh) -> Any:
-    """The layout of a state, or a part of one, on the devices of `mesh`: a `PartitionSpec` for every array.
-
-    The weights [P, ...] of `Field.latent_layers` are split over "model", in everything of the form of `Trainable`: the
-    parameters, their gradient, the optimizer's moments.
-    """
-
-    def of(part: Any) -> Any:
-        specs = jax.tree.map(lambda _: sharding.WHOLE, part)
-        if isinstance(part, Trainable) and mesh.shape["model"] > 1:
-            for name in field.latent_layers():  # mapped, because optax masks parts of the tree
-                specs.field[name]["kernel"] = jax.tree.map(lambda _: sharding.SPLIT, part.field[name]["kernel"])
-        return specs
-
-    return jax.tree.map(of, tree, is_leaf=lambda part: isinstance(part, Trainable))
 
 
 def step_size(trainable: Trainable, inner: InnerSettings) -> float | jax.Array:
@@ -264,7 +219,7 @@ def loss_and_gradient(training: Training, trainable: Trainable, sample: Sample) 
 
     if mesh is None or mesh.size == 1:
         return of_signals(trainable, sample)
-    one, many, specs = sharding.WHOLE, sharding.SIGNALS, layout(field, trainable, mesh)
+    one, many, specs = sharding.WHOLE, sharding.SIGNALS, sharding.layout(field, trainable, mesh)
     own_context = sample.context is not None and sample.context.ndim == 3
 
     def on_one_device(trainable: Trainable, sample: Sample) -> tuple[jax.Array, Trainable]:
@@ -298,7 +253,9 @@ def optimizer_step(
         "learning_rate": jnp.asarray(learning_rate_schedule(train, train.learning_rate)(state.step)),
     }
     state = MetaState(state.step + 1, optax.apply_updates(state.trainable, changes), optimizer_state)
-    return state if mesh is None else sharding.constrain(mesh, state, layout(training.field, state, mesh)), metrics
+    if mesh is not None:
+        state = sharding.constrain(mesh, state, sharding.layout(training.field, state, mesh))
+    return state, metrics
 
 
 def exported_params(

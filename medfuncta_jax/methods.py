@@ -13,8 +13,9 @@ import jax
 from medfuncta_jax import meta_step, settings
 from medfuncta_jax.baselines import autodecoder, codebook, contrastive, gradient_contexts, patches, pyramid
 from medfuncta_jax.field import Field, Params
-from medfuncta_jax.meta_step import MetaState, Trainable, Training
+from medfuncta_jax.meta_step import Training
 from medfuncta_jax.settings import InnerSettings, Settings
+from medfuncta_jax.training_state import MetaState, Trainable
 
 
 class Method(Protocol):
@@ -35,7 +36,7 @@ class Method(Protocol):
     ) -> tuple[MetaState, dict[str, jax.Array]]:
         """One update on signals [B, N, D] in [0, 1], to be jitted with the state donated.
 
-        The state is in the `meta_step.layout` of `training.mesh`, before and after. `key` is the key of the run, and
+        The state is in the `sharding.layout` of `training.mesh`, before and after. `key` is the key of the run, and
         `rows` [B] are the numbers of the signals in the training split. Metrics are scalars: `loss`, `gradient_norm`
         (before clipping), `learning_rate`.
         """

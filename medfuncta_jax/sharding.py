@@ -18,7 +18,9 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from medfuncta_jax.field import Field
 from medfuncta_jax.settings import SettingsError
+from medfuncta_jax.training_state import Trainable
 
 # Replicated on every device; and an array [P, ...] split over "model".
 WHOLE, SPLIT = PartitionSpec(), PartitionSpec("model")
@@ -43,6 +45,23 @@ def data_mesh(devices: list[jax.Device] | None = None, *, modulation_shards: int
         )
     grid = np.asarray(devices).reshape(-1, modulation_shards)
     return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+def layout(field: Field, tree: Any, mesh: Mesh) -> Any:
+    """The layout of a state, or a part of one, on the devices of `mesh`: a `PartitionSpec` for every array.
+
+    The weights [P, ...] of `Field.latent_layers` are split over "model", in everything of the form of `Trainable`: the
+    parameters, their gradient, the optimizer's moments.
+    """
+
+    def of(part: Any) -> Any:
+        specs = jax.tree.map(lambda _: WHOLE, part)
+        if isinstance(part, Trainable) and mesh.shape["model"] > 1:
+            for name in field.latent_layers():  # mapped, because optax masks parts of the tree
+                specs.field[name]["kernel"] = jax.tree.map(lambda _: SPLIT, part.field[name]["kernel"])
+        return specs
+
+    return jax.tree.map(of, tree, is_leaf=lambda part: isinstance(part, Trainable))
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:

@@ -10,6 +10,7 @@ from medfuncta_jax import meta_step
 from medfuncta_jax.conditioning import check_conditioning, conditioned, gauss_newton_factor
 from medfuncta_jax.field import STEP_SIZE
 from medfuncta_jax.settings import InnerSettings
+from medfuncta_jax.training_state import Trainable
 
 COORDS = jnp.asarray(mf.grid((5, 4)))
 KINDS = [{"layers": 3}, {"layers": 5}, {"layers": 4, "residual": False}, {"layers": 4, "modulate_first_layer": True}]
@@ -90,7 +91,7 @@ def test_training_differentiates_through_the_factor():
     signals = jnp.asarray(np.random.default_rng(4).uniform(size=(3, 20, 2)))
     training = meta_step.Training(field, settings, (5, 4))
     sample = meta_step.Sample(COORDS, signals, None, None)
-    trainable = meta_step.Trainable(params, None)
+    trainable = Trainable(params, None)
     sample = sample._replace(latent_loss=meta_step.draw(
         training, meta_step.start(field, trainable, settings.train), signals, jax.random.key(0)
     ).latent_loss)  # fmt: skip
@@ -117,7 +118,7 @@ def test_training_differentiates_through_the_factor():
 def test_the_exported_field_takes_the_trained_steps_by_default():
     field, params = make_field(layers=3)
     inner = InnerSettings(step_size=0.7, gauss_newton_damping=0.2)
-    exported = meta_step.exported_params(field, meta_step.Trainable(params, None), inner, COORDS)
+    exported = meta_step.exported_params(field, Trainable(params, None), inner, COORDS)
     factor = gauss_newton_factor(field, params, COORDS, damping=0.2)
     signals = np.random.default_rng(5).uniform(size=(2, 5, 4, 2))
     default = mf.fit_latent(field, exported, signals, step_size=STEP_SIZE)

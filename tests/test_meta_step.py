@@ -11,6 +11,7 @@ import pytest
 import medfuncta_jax as mf
 from medfuncta_jax import meta_step
 from medfuncta_jax.context import random_context
+from medfuncta_jax.training_state import Trainable
 
 FIELD = mf.Field(mf.ModelSettings(layers=4, width=16, latent_dim=6, omega_first=15.0, omega_last=40.0), 2, 1)
 COORDS = mf.grid((6, 6))
@@ -124,7 +125,7 @@ def test_an_update_can_see_a_part_of_the_points(problem):
 def test_clipping_bounds_the_gradient_that_the_optimizer_sees():
     optimizer = meta_step.make_optimizer(make_settings(train={"clip_norm": 1.0}).train, FIELD)
     plain = optax.clip_by_global_norm(1.0)
-    gradient = meta_step.Trainable({"w": jnp.full(4, 100.0)}, jnp.full(3, -50.0))
+    gradient = Trainable({"w": jnp.full(4, 100.0)}, jnp.full(3, -50.0))
     clipped, _ = plain.update(gradient, plain.init(gradient))
     np.testing.assert_allclose(optax.tree.norm(clipped), 1.0)
     state = optimizer.init(gradient)
@@ -137,7 +138,7 @@ def test_weight_decay_leaves_the_step_size_alone():
     optimizer = meta_step.make_optimizer(
         make_settings(train={"weight_decay": 0.5, "schedule": "constant"}).train, FIELD
     )
-    trainable = meta_step.Trainable({"w": jnp.ones(2)}, jnp.ones(2))
+    trainable = Trainable({"w": jnp.ones(2)}, jnp.ones(2))
     zero = jax.tree.map(jnp.zeros_like, trainable)
     changes, _ = optimizer.update(zero, optimizer.init(trainable), trainable)
     np.testing.assert_array_equal(changes.log_step_size, 0)
@@ -152,7 +153,7 @@ def test_muon_steps_along_all_directions_of_hidden_weights_alike():
     )
     params = FIELD.init(jax.random.key(0), jnp.float64)
     gradient = jax.tree.map(lambda leaf: jnp.asarray(np.random.default_rng(1).normal(size=leaf.shape)), params)
-    trainable, gradient = meta_step.Trainable(params, jnp.ones(())), meta_step.Trainable(gradient, jnp.ones(()))
+    trainable, gradient = Trainable(params, jnp.ones(())), Trainable(gradient, jnp.ones(()))
 
     def changes(train):
         optimizer = meta_step.make_optimizer(train, FIELD)
@@ -203,7 +204,7 @@ def test_exported_field_walks_the_same_path_with_the_default_step_size(learned, 
     log_step = state.trainable.log_step_size
     if log_step is not None:
         log_step = log_step + np.random.default_rng(0).normal(size=log_step.shape)
-    trainable = meta_step.Trainable(state.trainable.field, log_step)
+    trainable = Trainable(state.trainable.field, log_step)
     step_size = meta_step.step_sizes(field, trainable, settings.inner)
     exported = meta_step.exported_params(field, trainable, settings.inner)
     signals = np.random.default_rng(1).uniform(size=(2, 6, 6, 1))

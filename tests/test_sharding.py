@@ -34,7 +34,7 @@ EIGHT_AGAINST_ONE = """
 
     def start(mesh, key=0):
         state = meta_step.init(field, settings, jax.random.key(key), dtype=jnp.float64)
-        return sharding.place(mesh, state, meta_step.layout(field, state, mesh))
+        return sharding.place(mesh, state, sharding.layout(field, state, mesh))
 
     def run(devices, shards, settings=settings, updates=5):
         mesh = sharding.data_mesh(devices, modulation_shards=shards)

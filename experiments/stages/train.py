@@ -29,6 +29,7 @@ from medfuncta_jax.datasets.pipeline import batch_rows
 from medfuncta_jax.field import Params
 from medfuncta_jax.methods import METHODS
 from medfuncta_jax.product import has_tensorfloat32
+from medfuncta_jax.training_state import MetaState
 
 # Seconds between checks for a stop during a validation.
 _LOOK_SECONDS = 0.1
@@ -52,7 +53,7 @@ def train(run: Run) -> None:
         sharding.check_batch_size(mesh, config.micro_batch, "train.micro_batch")
     init_key, update_key = jax.random.split(jax.random.key(settings.seed))
     first = method.init(field, settings, init_key, signals=len(dataset.splits["train"]))
-    state = sharding.place(mesh, first, meta_step.layout(field, first, mesh))
+    state = sharding.place(mesh, first, sharding.layout(field, first, mesh))
     progress_so_far: dict[str, Any] = {"seconds": 0.0, "best_psnr": None, "owes_validation": False}
 
     with Checkpoints(directory.checkpoints) as checkpoints:
@@ -93,7 +94,7 @@ class _Loop:
     def seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.began
 
-    def run_from(self, start: int, state: meta_step.MetaState, key: jax.Array, stop: StopRequest) -> None:
+    def run_from(self, start: int, state: MetaState, key: jax.Array, stop: StopRequest) -> None:
         settings, config = self.settings, self.settings.train
         key = sharding.replicate(self.mesh, key)
         labels = None
@@ -189,7 +190,7 @@ class _Loop:
         best = "" if self.best_psnr is None else f", best validation {self.best_psnr:.2f}"
         return f"PSNR {record['psnr']:.2f} dB{best}"
 
-    def _validate_and_save(self, step: int, state: meta_step.MetaState, stop: StopRequest) -> None:
+    def _validate_and_save(self, step: int, state: MetaState, stop: StopRequest) -> None:
         method = METHODS[self.settings.train.method]
         coords = jnp.asarray(grid(self.dataset.grid), jnp.float32)
         params = method.exported_params(self.field, state.trainable, self.settings.inner, coords)
@@ -249,7 +250,7 @@ class _Loop:
                 return None
         return done.result()
 
-    def _save(self, step: int, state: meta_step.MetaState, val_psnr: float | None) -> None:
+    def _save(self, step: int, state: MetaState, val_psnr: float | None) -> None:
         about = {
             "seconds": self.seconds(), "best_psnr": self.best_psnr, "owes_validation": self.owes_validation
         }  # fmt: skip

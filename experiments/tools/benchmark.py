@@ -216,7 +216,7 @@ def measure_input(case: Case, settings: Settings, *, data_dir: str | None, repea
     field = method.check(settings, dataset.grid, dataset.channels, task=dataset.task)
     mesh = sharding.data_mesh()
     state = method.init(field, settings, jax.random.key(0), signals=len(split))
-    state = sharding.place(mesh, state, meta_step.layout(field, state, mesh))
+    state = sharding.place(mesh, state, sharding.layout(field, state, mesh))
     training = meta_step.Training(field, settings, dataset.grid, mesh=mesh)
     update = jax.jit(functools.partial(method.update, training), donate_argnums=0)
     key, rows = sharding.replicate(mesh, jax.random.key(1)), np.arange(size, dtype=np.int32)

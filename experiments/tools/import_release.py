@@ -35,8 +35,9 @@ from medfuncta_jax.datasets.dataset import SPLITS
 from medfuncta_jax.field import STEP_SIZE, Field, Params, field_from_layers
 from medfuncta_jax.latent_file import file_name, write_file
 from medfuncta_jax.latent_store import field_checksum
-from medfuncta_jax.meta_step import Trainable, exported_params
+from medfuncta_jax.meta_step import exported_params
 from medfuncta_jax.settings import InnerSettings, ModelSettings
+from medfuncta_jax.training_state import Trainable
 
 # This package's names of a layer's parts and arrays, and the release's.
 _PARTS = {"layer": "linear", "modulation": "modulate_shift_layer", "scale": "modulate_scale_layer"}

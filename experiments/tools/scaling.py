@@ -188,7 +188,7 @@ def predicted(case: Case, settings: Settings, *, devices: int, batch: int, rates
             specs,
         )
 
-    state = placed(state, meta_step.layout(field, state, mesh))
+    state = placed(state, sharding.layout(field, state, mesh))
     points = math.prod(case.grid)
     signals, rows, key = (
         placed(jax.ShapeDtypeStruct(shape, kind), spec)

@@ -55,7 +55,7 @@ def prepare(case: Any, settings: Any, *, mode: str) -> TimedProgram:
     mesh = sharding.data_mesh(jax.devices()[: math.gcd(batch, jax.device_count())])
     if mode == "train":
         state = method.init(field, settings, jax.random.key(0), signals=batch)
-        state = sharding.place(mesh, state, meta_step.layout(field, state, mesh))
+        state = sharding.place(mesh, state, sharding.layout(field, state, mesh))
         training = meta_step.Training(field, settings, case.grid, mesh=mesh)
         update = jax.jit(functools.partial(method.update, training), donate_argnums=0)
         key = sharding.replicate(mesh, jax.random.key(1))

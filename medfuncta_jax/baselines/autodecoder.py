@@ -16,9 +16,10 @@ from medfuncta_jax import meta_step
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.field import Field
 from medfuncta_jax.latent_loss import latent_loss, latent_noise
-from medfuncta_jax.meta_step import MetaState, Trainable, Training, exported_params
+from medfuncta_jax.meta_step import Training, exported_params
 from medfuncta_jax.point_field import Targets, shares
 from medfuncta_jax.settings import Settings, SettingsError
+from medfuncta_jax.training_state import MetaState, Trainable
 
 __all__ = ["check", "exported_params", "init", "update"]
 

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 
 from medfuncta_jax import meta_step, sharding
 from medfuncta_jax.field import Field
-from medfuncta_jax.meta_step import MetaState, Training, exported_params, init
+from medfuncta_jax.meta_step import Training, exported_params, init
 from medfuncta_jax.outer_loss import LatentLoss
 from medfuncta_jax.product import FULL
 from medfuncta_jax.settings import BaselineSettings, Settings, SettingsError
+from medfuncta_jax.training_state import MetaState
 
 __all__ = ["check", "contrastive_loss", "exported_params", "init", "update"]
 

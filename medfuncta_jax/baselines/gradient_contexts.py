@@ -11,9 +11,10 @@ from medfuncta_jax import meta_step, sharding
 from medfuncta_jax.context import context_size
 from medfuncta_jax.field import Field, Params
 from medfuncta_jax.inner_steps import InnerLoop
-from medfuncta_jax.meta_step import MetaState, Training, exported_params, init
+from medfuncta_jax.meta_step import Training, exported_params, init
 from medfuncta_jax.point_field import shares, take
 from medfuncta_jax.settings import Settings, SettingsError
+from medfuncta_jax.training_state import MetaState
 
 __all__ = ["check", "exported_params", "gradient_contexts", "gradient_norms", "init", "update"]
 

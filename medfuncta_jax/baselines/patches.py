@@ -16,9 +16,10 @@ import numpy as np
 from medfuncta_jax import meta_step
 from medfuncta_jax.field import Field, Params, rescale_latent
 from medfuncta_jax.latent_grid import cell_of, interpolation_weights
-from medfuncta_jax.meta_step import MetaState, Trainable, Training
+from medfuncta_jax.meta_step import Training
 from medfuncta_jax.settings import InnerSettings, Settings, SettingsError
 from medfuncta_jax.siren import ModulatedSiren, PointFeatures
+from medfuncta_jax.training_state import MetaState, Trainable
 
 
 def window(shape: Sequence[int], latent_grid: Sequence[int]) -> tuple[int, ...]:

@@ -8,8 +8,8 @@ import pytest
 import medfuncta_jax as mf
 from medfuncta_jax.baselines import codebook
 from medfuncta_jax.baselines.codebook import CodebookField
-from medfuncta_jax.meta_step import Trainable
 from medfuncta_jax.settings import InnerSettings
+from medfuncta_jax.training_state import Trainable
 
 MODEL = mf.ModelSettings(layers=4, width=16, latent_dim=6, omega_first=10.0, omega_last=30.0)
 

@@ -9,6 +9,7 @@ import medfuncta_jax as mf
 from medfuncta_jax import meta_step
 from medfuncta_jax.baselines import gradient_contexts
 from medfuncta_jax.baselines.gradient_contexts import gradient_norms
+from medfuncta_jax.training_state import Trainable
 from tests import plain_field
 
 COORDS = mf.grid((5, 4))
@@ -66,7 +67,7 @@ def test_an_update_is_that_of_the_chosen_contexts(micro_batch):
         {"data": {"source": "any"}, "inner": {"steps": 2, "step_size": 0.3, "selection_ratio": 0.35},
          "train": {"batch_size": 4, "micro_batch": micro_batch, "method": "gradient_contexts"}}
     )  # fmt: skip
-    state = meta_step.start(field, meta_step.Trainable(params, None), settings.train)
+    state = meta_step.start(field, Trainable(params, None), settings.train)
     training = meta_step.Training(field, settings, (5, 4))
     _, metrics = jax.jit(lambda state: gradient_contexts.update(training, state, signals, jax.random.key(1)))(state)
     rows = gradient_contexts.gradient_contexts(field, params, jnp.asarray(COORDS), signals, inner=INNER, step_size=0.3)
