@@ -10,10 +10,12 @@ SIGTERM with everything saved: the same command resumes.
 
 from __future__ import annotations
 
+import os
 import signal
 
-if __name__ == "__main__":  # a Ctrl-C during the imports below ends the process silently
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a Ctrl-C during the imports below ends the process silently
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # waiting threads of LAPACK would take the cores from XLA
 
 import contextlib
 import logging

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from medfuncta_jax.field import Field, Params
 from medfuncta_jax.product import FULL
 from medfuncta_jax.settings import SettingsError
-from medfuncta_jax.siren import Modulations
+from medfuncta_jax.siren import Modulations, PointFeatures
 
 _JITTER = 1e-6  # part of the mean of H's diagonal that is added to it, so that float32 can factorise it
 
@@ -58,13 +58,14 @@ def gauss_newton_factor(
     point_params, readers = field.split(params)
     module, variables = field.module, {"params": point_params}
 
-    def value(modulations: Modulations, point: jax.Array) -> jax.Array:
-        """[1, 1, D] at one point [C]."""
-        features = module.apply(variables, point[None, None], method="features")
-        return cast(jax.Array, module.apply(variables, modulations, features, method="values"))
+    def value(modulations: Modulations, features: PointFeatures) -> jax.Array:
+        """[1, 1, D] from the features [1, L] of one point."""
+        of_point = jax.tree.map(lambda each: each[:, None], features)
+        return cast(jax.Array, module.apply(variables, modulations, of_point, method="values"))
 
     at_zero = field.modulations(readers, jnp.zeros((1, field.model.latent_dim), coords.dtype))
-    by_unit = jax.vmap(jax.jacrev(value), in_axes=(None, 0))(at_zero, coords)  # by name, [N, 1, 1, D, 1, L]
+    features = module.apply(variables, coords[None], method="features")
+    by_unit = jax.vmap(jax.jacrev(value), in_axes=(None, 1))(at_zero, features)  # by name, [N, 1, 1, D, 1, L]
     parts = [
         jnp.matmul(by_unit[name].reshape(len(coords), field.channels, -1), readers[name]["kernel"].T, precision=FULL)
         for name in field.latent_layers()

@@ -1,9 +1,14 @@
-"""Context sets: the points that an inner step sees."""
+"""The points of an update: those that an inner step sees, and points off the grid."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from medfuncta_jax.coordinates import grid
 
 
 def context_size(points: int, selection_ratio: float) -> int:
@@ -32,3 +37,31 @@ def random_context(
     # The order of i.i.d. random bits is a uniform permutation; one sort, where jax.random.permutation needs several.
     bits = jax.random.bits(key, (*leading, points), jnp.uint32)
     return jnp.argsort(bits, axis=-1).astype(jnp.int32)[..., :size]
+
+
+def off_grid(
+    key: jax.Array, signals: jax.Array, shape: Sequence[int], *, probability: float
+) -> tuple[jax.Array, jax.Array]:
+    """With `probability`, moves all points by one random shift of at most half a spacing along each axis.
+
+    Values there are interpolated by cubic convolution (Keys 1981). A shift moves all points alike, so signals keep the
+    coordinates in common. Points that would leave [-1, 1] stay on its border.
+
+    Args:
+      key: PRNG key.
+      signals: [B, N, D] on the grid of `shape`.
+      shape: points along each of C axes, N in all.
+      probability: in [0, 1].
+    Returns:
+      coords [N, C] in [-1, 1] and signals [B, N, D] there.
+    """
+    counts, axes = np.asarray(shape), len(shape)
+    whether, how_far = jax.random.split(key)
+    shift = jax.random.uniform(how_far, (axes,), signals.dtype, -0.5, 0.5) * (counts > 1)
+    shift = jnp.where(jax.random.bernoulli(whether, probability), shift, 0.0)
+    on_grid = signals.reshape(-1, *shape, signals.shape[-1])
+    moved = jax.image.scale_and_translate(
+        on_grid, on_grid.shape, range(1, axes + 1), jnp.ones(axes), -shift, "cubic", antialias=False
+    )
+    coords = jnp.asarray(grid(shape), signals.dtype) + 2 * shift / np.maximum(1, counts - 1)
+    return jnp.clip(coords, -1, 1), moved.reshape(signals.shape)

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from medfuncta_jax import sharding
 from medfuncta_jax.arrays import Array
 from medfuncta_jax.conditioning import check_conditioning, conditioned, gauss_newton_factor
-from medfuncta_jax.context import random_context
+from medfuncta_jax.context import off_grid, random_context
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.field import Field, Params, rescale_latent
 from medfuncta_jax.inner_steps import InnerLoop
@@ -69,7 +69,10 @@ def make_optimizer(train: TrainSettings, field: Field) -> optax.GradientTransfor
     if train.method == "autodecoder":
         parts["latents"] = optax.adam(rate(train.latent_learning_rate))
     if train.optimizer == "muon":
-        parts["hidden"] = optax.contrib.muon(rate(train.muon_learning_rate), weight_decay=train.weight_decay)
+        # With Schatten scaling three iterations train as well as five, in two thirds of the time.
+        parts["hidden"] = optax.contrib.muon(
+            rate(train.muon_learning_rate), ns_steps=3, preconditioning="schatten", weight_decay=train.weight_decay
+        )
     each = optax.partition(parts, labels)
     return optax.chain(optax.clip_by_global_norm(train.clip_norm), each) if train.clip_norm else each
 
@@ -179,14 +182,16 @@ def update(
 def draw(
     training: Training, state: MetaState, signals: jax.Array, key: jax.Array, coords: jax.Array | None = None
 ) -> Sample:
-    """The random choices of the next update: points of the outer loss, contexts, noise.
+    """The random choices of the next update: points of the outer loss, on the grid or off it, contexts, noise.
 
     `key` is that of the run; `state.step` is folded into it, so that a resumed run draws the same. Without `coords` the
     signals are on the grid of `training.shape`.
     """
     field, train = training.field, training.settings.train
-    coords = jnp.asarray(grid(training.shape), signals.dtype) if coords is None else coords
     key = jax.random.fold_in(key, state.step)
+    if train.off_grid and coords is None:
+        coords, signals = off_grid(jax.random.fold_in(key, 3), signals, training.shape, probability=train.off_grid)
+    coords = jnp.asarray(grid(training.shape), signals.dtype) if coords is None else coords
     if train.selection_ratio < 1:
         rows = random_context(
             jax.random.fold_in(key, 1), points=len(coords), selection_ratio=train.selection_ratio, steps=1

@@ -1,9 +1,11 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
-from medfuncta_jax.context import context_size, random_context
+from medfuncta_jax.context import context_size, off_grid, random_context
+from medfuncta_jax.coordinates import grid
 
 
 @pytest.mark.parametrize("signals", [None, 3])
@@ -34,3 +36,35 @@ def test_full_context_and_smallest():
     )
     assert context_size(10, 0.01) == 1
     assert context_size(4096, 0.25) == 1024
+
+
+def quadratic(coords):
+    """[..., C] -> [B = 2, ..., D = 1]."""
+    return jnp.stack([coords.sum(-1) ** 2 - coords[..., 0], 1 + coords[..., -1] ** 2])[..., None]
+
+
+@pytest.mark.parametrize("shape", [(9,), (7, 8), (6, 1, 7)])
+def test_signals_off_the_grid_are_interpolated_there(shape):
+    """Cubic convolution is exact for polynomials of degree 2, two points from the border."""
+    points, counts = jnp.asarray(grid(shape)), np.asarray(shape)
+    inside = np.ones(shape, bool)
+    for axis, n in enumerate(shape):
+        if n > 1:
+            inside &= np.moveaxis(np.isin(np.arange(n), range(2, n - 2)).reshape(-1, *[1] * (len(shape) - 1)), 0, axis)
+    for seed in range(3):
+        coords, signals = off_grid(jax.random.key(seed), quadratic(points), shape, probability=1.0)
+        moved = np.asarray(coords - points) * (counts - 1) / 2  # in spacings
+        assert 0 < np.abs(moved).max() <= 0.5
+        np.testing.assert_allclose(moved[inside.ravel()], moved[inside.ravel()][:1].repeat(inside.sum(), 0), atol=1e-12)
+        assert np.abs(coords).max() <= 1
+        expected = np.asarray(quadratic(coords))
+        np.testing.assert_allclose(signals[:, inside.ravel()], expected[:, inside.ravel()], atol=1e-6)
+
+
+def test_a_part_of_the_updates_leaves_the_grid():
+    points = jnp.asarray(grid((5,)))
+    draw = jax.jit(jax.vmap(lambda key: off_grid(key, quadratic(points), (5,), probability=0.25)))
+    coords, signals = draw(jax.random.split(jax.random.key(0), 2000))
+    moved = np.any(coords != points, axis=(1, 2))
+    assert stats.binomtest(int(moved.sum()), 2000, 0.25).pvalue > 1e-3
+    np.testing.assert_allclose(signals[~moved], np.broadcast_to(quadratic(points), signals[~moved].shape), atol=1e-12)

@@ -73,6 +73,11 @@ def test_every_method_learns_in_every_dimension(kind, shape):
             "patches", {"model": {"latent_grid": (8,), "latent_interpolation": "nearest"}},
             r"model.latent_grid \(8,\) makes patches",
         ),
+        (
+            "patches",
+            {"model": {"latent_grid": (2,), "latent_interpolation": "nearest"}, "train": {"off_grid": 0.5}},
+            "needs train.off_grid=0.0",
+        ),
         ("codebook", {"inner": {"learned_step_size": "per_latent"}}, "needs inner.learned_step_size=none or scalar"),
         ("codebook", {"baselines": {"codebook_entries": 3}}, "must divide the latent's 8 entries, got 3"),
         ("contrastive", {}, "one label a signal, these have 'none'"),
@@ -82,6 +87,7 @@ def test_every_method_learns_in_every_dimension(kind, shape):
         ("autodecoder", {"train": {"micro_batch": 2}}, "needs train.micro_batch=0"),
         ("autodecoder", {"train": {"modulation_shards": 2}}, "needs train.modulation_shards=1"),
         ("autodecoder", {"train": {"selection_ratio": 0.5}}, "needs train.selection_ratio=1.0"),
+        ("autodecoder", {"train": {"off_grid": 0.5}}, "needs train.off_grid=0.0"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(method, groups, message):

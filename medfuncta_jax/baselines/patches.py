@@ -111,6 +111,8 @@ def check(settings: Settings, shape: Sequence[int], channels: int, *, task: str 
     del task
     field = PatchField(settings.model, len(shape), channels)
     window(shape, settings.model.latent_grid)
+    if settings.train.off_grid:
+        raise SettingsError("train.method=patches needs train.off_grid=0.0: its windows are off the grid already")
     return meta_step.checked(field, settings)
 
 
