@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from medfuncta_jax import sharding
 from medfuncta_jax.arrays import Array
+from medfuncta_jax.augmentation import resized_and_moved
 from medfuncta_jax.conditioning import check_conditioning, conditioned, gauss_newton_factor
 from medfuncta_jax.context import off_grid, random_context
 from medfuncta_jax.coordinates import grid
@@ -182,13 +183,15 @@ def update(
 def draw(
     training: Training, state: MetaState, signals: jax.Array, key: jax.Array, coords: jax.Array | None = None
 ) -> Sample:
-    """The random choices of the next update: points of the outer loss, on the grid or off it, contexts, noise.
+    """The random choices of the next update: changes of signals, points of the outer loss, contexts, noise.
 
     `key` is that of the run; `state.step` is folded into it, so that a resumed run draws the same. Without `coords` the
     signals are on the grid of `training.shape`.
     """
     field, train = training.field, training.settings.train
     key = jax.random.fold_in(key, state.step)
+    if train.augmentation:
+        signals = resized_and_moved(jax.random.fold_in(key, 4), signals, training.shape, largest=train.augmentation)
     if train.off_grid and coords is None:
         coords, signals = off_grid(jax.random.fold_in(key, 3), signals, training.shape, probability=train.off_grid)
     coords = jnp.asarray(grid(training.shape), signals.dtype) if coords is None else coords

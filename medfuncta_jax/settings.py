@@ -255,6 +255,8 @@ class TrainSettings:
         layer, fill a device. The update is the same to rounding.
       selection_ratio: in (0, 1], part of the points that a meta-update sees, drawn anew for each; contexts are drawn
         from this part. 1 (the paper): the outer loss is on every point.
+      augmentation: in [0, 1], largest random change of a signal's size and place in a meta-update, in parts of its
+        extent (see `augmentation`). 0 is the paper.
       off_grid: in [0, 1], part of the meta-updates whose points are moved off the grid, all by one random shift of at
         most half a spacing along each axis, to signals interpolated there. 0 is the paper.
       optimizer: "adamw" (the paper), or "muon" for the weights of hidden layers and modulations, beside AdamW for the
@@ -284,6 +286,7 @@ class TrainSettings:
     points_per_chunk: int = 0
     modulation_shards: int = 1
     selection_ratio: float = 1.0
+    augmentation: float = 0.0
     off_grid: float = 0.0
     optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 3e-6
@@ -311,7 +314,8 @@ class TrainSettings:
         micro = self.micro_batch or self.batch_size
         _require(self.batch_size % micro == 0, f"micro_batch = {micro} does not divide batch_size = {self.batch_size}")
         _require(0 < self.selection_ratio <= 1, f"selection_ratio must be in (0, 1], got {self.selection_ratio}")
-        _require(0 <= self.off_grid <= 1, f"off_grid must be in [0, 1], got {self.off_grid}")
+        for name in ("augmentation", "off_grid"):
+            _require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], got {getattr(self, name)}")
         for name in ("learning_rate", "muon_learning_rate", "step_size_learning_rate", "latent_learning_rate"):
             _require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
         unsigned = ("warmup_steps", "weight_decay", "clip_norm", "checkpoint_every", "collapse_db")

@@ -88,6 +88,7 @@ def test_every_method_learns_in_every_dimension(kind, shape):
         ("autodecoder", {"train": {"modulation_shards": 2}}, "needs train.modulation_shards=1"),
         ("autodecoder", {"train": {"selection_ratio": 0.5}}, "needs train.selection_ratio=1.0"),
         ("autodecoder", {"train": {"off_grid": 0.5}}, "needs train.off_grid=0.0"),
+        ("autodecoder", {"train": {"augmentation": 0.1}}, "needs train.augmentation=0.0"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(method, groups, message):

@@ -111,8 +111,11 @@ def check(settings: Settings, shape: Sequence[int], channels: int, *, task: str 
     del task
     field = PatchField(settings.model, len(shape), channels)
     window(shape, settings.model.latent_grid)
-    if settings.train.off_grid:
-        raise SettingsError("train.method=patches needs train.off_grid=0.0: its windows are off the grid already")
+    for name in ("augmentation", "off_grid"):
+        if getattr(settings.train, name):
+            raise SettingsError(
+                f"train.method=patches needs train.{name}=0.0: it draws windows of signals, off the grid"
+            )
     return meta_step.checked(field, settings)
 
 
