@@ -156,7 +156,7 @@ def fit_head(
         state = Head(field, params, module, jax.tree.map(np.asarray, head), step, math.nan)
         overlap = dice(state.labels(val_latents, val_masks.shape[1:]), val_masks, classes=classes)
         quality = float(np.nanmean(overlap)) if not np.isnan(overlap).all() else math.nan
-        # Of validation signals that show nothing, the last one.
+        # The last state is kept where validation signals show no structure.
         if best is None or not quality <= best.val_dice:
             best = state._replace(val_dice=quality)
     assert best is not None

@@ -1,4 +1,4 @@
-"""What training learns and keeps: one pytree, saved in checkpoints."""
+"""The state of training: one pytree, saved in checkpoints."""
 
 from __future__ import annotations
 

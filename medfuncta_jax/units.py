@@ -56,7 +56,7 @@ class Units:
 
     @property
     def notes(self) -> str:
-        """What a reader of the values must know: a shared scale, clipped values, missing channels; "" where nothing."""
+        """A note for readers of the values: a shared scale, clipped values, missing channels; "" if there is none."""
         shared = {"": "", "channels": "one scale for all channels", "signals": "one scale for all signals"}[self.shared]
         clipped = f"{100 * self.clipped:.3g} % of the values were clipped" if self.clipped else ""
         missing = f"not recorded: {', '.join(map(self._channel, self.missing))}" if self.missing else ""

@@ -38,7 +38,7 @@ def site(tmp_path_factory):
 
 
 def run(site, where, *words, code=None):
-    """Of the installed wheel, with `where` as working directory; `words` are of the console command."""
+    """Runs the console command of the installed wheel, or `code`, in the working directory `where`."""
     script = [str(site / "bin" / "medfuncta"), *words] if code is None else ["-c", code]
     return subprocess.run(
         [sys.executable, *script], cwd=where, env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True

@@ -73,7 +73,7 @@ def test_the_same_arguments_give_the_same_head(case, head):
 
 
 def test_the_best_state_in_validation_is_kept(case, head):
-    """Of validation masks that are the classes exchanged, the first states are the best ones."""
+    """Validation masks with the classes exchanged are best matched by the first states."""
     exchanged = np.array([0, 2, 1])[case[2][60:]]
     worse = _fitted(case, val_masks=exchanged)
     assert worse.val_dice < 0.5
@@ -124,7 +124,7 @@ def test_the_loss_is_cross_entropy_and_dice():
 
 
 def test_the_operator_finds_a_map_of_latents_and_goes_by_what_it_changes():
-    """Of two entries of a target one hardly changes its signal: an error there is none."""
+    """An entry of the target that hardly changes its signal counts little in the loss."""
     rng = np.random.default_rng(0)
     latents = rng.normal(size=(2, 280, 4)).astype(np.float32)
     latents[1] = latents[0] + 0.01 * latents[1]

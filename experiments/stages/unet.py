@@ -73,7 +73,7 @@ class UNet(nn.Module):
 
 
 class _Convolution(nn.Module):
-    """Of three points along each axis, as a sum of products: XLA's own takes twice as long in 3D on a processor."""
+    """Convolution of three points along each axis, as products: XLA's own takes twice as long in 3D on a CPU."""
 
     width: int
 

@@ -1,10 +1,10 @@
 """One ECG of several leads: a WFDB record (.hea and its .dat, as PTB-XL has them) or a DICOM waveform.
 
 Leads are known by their names, in any case and without what files add ("AVR" and "Lead aVR (Goldberger)" are aVR).
-Values are in mV. What counts of a WFDB header says `wfdb_file.py`; of DICOM, of the first waveform that is not derived
-(as the median beat beside it is), count the sampling frequency, channels, samples, their type and padding value,
-sensitivity with its correction and unit, baseline, the source or else the label of each channel, and the patient.
-Ignored are filters, annotations, time offsets and skews.
+Values are in mV. `wfdb_file.py` says which fields of a WFDB header count. In a DICOM file the first waveform counts that
+is not derived (as the median beat beside it is), with its sampling frequency, channels, samples, their type and padding
+value, sensitivity with its correction and unit, baseline, the source or else the label of each channel, and the
+patient. Filters, annotations, time offsets and skews are ignored.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ SUFFIXES = (".hea", ".dcm")
 # Units of voltage, in mV.
 _MILLIVOLTS = {"V": 1e3, "mV": 1.0, "uV": 1e-3, "µV": 1e-3, "μV": 1e-3, "nV": 1e-6}
 
-# What files write around the name of a lead.
+# Characters around the name of a lead in files.
 _AROUND = re.compile(r"^(mdc[_ ])?(ecg[_ ])?lead[_ ]+|\(.*?\)", re.IGNORECASE)
 
-# How DICOM codes samples that are proportional to a voltage, by the bits of one.
+# DICOM's codes of samples that are proportional to a voltage, by the bits of a sample.
 _KINDS = {("SB", 8): "i1", ("UB", 8): "u1", ("SS", 16): "<i2", ("US", 16): "<u2", ("SL", 32): "<i4", ("UL", 32): "<u4"}
 
 
 def lead_key(name: str) -> str:
-    """What names of the same lead have in common."""
+    """A key that is equal for all names of a lead."""
     return " ".join(_AROUND.sub("", name.strip()).split()).casefold()
 
 

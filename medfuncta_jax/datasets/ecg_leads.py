@@ -4,14 +4,14 @@
 record, as all records of a patient, are in one split. N is `seconds` times `rate`: the first seconds of a record,
 resampled, anti-aliased; a shorter record is skipped. Values are scaled from mV, and their scale is kept with them.
 
-A lead is missing that a record does not have, or in which it has a sample that is invalid, or that is one flat line, as
-of an electrode that is off. Among signals it is left out. As a channel it stands as a line at 0 mV in the signal, which
-training and every fit see; it is named in the units of the signal (`Units.missing`), so that values in mV are NaN,
-whatever the field says; and no figure of the evaluation counts it. What is measured elsewhere does: the PSNR of a
-validation, that beside a latent, and other modes.
+A lead is missing if the record does not have it, has an invalid sample in it, or shows one flat line, as an electrode
+that is off does. With `layout="signals"` a missing lead is left out. With `layout="channels"` it is a line at 0 mV in
+the signal, which training and every fit see. `Units.missing` names it, so its values in mV are NaN, and the figures of
+the evaluation leave it out. Other measurements count it: the PSNR of a validation, that beside a latent, and other
+modes.
 
-Code of one's own can fit the recorded leads alone, by an operator that leaves out the others; `recorded` is 0 or 1 for
-each channel:
+Your own code can fit the recorded leads alone, by an operator that leaves out the others; `recorded` is 0 or 1 for each
+channel:
 
     seen = mf.operators.Function(mf.grid((1000,)), lambda values: values * recorded, (1000,))
     fitted = mf.fit_latent(field, params, signals * recorded, observe=seen)  # of records with the same leads
@@ -63,7 +63,7 @@ STANDARD = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5",
 
 _LONGEST, _FASTEST = 1_000_000, 10_000
 
-# How PTB-XL ends the names of one record at 100 and at 500 Hz.
+# Endings of the names of a record in PTB-XL at 100 and at 500 Hz.
 _SLOW, _FAST = "_lr", "_hr"
 
 
@@ -202,7 +202,7 @@ def _records(files: Mapping[str, Path]) -> dict[str, _Found]:
 
 
 def _about(folder: Path, options: LeadOptions, records: Mapping[str, _Found]) -> dict[str, Any]:
-    """What determines the signals; of a record that cannot be read, that it cannot."""
+    """The facts that determine the signals, or that a record cannot be read."""
     files = {path for one in records.values() if isinstance(one, EcgFile) for path in one.files if path.is_file()}
     about = about_files("ecg", folder, options, {str(path.relative_to(folder)): path for path in sorted(files)})
     return about | {"unreadable": {name: one for name, one in records.items() if isinstance(one, str)}}

@@ -5,7 +5,7 @@ from itertools import chain
 
 
 def assert_only_skipped(data, name, message):
-    """Of the dataset, exactly the signal `name` is missing, and its reason, in one line, starts with what `message` is.
+    """Exactly the signal `name` is missing from the dataset, with a reason of one line that matches `message`.
 
     The split of the others is the one that was made of all files.
     """

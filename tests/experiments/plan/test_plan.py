@@ -99,13 +99,13 @@ def test_the_compiled_program_multiplies_as_asked_for_and_only_in_hidden_layers(
         fit = programs.fit(TARGETS[target], field, settings, (32, 32))
     for found in (update, fit):
         flop = roofline.products_by_precision(found.text)
-        # Of a product in bfloat16 the gradient multiplies a cotangent that is not rounded, in TF32.
+        # The gradient of a product in bfloat16 multiplies a cotangent that is not rounded, in TF32.
         assert set(flop) - {"tensorfloat32"} == {"float32", products} - {"tensorfloat32"}
         assert products == "float32" or flop["float32"] < flop[products]
         assert products != "float32" or "tensorfloat32" not in flop
         assert found.seconds > 0
         assert found.bytes > 0
-    # Of the four modulated layers two read points through a product; all products of a step are of one size.
+    # Two of the four modulated layers read points through a product; all products of a step are of one size.
     rows, width = 2 * 32 * 32, 64
     assert roofline.products_by_precision(fit.text)[products] >= 20 * 2 * 2 * 2 * rows * width**2
 
