@@ -1,8 +1,8 @@
 """One ECG of several leads: a WFDB record (.hea and its .dat, as PTB-XL has them) or a DICOM waveform.
 
 Leads are known by their names, in any case and without what files add ("AVR" and "Lead aVR (Goldberger)" are aVR).
-Values are in mV. `wfdb_file.py` says which fields of a WFDB header count. In a DICOM file the first waveform counts that
-is not derived (as the median beat beside it is), with its sampling frequency, channels, samples, their type and padding
+Values are in mV. `wfdb_file.py` says which fields of a WFDB header count. A DICOM file counts with its first waveform
+that is not derived (as the median beat beside it is): sampling frequency, channels, samples, their type and padding
 value, sensitivity with its correction and unit, baseline, the source or else the label of each channel, and the
 patient. Filters, annotations, time offsets and skews are ignored.
 """
