@@ -35,7 +35,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "no_residual": {"model.residual": False},
     "pyramid": {"train.method": "pyramid", "model.residual": False, "baselines.last_width": {"paper": 64, "cpu": 16}},
 }
-# Faster optimisers, for the deep field and for the recipe of one modulated layer.
+# Faster optimisers and other training points, for the deep field and for the recipe of one modulated layer.
 _MUON = {"train.optimizer": "muon"}
 _GAUSS_NEWTON = {"inner.gauss_newton_damping": 0.03, "train.learning_rate": 3e-4}
 _IMPROVEMENTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -46,6 +46,8 @@ _IMPROVEMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "one_layer_muon": ("baselines.one_layer", _MUON),
     "one_layer_gauss_newton": ("baselines.one_layer", _GAUSS_NEWTON),
     "one_layer_both": ("baselines.one_layer", {**_MUON, **_GAUSS_NEWTON}),
+    "one_layer_augmentation": ("baselines.one_layer", {"train.augmentation": 0.1}),
+    "one_layer_off_grid": ("baselines.one_layer", {"train.off_grid": 0.5}),
 }
 _ONE_LABEL = {"data.flag": {"paper": "pneumoniamnist"}}  # for the contrastive loss; cpu presets have one label
 

@@ -35,6 +35,7 @@ _TITLES = {
     "pyramid": "pyramid of widths", "deep": "MedFuncta", "deep_muon": "+ Muon",
     "deep_step_sizes": "+ learned step sizes", "one_layer_muon": "one layer + Muon",
     "one_layer_gauss_newton": "one layer + Gauss-Newton", "one_layer_both": "one layer + both",
+    "one_layer_augmentation": "one layer + augmentation", "one_layer_off_grid": "one layer + points off the grid",
 }  # fmt: skip
 
 
