@@ -27,7 +27,7 @@ from medfuncta_jax.coordinates import grid
 from medfuncta_jax.field import STEP_SIZE, Field, Params, params_dtype
 from medfuncta_jax.fit import fit_latent, reconstruct
 from medfuncta_jax.point_field import ChannelLoss
-from medfuncta_jax.settings import FitSettings, Settings
+from medfuncta_jax.settings import FitSettings, Settings, SettingsError
 
 # Maximum number of values decoded at once, 64 MB in float32, beside the memory of `reconstruct`.
 _VALUES_AT_ONCE = 2**24
@@ -91,7 +91,8 @@ def fit_signals(
 ) -> FittedSignals:
     """Fit one latent to each of any number of signals, `fit.batch_size` at a time.
 
-    Each latent equals that of `fit_latent` up to rounding, for any batch size. Repeats fill the last batch, so that one
+    Each latent equals that of `fit_latent` with the same options up to rounding, for any batch size. (The defaults
+    differ: `FitSettings` has the safeguard on, `fit_latent` has it off.) Repeats fill the last batch, so that one
     program serves all batches; the result leaves them out.
 
     Args:
@@ -146,7 +147,7 @@ def fit_batches(
     mesh = sharding.data_mesh(jax.local_devices()[:1]) if mesh is None else mesh
     size = min(fit.batch_size, -(-len(chosen) // mesh.size) * mesh.size)
     if size < 1:
-        raise ValueError(f"fit.batch_size must be at least 1, got {fit.batch_size}")
+        raise SettingsError(f"fit.batch_size must be at least 1, got {fit.batch_size}")
     sharding.check_batch_size(mesh, size, "fit.batch_size")
     if weights is not None:
         shown = np.asarray(as_array("weights", weights))

@@ -255,8 +255,8 @@ class TrainSettings:
         layer, fill a device. The update is the same to rounding.
       selection_ratio: in (0, 1], part of the points that a meta-update sees, drawn anew for each; contexts are drawn
         from this part. 1 (the paper): the outer loss is on every point.
-      augmentation: in [0, 1], largest random change of a signal's size and place in a meta-update, in parts of its
-        extent (see `augmentation`). 0 is the paper.
+      augmentation: a in [0, 1]. In a meta-update each signal is resized along each axis by a random factor within
+        [1 / (1 + a), 1 + a], and moved by at most a / 4 of its extent (see `augmentation`). 0 is the paper.
       off_grid: in [0, 1], part of the meta-updates whose points are moved off the grid, all by one random shift of at
         most half a spacing along each axis, to signals interpolated there. 0 is the paper.
       optimizer: "adamw" (the paper), or "muon" for the weights of hidden layers and modulations, beside AdamW for the

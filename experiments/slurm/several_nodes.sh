@@ -1,6 +1,6 @@
 #!/bin/bash
 # A run on several nodes, one process a node:
-# sbatch --nodes=8 experiments/slurm/several_nodes.sh configs/chest_xray.py runs/chest DATA
+# sbatch --nodes=8 experiments/slurm/several_nodes.sh configs/chest_xray.py runs/chest DATA --config.train.batch_size=64
 # The processes find each other through Slurm. If one is lost the others end, and the job starts again from the newest
 # checkpoint; the run directory and the data lie on a file system that all nodes share.
 #SBATCH --job-name=medfuncta
