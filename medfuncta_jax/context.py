@@ -39,26 +39,21 @@ def random_context(
     return jnp.argsort(bits, axis=-1).astype(jnp.int32)[..., :size]
 
 
-def off_grid(
-    key: jax.Array, signals: jax.Array, shape: Sequence[int], *, probability: float
-) -> tuple[jax.Array, jax.Array]:
-    """With `probability`, moves all points by one random shift of at most half a spacing along each axis.
+def off_grid(key: jax.Array, signals: jax.Array, shape: Sequence[int]) -> tuple[jax.Array, jax.Array]:
+    """All points of a grid moved by one random shift of at most half a spacing along each axis, and signals there.
 
-    Values there are interpolated by cubic convolution (Keys 1981). A shift moves all points alike, so signals keep the
-    coordinates in common. Points that would leave [-1, 1] stay on its border.
+    Values are interpolated by cubic convolution (Keys 1981). The shift is the same for all points, so signals keep
+    their coordinates in common. Points that would leave [-1, 1] stay on its border.
 
     Args:
       key: PRNG key.
       signals: [B, N, D] on the grid of `shape`.
       shape: points along each of C axes, N in all.
-      probability: in [0, 1].
     Returns:
       coords [N, C] in [-1, 1] and signals [B, N, D] there.
     """
     counts, axes = np.asarray(shape), len(shape)
-    whether, how_far = jax.random.split(key)
-    shift = jax.random.uniform(how_far, (axes,), signals.dtype, -0.5, 0.5) * (counts > 1)
-    shift = jnp.where(jax.random.bernoulli(whether, probability), shift, 0.0)
+    shift = jax.random.uniform(key, (axes,), signals.dtype, -0.5, 0.5) * (counts > 1)
     on_grid = signals.reshape(-1, *shape, signals.shape[-1])
     moved = jax.image.scale_and_translate(
         on_grid, on_grid.shape, range(1, axes + 1), jnp.ones(axes), -shift, "cubic", antialias=False

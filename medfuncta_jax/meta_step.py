@@ -189,19 +189,22 @@ def draw(
     signals are on the grid of `training.shape`.
     """
     field, train = training.field, training.settings.train
-    key = jax.random.fold_in(key, state.step)
+    key, inner = jax.random.fold_in(key, state.step), inner_loop_of(training.settings)
     if train.augmentation:
         signals = resized_and_moved(jax.random.fold_in(key, 4), signals, training.shape, largest=train.augmentation)
-    if train.off_grid and coords is None:
-        coords, signals = off_grid(jax.random.fold_in(key, 3), signals, training.shape, probability=train.off_grid)
-    coords = jnp.asarray(grid(training.shape), signals.dtype) if coords is None else coords
+    sets = [(jnp.asarray(grid(training.shape), signals.dtype) if coords is None else coords, signals)]
+    if train.off_grid:
+        sets.append(off_grid(jax.random.fold_in(key, 3), signals, training.shape))
     if train.selection_ratio < 1:
         rows = random_context(
-            jax.random.fold_in(key, 1), points=len(coords), selection_ratio=train.selection_ratio, steps=1
+            jax.random.fold_in(key, 1), points=signals.shape[1], selection_ratio=train.selection_ratio, steps=1
         )[0]
-        coords, signals = coords[rows], signals[:, rows]
-    batch, points, _ = signals.shape
-    context = inner_loop_of(training.settings).contexts(key, points=points, signals=batch)
+        sets = [(points[rows], values[:, rows]) for points, values in sets]
+    batch, points, _ = sets[0][1].shape
+    context = inner.contexts(key, points=points, signals=batch)
+    if train.off_grid and context is None:  # inner steps see the points of the grid alone
+        context = jnp.broadcast_to(jnp.arange(points), (inner.steps, points))
+    coords, signals = (jnp.concatenate(part, axis=-2) for part in zip(*sets, strict=True))
     noise = latent_noise(train, jax.random.fold_in(key, 2), (batch, field.model.latent_dim), signals.dtype)
     return Sample(coords, signals, context, jax.tree_util.Partial(functools.partial(latent_loss, train), noise))
 

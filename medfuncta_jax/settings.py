@@ -257,8 +257,8 @@ class TrainSettings:
         from this part. 1 (the paper): the outer loss is on every point.
       augmentation: a in [0, 1]. In a meta-update each signal is resized along each axis by a random factor within
         [1 / (1 + a), 1 + a], and moved by at most a / 4 of its extent (see `augmentation`). 0 is the paper.
-      off_grid: in [0, 1], part of the meta-updates whose points are moved off the grid, all by one random shift of at
-        most half a spacing along each axis, to signals interpolated there. 0 is the paper.
+      off_grid: the outer loss is also on points between those of the grid, all moved by one random shift of at most
+        half a spacing, with signals interpolated there; inner steps stay on the grid. It takes twice the points.
       optimizer: "adamw" (the paper), or "muon" for the weights of hidden layers and modulations, beside AdamW for the
         rest.
       learning_rate: beta, the peak rate of AdamW.
@@ -287,7 +287,7 @@ class TrainSettings:
     modulation_shards: int = 1
     selection_ratio: float = 1.0
     augmentation: float = 0.0
-    off_grid: float = 0.0
+    off_grid: bool = False
     optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 3e-6
     muon_learning_rate: float = 1e-3
@@ -314,8 +314,7 @@ class TrainSettings:
         micro = self.micro_batch or self.batch_size
         _require(self.batch_size % micro == 0, f"micro_batch = {micro} does not divide batch_size = {self.batch_size}")
         _require(0 < self.selection_ratio <= 1, f"selection_ratio must be in (0, 1], got {self.selection_ratio}")
-        for name in ("augmentation", "off_grid"):
-            _require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], got {getattr(self, name)}")
+        _require(0 <= self.augmentation <= 1, f"augmentation must be in [0, 1], got {self.augmentation}")
         for name in ("learning_rate", "muon_learning_rate", "step_size_learning_rate", "latent_learning_rate"):
             _require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
         unsigned = ("warmup_steps", "weight_decay", "clip_norm", "checkpoint_every", "collapse_db")

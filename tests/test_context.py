@@ -52,19 +52,10 @@ def test_signals_off_the_grid_are_interpolated_there(shape):
         if n > 1:
             inside &= np.moveaxis(np.isin(np.arange(n), range(2, n - 2)).reshape(-1, *[1] * (len(shape) - 1)), 0, axis)
     for seed in range(3):
-        coords, signals = off_grid(jax.random.key(seed), quadratic(points), shape, probability=1.0)
+        coords, signals = off_grid(jax.random.key(seed), quadratic(points), shape)
         moved = np.asarray(coords - points) * (counts - 1) / 2  # in spacings
         assert 0 < np.abs(moved).max() <= 0.5
         np.testing.assert_allclose(moved[inside.ravel()], moved[inside.ravel()][:1].repeat(inside.sum(), 0), atol=1e-12)
         assert np.abs(coords).max() <= 1
         expected = np.asarray(quadratic(coords))
         np.testing.assert_allclose(signals[:, inside.ravel()], expected[:, inside.ravel()], atol=1e-6)
-
-
-def test_a_part_of_the_updates_leaves_the_grid():
-    points = jnp.asarray(grid((5,)))
-    draw = jax.jit(jax.vmap(lambda key: off_grid(key, quadratic(points), (5,), probability=0.25)))
-    coords, signals = draw(jax.random.split(jax.random.key(0), 2000))
-    moved = np.any(coords != points, axis=(1, 2))
-    assert stats.binomtest(int(moved.sum()), 2000, 0.25).pvalue > 1e-3
-    np.testing.assert_allclose(signals[~moved], np.broadcast_to(quadratic(points), signals[~moved].shape), atol=1e-12)

@@ -122,6 +122,25 @@ def test_an_update_can_see_a_part_of_the_points(problem):
     np.testing.assert_allclose(history[0]["loss"], expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("part", [1.0, 0.5])
+def test_latents_are_fitted_on_the_grid_for_points_off_it(part):
+    settings = make_settings(inner={"selection_ratio": 1.0}, train={"off_grid": True, "selection_ratio": part})
+    training = meta_step.Training(FIELD, settings, (6, 6))
+    state = meta_step.init(FIELD, settings, jax.random.key(0), dtype=jnp.float64)
+    points = jnp.asarray(COORDS)
+    ramps = jnp.stack([points[:, :1], points[:, 1:]])  # cubic convolution keeps a ramp, but at the border
+    drawn = meta_step.draw(training, state, ramps, jax.random.key(1))
+    on_grid = int(part * 36)
+    assert drawn.coords.shape == (2 * on_grid, 2)
+    np.testing.assert_array_equal(drawn.context, np.broadcast_to(np.arange(on_grid), (3, on_grid)))
+    assert {tuple(point) for point in np.asarray(drawn.coords[:on_grid])} <= {tuple(point) for point in COORDS}
+    moved = np.asarray(drawn.coords[on_grid:] - drawn.coords[:on_grid])
+    assert 0 < np.abs(moved).max() <= 0.2 + 1e-12  # half a spacing of 2 / 5
+    inside = np.abs(drawn.coords).max(1) < 0.5
+    np.testing.assert_allclose(drawn.signals[0, inside, 0], drawn.coords[inside, 0], atol=1e-6)
+    np.testing.assert_allclose(drawn.signals[1, inside, 0], drawn.coords[inside, 1], atol=1e-6)
+
+
 def test_clipping_bounds_the_gradient_that_the_optimizer_sees():
     optimizer = meta_step.make_optimizer(make_settings(train={"clip_norm": 1.0}).train, FIELD)
     plain = optax.clip_by_global_norm(1.0)
@@ -168,7 +187,8 @@ def test_muon_steps_along_all_directions_of_hidden_weights_alike():
             continue
         wide = max(1.0, layer["kernel"].shape[1] / layer["kernel"].shape[0]) ** 0.5
         values = np.linalg.svd(layer["kernel"], compute_uv=False) / (chosen.muon_learning_rate * wide)
-        assert 0.3 < values.min() <= values.max() < 1.5, name  # five iterations come this near to 1
+        assert values.max() < 1.5, name  # three iterations come this near to 1, but for the smallest value
+        assert np.sort(values)[1] > 0.5, name
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ _IMPROVEMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "one_layer_gauss_newton": ("baselines.one_layer", _GAUSS_NEWTON),
     "one_layer_both": ("baselines.one_layer", {**_MUON, **_GAUSS_NEWTON}),
     "one_layer_augmentation": ("baselines.one_layer", {"train.augmentation": 0.1}),
-    "one_layer_off_grid": ("baselines.one_layer", {"train.off_grid": 0.5}),
+    "one_layer_off_grid": ("baselines.one_layer", {"train.off_grid": True}),
 }
 _ONE_LABEL = {"data.flag": {"paper": "pneumoniamnist"}}  # for the contrastive loss; cpu presets have one label
 

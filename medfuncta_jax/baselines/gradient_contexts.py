@@ -68,6 +68,8 @@ def check(settings: Settings, shape: Sequence[int], channels: int, *, task: str 
     """See `methods.Method`."""
     if settings.inner.selection_ratio == 1:
         raise SettingsError("train.method=gradient_contexts needs inner.selection_ratio below 1, the part to choose")
+    if settings.train.off_grid:
+        raise SettingsError("train.method=gradient_contexts needs train.off_grid=False: contexts are on the grid")
     return meta_step.check(settings, shape, channels, task=task)
 
 

@@ -111,11 +111,10 @@ def check(settings: Settings, shape: Sequence[int], channels: int, *, task: str 
     del task
     field = PatchField(settings.model, len(shape), channels)
     window(shape, settings.model.latent_grid)
-    for name in ("augmentation", "off_grid"):
-        if getattr(settings.train, name):
-            raise SettingsError(
-                f"train.method=patches needs train.{name}=0.0: it draws windows of signals, off the grid"
-            )
+    train = settings.train
+    for remedy, met in {"augmentation=0.0": train.augmentation == 0, "off_grid=False": not train.off_grid}.items():
+        if not met:
+            raise SettingsError(f"train.method=patches needs train.{remedy}: it draws windows of signals, off the grid")
     return meta_step.checked(field, settings)
 
 
