@@ -134,7 +134,8 @@ def draw_sweep(
       `path`.
     """
     names = list(dict.fromkeys(name for series in panels.values() for name in series if name))
-    columns = 4 if sum(map(len, names)) < 40 else 3 if max(map(len, names)) < 12 else 2
+    longest = max(map(len, names), default=0)
+    columns = 4 if sum(map(len, names)) < 40 else 3 if longest < 12 else 2 if longest < 20 else 1
     left, height, between, foot = 0.6, 1.25, 0.1, 0.38
     head = 0.16 + 0.16 * max(1, -(-len(names) // columns))
     figure = new_page(head + len(panels) * (height + between) + foot, COLUMN)

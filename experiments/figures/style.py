@@ -11,4 +11,5 @@ INK, GREY, RULE = "#222222", "#666666", "#cccccc"
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"  # Okabe and Ito 2008: distinct with any colour vision
 # Colour, marker and line of the series of one panel, distinct also in grey.
 SERIES = ((BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", "-."), ("#cc79a7", "D", ":"), ("#e69f00", "v", "-"),
-           ("#56b4e9", "P", "--"), ("#4d4d4d", "X", "-."))  # fmt: skip
+           ("#56b4e9", "P", "--"), ("#4d4d4d", "X", "-."), (BLUE, "<", ":"), (ORANGE, "*", "-."),
+           (GREEN, "d", "--"))  # fmt: skip
