@@ -15,6 +15,7 @@ from typing import NoReturn
 
 import jax
 import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 # Seconds until a missing process is noticed, which ends the others.
 _HEARTBEAT_SECONDS = 20
@@ -101,9 +102,7 @@ def devices() -> str:
     text = f"{jax.device_count()} {jax.default_backend()} device(s)"
     if jax.process_count() == 1:
         return text
-    from jax.experimental import multihost_utils
-
-    names = multihost_utils.process_allgather(np.asarray(zlib.crc32(platform.node().encode()), np.uint32))
+    names = _from_all(np.uint32(zlib.crc32(platform.node().encode())))
     return f"{text} of {jax.process_count()} processes on {len(np.unique(names))} node(s)"
 
 
@@ -116,9 +115,22 @@ def agreed(flag: bool) -> bool:
     """Whether `flag` holds in any process; a collective call."""
     if jax.process_count() == 1:
         return flag
-    from jax.experimental import multihost_utils
+    return bool(np.any(_from_all(np.bool_(flag))))
 
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+def _from_all(value: np.generic) -> np.ndarray:
+    """The values of all processes, [processes]; a collective call.
+
+    It waits for all devices of this process. `multihost_utils.process_allgather` waits for the first alone: a process
+    that ended then would leave another waiting for it in the collective of their other devices.
+    """
+    devices = np.asarray(jax.devices()).reshape(jax.process_count(), -1)
+    mesh = Mesh(devices, ("process", "device"), axis_types=(AxisType.Auto,) * 2)
+    rows = jax.make_array_from_process_local_data(
+        NamedSharding(mesh, PartitionSpec("process")), np.asarray(value)[None], (len(devices),)
+    )
+    gathered = jax.jit(lambda rows: rows, out_shardings=NamedSharding(mesh, PartitionSpec()))(rows)
+    return np.asarray(jax.block_until_ready(gathered))
 
 
 def leave_after_error(code: int) -> NoReturn:
@@ -131,6 +143,6 @@ def leave_after_error(code: int) -> NoReturn:
 def wait_for_all(name: str) -> None:
     """Barrier of all processes; `name` identifies the place."""
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
+        places = _from_all(np.uint32(zlib.crc32(name.encode())))
+        if np.any(places != places[0]):
+            raise RuntimeError(f"processes wait for each other at different places, this one at {name!r}")
