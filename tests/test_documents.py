@@ -351,5 +351,7 @@ def test_versions_agree():
 
 def test_the_workflow_runs_what_ci_runs():
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
-    (job,) = workflow["jobs"].values()
-    assert {"run": ".ci/run"} in job["steps"]
+    assert {"run": ".ci/run"} in workflow["jobs"]["run"]["steps"]
+    files = [word for word in workflow["jobs"]["torch"]["steps"][-1]["run"].split() if word.startswith("tests/")]
+    assert len(files) >= 4
+    assert all("torch" in (ROOT / file).read_text() for file in files)
