@@ -24,7 +24,7 @@ def resized_and_moved(key: jax.Array, signals: jax.Array, shape: Sequence[int], 
       [B, N, D].
     """
     counts, axes = np.asarray(shape), len(shape)
-    border = np.ceil(largest * counts).astype(int)  # (n - n / (1 + a)) / 2 + a n / 4 at most
+    border = np.ceil(largest * counts).astype(int)  # beyond the signal: a n / 2 by size, (1 + a) a n / 4 by place
 
     def of_one(key: jax.Array, signal: jax.Array) -> jax.Array:
         of_size, of_place = jax.random.split(key)
