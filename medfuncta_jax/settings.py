@@ -117,6 +117,8 @@ class ModelSettings:
         evenly, both ends included. "nearest" takes the vector of the point's cell, of m equal cells along each axis.
       modulation_hidden: widths of hidden layers (ReLU) between latent and modulations; () is a linear map.
       omega_first, omega_last: w_1 and w_K > 0 of the linear w-schedule.
+      omega: "given", or "auto": the launcher replaces both by values that it finds in short trainings before the run,
+        and begins the search at the given ones (see `experiments.stages.omega_search`).
       residual: h_k = h_{k-1} + s_k instead of s_k (the release; not written in the paper).
       offset: added to the output; 0.5 centres data in [0, 1] (the release).
       modulate_first_layer: the release does, the paper does not (eq. 1).
@@ -133,6 +135,7 @@ class ModelSettings:
     latent_dim: int = 2048
     omega_first: float = 20.0
     omega_last: float = 400.0
+    omega: Literal["given", "auto"] = "given"
     residual: bool = True
     offset: float = 0.5
     modulate_first_layer: bool = False

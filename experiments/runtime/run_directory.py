@@ -124,8 +124,8 @@ class RunDirectory:
     """Paths and small files of one run.
 
     Holds `config.json, signals.json` (the signals of each split), `checkpoints/, field.safetensors, metrics.jsonl,
-    tensorboard/, latents/, decoded/, evaluation.json, figures/`, `seconds.json` (time per stage) and `places.json` (the
-    place of its data).
+    tensorboard/, latents/, decoded/, evaluation.json, figures/`, `seconds.json` (time per stage), `places.json` (the
+    place of its data) and, where they were searched, `omega.json` (frequencies).
 
     Results with other settings than in `config.json` that do not identify the run lie below `variants/NAME=VALUE,.../`,
     in the same layout: the test-time fit (`fit.*`), the type of stored latents, labels, and the settings of a stage.
@@ -161,6 +161,7 @@ class RunDirectory:
 
     config_file = property(lambda self: self.path / "config.json")
     checkpoints = property(lambda self: self.path / "checkpoints")
+    omega_file = property(lambda self: self.path / "omega.json")
     metrics_file = property(lambda self: self.path / "metrics.jsonl")
     tensorboard = property(lambda self: self.path / "tensorboard")
     latents = property(lambda self: self.results("extract") / "latents")
@@ -188,6 +189,9 @@ class RunDirectory:
 
     def _compare(self) -> None:
         self.own = stored_settings(self.path, type(self.settings)) or self.settings
+        if self.settings.model.omega == "auto" and self.own.model.omega == "given" and self.omega_file.exists():
+            found = {name: getattr(self.own.model, name) for name in ("omega", "omega_first", "omega_last")}
+            self.settings = dataclasses.replace(self.settings, model=dataclasses.replace(self.settings.model, **found))
         stored, asked = (dict(flat(settings.to_dict())) for settings in (self.own, self.settings))
         absent, free = "(absent)", free_labels(self.own)
         differing = [
@@ -205,6 +209,14 @@ class RunDirectory:
                 f"Differing: {'; '.join(said)}"
             )
         self._differing = {name: asked.get(name) for name in differing}
+
+    def adopt(self, settings: RunSettings) -> None:
+        """Take settings that were found for the run, in `config.json` too."""
+        self.settings = settings
+        if self.own.model != settings.model:
+            self.own = dataclasses.replace(self.own, model=settings.model)
+            if self.writes:
+                write_json(self.config_file, self.own.to_dict())
 
     def settings_of_the_run(self) -> dict[str, Any]:
         """Settings that latents depend on: the run's without places and labels, and the test-time fit."""

@@ -42,7 +42,9 @@ class Stage:
 
 
 STAGES = {
-    "train": Stage(by_all=True, writes=("field.safetensors", "metrics.jsonl", "tensorboard", "checkpoints")),
+    "train": Stage(
+        by_all=True, writes=("omega.json", "field.safetensors", "metrics.jsonl", "tensorboard", "checkpoints")
+    ),
     "extract": Stage(by_all=True, writes=("latents",)),
     "evaluate": Stage(depends=("evaluate.",), writes=("evaluation.json", "evaluation.csv", "figures")),
     "apply": Stage(needs_data=False, beside=True, writes=("applied/",)),

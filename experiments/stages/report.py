@@ -367,8 +367,11 @@ def _settings(settings: Settings) -> str:
 
 def _provenance(settings: Settings, dataset: Dataset, stored: LatentSplit, run: RunDirectory) -> str:
     device = jax.devices()[0]
+    model = settings.model
+    searched = ", found by short trainings (omega.json)" if run.omega_file.exists() else ""
     rows = [
         ["source", settings.data.source],
+        ["frequencies", f"{model.omega_first:g} to {model.omega_last:g}{searched}"],
         *(
             [name, value if isinstance(value, str) else json.dumps(value)]
             for name, value in dataset.about.items()

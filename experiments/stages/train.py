@@ -20,6 +20,7 @@ from experiments.runtime.memory import check_memory, return_freed
 from experiments.runtime.progress import Progress, log
 from experiments.runtime.run import Run
 from experiments.runtime.run_directory import RunDirectory, RunError
+from experiments.stages.omega_search import search_omega
 from medfuncta_jax import meta_step, sharding
 from medfuncta_jax.batched import fit_options, fit_signals
 from medfuncta_jax.checkpoint import FIELD_FILE, Checkpoints, save_field
@@ -39,10 +40,13 @@ _REMEDY = "try a lower train.learning_rate, inner.step_size or model.omega_last,
 def train(run: Run) -> None:
     """Meta-train to `train.steps`, from the newest checkpoint if there is one, and export the best field.
 
+    With `model.omega` "auto" the frequencies are searched first.
+
     Raises:
       RunError: a loss that is not finite, or a collapse; the checkpoints before it stay.
       Interrupted: a stop was asked for; the state is saved.
     """
+    search_omega(run)
     settings, dataset, directory = run.directory.training_settings, run.dataset, run.directory
     config = settings.train
     method = METHODS[config.method]
