@@ -1,10 +1,13 @@
 """The frequencies of a run, found by short trainings before it (`model.omega=auto`).
 
 A candidate (omega_first, omega_last) is trained for a hundred updates and judged by the PSNR of validation signals. The
-search begins at the two values of the config and moves to a better neighbour while there is one: first both frequencies
-by a factor, then their ratio. Every training takes the same initial key, signals and contexts, so that differences of a
-tenth of a decibel count. Spectra cannot replace the trainings: the field at initialisation is far smoother than an ECG,
-and rougher than an X-ray at a frequency that suits it.
+search begins at the two values of the config and moves to the best of the four neighbours, one frequency higher or
+lower by a factor, while one is better. Every training takes the same initial key, signals and contexts, so that
+differences of a tenth of a decibel count. The longer the training, the lower are the best frequencies, so a longer run
+goes on from the place found with trainings of 400 updates, then of 1600.
+
+Spectra cannot replace the trainings: the field at initialisation is far smoother than an ECG, and rougher than an X-ray
+at a frequency that suits it.
 
 Results are kept in `WORKDIR/omega.json` as they come, and the found values in `WORKDIR/config.json`. A run that was
 stopped goes on with the next candidate.
@@ -17,7 +20,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +42,10 @@ from medfuncta_jax.methods import METHODS
 if TYPE_CHECKING:
     from experiments.settings import RunSettings
 
-# Updates of a candidate, and the largest number of validation signals that judge it.
-UPDATES, _SIGNALS = 100, 64
+# Updates of a candidate, in rounds; a later round is for runs of at least so many times its updates.
+UPDATES, _PART = (100, 400, 1600), 8
+# The largest number of validation signals that judge a candidate.
+_SIGNALS = 64
 # A rate at which a hundred updates learn something; the paper's (3e-6) is for 250,000 updates.
 _RATE = 1e-4
 # The factor between neighbours, and the gain in dB that a move must bring.
@@ -49,7 +54,7 @@ _COLLAPSED = -math.inf
 # How far down the search looks for a training that does not collapse: a factor of 38.
 _LOWEST = -9
 
-# A candidate as whole steps from the first: (of both frequencies, of their ratio).
+# A candidate as whole steps from the first: (of omega_first, of omega_last).
 Place = tuple[int, int]
 
 
@@ -76,34 +81,35 @@ def with_omega(settings: RunSettings, first: float, last: float) -> RunSettings:
     return dataclasses.replace(settings, model=model)
 
 
-def search(psnr_of: Callable[[Place], float]) -> Place:
-    """The place that no neighbour exceeds, found by moving along each axis in steps of three, then of one.
+def rounds(steps: int) -> list[int]:
+    """The updates of a candidate in each round of the search, for a run of `steps`."""
+    return [min(UPDATES[0], steps), *(updates for updates in UPDATES[1:] if _PART * updates <= steps)]
+
+
+def search(psnr_of: Callable[[Place], float], best: Place = (0, 0), strides: Sequence[int] = (3, 1)) -> Place:
+    """The place that no neighbour exceeds, found by moves to the best neighbour.
 
     Where the first place collapses, the search begins at the first below it that does not.
 
     Args:
       psnr_of: the PSNR of a candidate, -inf for one that collapsed; it is called once a place.
+      best: the first place.
+      strides: distances of neighbours, one after the other.
     """
     psnr_of = functools.cache(psnr_of)
-    best = (0, 0)
     while psnr_of(best) == _COLLAPSED and best[0] > _LOWEST:
-        best = _moved(best, 0, -3)
-    for stride in (3, 1):
-        moved = True
-        while moved:
-            moved = False
-            for axis in (0, 1):
-                for direction in (-stride, stride):
-                    while psnr_of(there := _moved(best, axis, direction)) > psnr_of(best) + _GAIN:
-                        best, moved = there, True
+        best = (best[0] - 3, best[1] - 3)
+    for stride in strides:
+        while True:
+            around = [(best[0] + a * stride, best[1] + b * stride) for a, b in ((0, 1), (0, -1), (1, 0), (-1, 0))]
+            better = max(around, key=psnr_of)
+            if not psnr_of(better) > psnr_of(best) + _GAIN:
+                break
+            best = better
     return best
 
 
-def _moved(place: Place, axis: int, by: int) -> Place:
-    return (place[0] + by, place[1]) if axis == 0 else (place[0], place[1] + by)
-
-
-def train_briefly(settings: RunSettings, dataset: Dataset, *, updates: int = UPDATES) -> float:
+def train_briefly(settings: RunSettings, dataset: Dataset, *, updates: int) -> float:
     """Mean PSNR in dB of validation signals after a whole training of `updates` meta-updates on this process's devices;
     -inf if it collapsed.
     """
@@ -150,51 +156,50 @@ def train_briefly(settings: RunSettings, dataset: Dataset, *, updates: int = UPD
 def _complete(run: Run) -> None:
     """Complete `omega.json`: the PSNR of every candidate, and the best as `found`."""
     directory, settings = run.directory, run.directory.training_settings
-    file, model = directory.omega_file, settings.model
-    record: dict[str, Any] = {"updates": min(UPDATES, settings.train.steps), "tried": []}
-    if file.exists():
-        record = _read(file)
+    file, start = directory.omega_file, (settings.model.omega_first, settings.model.omega_last)
+    record: dict[str, Any] = _read(file) if file.exists() else {"tried": []}
     if "found" in record:
         return
-    start = (model.omega_first, model.omega_last)
-    known = {tuple(row["omega"]): row["psnr"] for row in record["tried"]}
-    log.info("omega: trainings of %d updates, beginning at %g to %g", record["updates"], *start)
+    known = {(row["updates"], *row["omega"]): row["psnr"] for row in record["tried"]}
 
-    def psnr_of(place: Place) -> float:
+    def psnr_of(updates: int, place: Place) -> float:
         omega = frequencies(start, place)
-        if omega not in known:
+        tried = (updates, *omega)
+        if tried not in known:
             began = time.monotonic()
-            psnr = train_briefly(with_omega(settings, *omega), run.dataset, updates=record["updates"])
-            known[omega] = round(psnr, 4) if math.isfinite(psnr) else None
-            record["tried"].append({"omega": omega, "psnr": known[omega]})
+            psnr = train_briefly(with_omega(settings, *omega), run.dataset, updates=updates)
+            known[tried] = round(psnr, 4) if math.isfinite(psnr) else None
+            record["tried"].append({"updates": updates, "omega": omega, "psnr": known[tried]})
             write_json(file, record)
             directory.set_seconds("omega", directory.seconds().get("omega", 0.0) + time.monotonic() - began)
-            said = "collapsed" if known[omega] is None else f"{known[omega]:.2f} dB"
-            log.info("omega: %g to %g: %s", *omega, said)
-        return _COLLAPSED if known[omega] is None else known[omega]
+            said = "collapsed" if known[tried] is None else f"{known[tried]:.2f} dB"
+            log.info("omega: %g to %g: %s after %d updates", *omega, said, updates)
+        return _COLLAPSED if known[tried] is None else known[tried]
 
-    best = search(psnr_of)
-    if psnr_of(best) == _COLLAPSED:
-        raise RunError(
-            f"model.omega=auto: training collapsed at {start[0]:g} to {start[1]:g} and at all lower frequencies tried; "
-            "begin at lower ones (model.omega_first, model.omega_last), or with a lower train.learning_rate or "
-            "inner.step_size, in another --workdir"
-        )
+    best = (0, 0)
+    for number, updates in enumerate(rounds(settings.train.steps)):
+        best = search(functools.partial(psnr_of, updates), best, (3, 1) if number == 0 else (1,))
+        if psnr_of(updates, best) == _COLLAPSED:
+            raise RunError(
+                f"model.omega=auto: training collapsed at {start[0]:g} to {start[1]:g} and at all lower frequencies "
+                "tried; begin at lower ones (model.omega_first, model.omega_last), or with a lower train.learning_rate "
+                "or inner.step_size, in another --workdir"
+            )
     write_json(file, {**record, "found": frequencies(start, best)})
 
 
 def frequencies(start: tuple[float, float], place: Place) -> tuple[float, float]:
     """(omega_first, omega_last) of a place, to three digits."""
-    both, ratio = place
-    first, last = start[0] * FACTOR**both, start[1] * FACTOR ** (both + ratio)
-    return float(f"{first:.3g}"), float(f"{last:.3g}")
+    first, last = (float(f"{omega * FACTOR**steps:.3g}") for omega, steps in zip(start, place, strict=True))
+    return first, last
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
         record = json.loads(file.read_text())
         pairs = [row["omega"] for row in record["tried"]] + [record.get("found", (1, 1))]
-        if record["updates"] < 1 or any(len(pair) != 2 or min(pair) <= 0 for pair in pairs):
+        lengths = [row["updates"] for row in record["tried"]]
+        if any(len(pair) != 2 or min(pair) <= 0 for pair in pairs) or min(lengths, default=1) < 1:
             raise ValueError(record)
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{file} is damaged; remove it, and the frequencies are searched again") from error

@@ -35,19 +35,18 @@ def found_in(folder, settings):
 
 
 def bowl(best, *, cliff=math.inf):
-    """PSNR that falls by 0.1 dB for each squared step from the best place, and collapses beyond a cliff."""
+    """PSNR that falls by 0.1 dB for each squared step from the best place, along oblique axes, and collapses beyond a
+    cliff."""
 
     def psnr_of(place):
-        both, ratio = place
-        if 2 * both + ratio > cliff:
-            return -math.inf
-        return 30 - 0.1 * ((both - best[0]) ** 2 + (both - best[0]) * (ratio - best[1]) + (ratio - best[1]) ** 2)
+        a, b = place[0] - best[0], place[1] - best[1]
+        return 30 - 0.1 * (a**2 - a * b / 2 + b**2) if sum(place) <= cliff else -math.inf
 
     return psnr_of
 
 
 @pytest.mark.parametrize("best", [(0, 0), (1, 0), (-4, 3), (3, -5), (-2, -2), (7, 2)])
-def test_the_search_ends_at_the_top_of_a_bowl_whose_axes_are_oblique(best):
+def test_the_search_ends_at_the_top(best):
     tried = []
 
     def psnr_of(place):
@@ -55,10 +54,16 @@ def test_the_search_ends_at_the_top_of_a_bowl_whose_axes_are_oblique(best):
         return bowl(best)(place)
 
     found = search(psnr_of)
-    assert all(
-        bowl(best)(found) + 0.11 > bowl(best)((found[0] + a, found[1] + b)) for a in (-1, 0, 1) for b in (-1, 0, 1)
-    )
+    around = [(found[0] + a, found[1] + b) for a in (-1, 0, 1) for b in (-1, 0, 1)]
+    assert all(bowl(best)(found) + 0.11 > bowl(best)(place) for place in around)
     assert len(tried) == len(set(tried)) <= 24
+
+
+def test_of_two_better_neighbours_the_better_one_is_followed():
+    """A small gain along one axis must not hide the ridge along the other one."""
+    heights = {(0, 0): 29.4, (3, 0): 29.6, (3, 3): 29.5, (6, 0): 20.0, (0, 3): 32.0, (-3, 3): 32.1}
+    found = search(lambda place: heights.get(place, 25.0))
+    assert found == (-3, 3)
 
 
 @pytest.mark.parametrize("cliff", [3, 0, -1, -5, -12])
@@ -68,6 +73,37 @@ def test_the_search_stays_below_a_cliff_wherever_it_begins(cliff):
     assert math.isfinite(psnr_of(found))
     nearby = [(found[0] + a, found[1] + b) for a, b in ((1, 0), (-1, 0), (0, 1), (0, -1))]
     assert all(psnr_of(there) <= psnr_of(found) + 0.02 for there in nearby)
+
+
+@pytest.mark.parametrize(
+    ("steps", "lengths"),
+    [
+        (30, [30]),
+        (100, [100]),
+        (3199, [100]),
+        (3200, [100, 400]),
+        (20_000, [100, 400, 1600]),
+        (250_000, [100, 400, 1600]),
+    ],
+)
+def test_longer_runs_are_searched_by_longer_trainings_too(steps, lengths):
+    assert omega_search.rounds(steps) == lengths
+
+
+def test_a_later_round_goes_on_from_the_place_found(tmp_path, monkeypatch):
+    """The best last frequency is 27 for a hundred updates and 12 for 400; the later round begins at the former."""
+    longer = dataclasses.replace(SETTINGS, train=dataclasses.replace(SETTINGS.train, steps=4000))
+
+    def trained(settings, dataset, *, updates):
+        best = {100: 27.0, 400: 12.0}[updates]
+        return 30 - abs(math.log(settings.model.omega_first / 4)) - abs(math.log(settings.model.omega_last / best))
+
+    monkeypatch.setattr(omega_search, "train_briefly", trained)
+    assert found_in(tmp_path, longer).model.omega_last == 12.0
+    tried = json.loads((tmp_path / "omega.json").read_text())["tried"]
+    later = [row["omega"] for row in tried if row["updates"] == 400]
+    assert later[0] == [4.0, 27.0]
+    assert len(later) < len(tried) / 2 + 2
 
 
 def test_a_search_that_only_collapses_ends():
@@ -142,7 +178,13 @@ def test_a_run_that_collapses_everywhere_is_refused_in_one_line(tmp_path, monkey
         found_in(tmp_path, SETTINGS)
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"updates": 5}', '{"updates": 5, "tried": [], "found": [1.0]}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "[]", '{"found": [1.0, 2.0]}', '{"tried": [], "found": [1.0]}', '{"tried": [{"omega": [1.0, 2.0]}]}',
+        '{"tried": [{"updates": 0, "omega": [1.0, 2.0], "psnr": 1.0}]}',
+    ],
+)  # fmt: skip
 def test_a_damaged_file_is_named(tmp_path, content):
     (tmp_path / "omega.json").write_text(content)
     with pytest.raises(RunError, match=r"omega.json is damaged; remove it"):
@@ -152,9 +194,9 @@ def test_a_damaged_file_is_named(tmp_path, content):
 def test_the_launcher_finds_frequencies_and_trains_with_them(tmp_path):
     """A search that was stopped before its last candidate, the first place."""
     start = (30.0, 30.0)  # of the config
-    others = [(3, 0), (-3, 0), (0, 3), (0, -3), (1, 0), (-1, 0), (0, 1), (0, -1)]
-    tried = [{"omega": omega_search.frequencies(start, place), "psnr": 1.0} for place in others]
-    (tmp_path / "omega.json").write_text(json.dumps({"updates": 20, "tried": tried}))
+    others = [(a * stride, b * stride) for stride in (3, 1) for a, b in ((0, 1), (0, -1), (1, 0), (-1, 0))]
+    tried = [{"updates": 20, "omega": omega_search.frequencies(start, place), "psnr": 1.0} for place in others]
+    (tmp_path / "omega.json").write_text(json.dumps({"tried": tried}))
     keywords = {"model__omega": "auto", "train__steps": 20}
     done = run(tmp_path, **keywords)
     assert done.returncode == 0, done.stderr
