@@ -91,17 +91,17 @@ def test_longer_runs_are_searched_by_longer_trainings_too(steps, lengths):
 
 
 def test_a_later_round_goes_on_from_the_place_found(tmp_path, monkeypatch):
-    """The best last frequency is 27 for a hundred updates and 12 for 400; the later round begins at the former."""
+    """The best last frequency is 27 for a hundred updates and 12 for 800; the later round begins at the former."""
     longer = dataclasses.replace(SETTINGS, train=dataclasses.replace(SETTINGS.train, steps=4000))
 
     def trained(settings, dataset, *, updates):
-        best = {100: 27.0, 400: 12.0}[updates]
+        best = {100: 27.0, 800: 12.0}[updates]
         return 30 - abs(math.log(settings.model.omega_first / 4)) - abs(math.log(settings.model.omega_last / best))
 
     monkeypatch.setattr(omega_search, "train_briefly", trained)
     assert found_in(tmp_path, longer).model.omega_last == 12.0
     tried = json.loads((tmp_path / "omega.json").read_text())["tried"]
-    later = [row["omega"] for row in tried if row["updates"] == 400]
+    later = [row["omega"] for row in tried if row["updates"] == 800]
     assert later[0] == [4.0, 27.0]
     assert len(later) < len(tried) / 2 + 2
 
