@@ -147,9 +147,7 @@ def train_briefly(settings: RunSettings, dataset: Dataset, *, updates: int) -> f
     params = method.exported_params(field, state.trainable, settings.inner, coords)
     count = min(_SIGNALS, train.eval_signals, len(splits["val"]))
     chosen = np.linspace(0, len(splits["val"]) - 1, count).round().astype(int)
-    options = fit_options(settings)
-    options["fit"] = dataclasses.replace(options["fit"], batch_size=options["fit"].batch_size or count)
-    fitted = fit_signals(field, params, splits["val"], rows=chosen, mesh=mesh, **options)
+    fitted = fit_signals(field, params, splits["val"], rows=chosen, mesh=mesh, **fit_options(settings))
     psnr = float(fitted.psnr.mean())
     return psnr if math.isfinite(psnr) else _COLLAPSED
 
