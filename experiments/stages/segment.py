@@ -39,6 +39,7 @@ from experiments.stages.segment_methods import (
     head_masks,
     latents_of_parts,
     unet_masks,
+    with_copies,
 )
 from experiments.stages.signal_files import file_name
 from medfuncta_jax import metrics
@@ -72,9 +73,9 @@ _CONVENTIONS = {
         "validation and test. Latents are fitted to these alone. The U-Net sees 0 elsewhere and a channel that says "
         "where, and is trained on random sets of these sizes; a method on latents is trained on those of every size"
     ),
-    "seconds": "of training with its validation and compiling, and of the fits of latents to parts of the points. The "
-    "U-Net's updates last as long as the longest of the others took, if segment.unet_steps is 0. That the field and "
-    "its latents were there before counts for no method",
+    "seconds": "of training with its validation and compiling, and of the fits of latents to copies and to parts of "
+    "the points. The U-Net's updates last as long as the longest of the others took, if segment.unet_steps is 0. That "
+    "the field and its latents were there before counts for no method",
     "chosen": "of ten states of each training the one with the best mean Dice on whole validation signals",
     "difference": "mean Dice of each signal less that of the U-Net",
     "finer": "at the fine samples between the outermost ones of the training grid, against masks at that resolution",
@@ -92,6 +93,8 @@ class SegmentSettings:
       names: of the structures, in the order of `labels`; () names them by their values.
       methods: "head", "masks" and "unet".
       observed: parts of the points that are seen, in (0, 1]; results of the first one are drawn and written.
+      copies: changed copies of each training signal and its mask, which every method is trained on too.
+      augmentation: how much they are resized and moved, in [0, 1], see `train.augmentation`.
       scale: how many times finer than the training grid the head answers too, 1 for not at all.
       hidden, steps, signals, points, learning_rate, weight_decay: of the head and its training, see `HeadTraining`.
       field_steps: updates of the field of masks.
@@ -105,6 +108,8 @@ class SegmentSettings:
     names: tuple[str, ...] = ()
     methods: tuple[Literal["head", "masks", "unet"], ...] = ("head", "masks", "unet")
     observed: tuple[float, ...] = (1.0, 0.25, 0.1)
+    copies: int = 0
+    augmentation: float = 0.1
     scale: int = 1
     hidden: tuple[int, ...] = (128, 128)
     steps: int = 1000
@@ -134,8 +139,11 @@ class SegmentSettings:
         for name in ("scale", "steps", "signals", "points", "field_steps", "operator_steps", "unet_batch"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.unet_steps < 0:
-            raise SettingsError(f"unet_steps must not be negative, got {self.unet_steps}")
+        for name in ("copies", "unet_steps"):
+            if getattr(self, name) < 0:
+                raise SettingsError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.augmentation <= 1:
+            raise SettingsError(f"augmentation must be in [0, 1], got {self.augmentation}")
         for name in ("learning_rate", "unet_learning_rate"):
             if not getattr(self, name) > 0:
                 raise SettingsError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -201,6 +209,10 @@ def segment(run: Run) -> dict[str, Any]:
             if case is None:
                 signals = {split: dataset.splits[split].signals(slice(None)) for split in SPLITS}
                 began_fits = time.monotonic()
+                if wanted.copies:
+                    signals["train"], stored["train"], masks.splits["train"] = with_copies(
+                        run, network, signals["train"], stored["train"], masks.splits["train"], may_stop
+                    )
                 latents, seen = latents_of_parts(run, network, signals, stored, may_stop)
                 case = Case(run, network, masks, signals, latents, seen, may_stop)
                 fits = time.monotonic() - began_fits
@@ -345,6 +357,7 @@ def _made_of(run: Run, latents: Mapping[str, np.ndarray], masks: Masks) -> dict[
         "fit": asdict(settings.fit),
         "seed": settings.seed,
         "observed": wanted["observed"],
+        "copies": (wanted["copies"], wanted["copies"] and wanted["augmentation"]),
     }
     fine = {"finer": None if masks.finer is None else digest(masks.finer)}
     others = sorted(set(wanted["methods"]) - {"unet"}) if not wanted["unet_steps"] else []

@@ -14,6 +14,7 @@ import numpy as np
 
 from experiments.runtime.run import Run
 from medfuncta_jax import meta_step, segmentation
+from medfuncta_jax.augmentation import resized_and_moved
 from medfuncta_jax.batched import decode_batches, fit_options, fit_signals
 from medfuncta_jax.coordinates import grid, inner_samples
 from medfuncta_jax.datasets.dataset import SPLITS
@@ -49,6 +50,41 @@ class Case(NamedTuple):
     latents: dict[str, np.ndarray]
     seen: np.ndarray
     may_stop: Callable[..., None]
+
+
+def with_copies(
+    run: Run, network: tuple[Field, Params], signals: np.ndarray, latents: np.ndarray, masks: np.ndarray,
+    may_stop: Callable[[str], None],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """Training signals, their latents, and their masks, with `segment.copies` changed copies of each behind them.
+
+    A copy is resized and moved as `train.augmentation` does it, its mask with it: each class as a channel, and the
+    largest one is taken.
+    """
+    settings, shape = run.settings, run.dataset.grid
+    channels, count = signals.shape[-1], settings.segment.copies
+    one_hot = _OneHot(masks, int(masks.max()) + 1)
+    change = jax.jit(functools.partial(resized_and_moved, shape=shape, largest=settings.segment.augmentation))
+    size, changed = min(settings.fit.batch_size or len(signals), len(signals)), []
+    for copy in range(count):
+        for start in range(0, len(signals), size):
+            may_stop(f"copies of training signals: {copy + 1} of {count}")
+            rows = np.minimum(np.arange(start, start + size), len(signals) - 1)
+            both = np.concatenate([signals[rows], one_hot.signals(rows)], -1)
+            key = jax.random.fold_in(jax.random.key(settings.seed), copy * len(signals) + start)
+            found = np.asarray(change(key, both.reshape(size, -1, both.shape[-1]))).reshape(both.shape)
+            changed.append(found[: len(signals) - start])
+    values = np.concatenate(changed)
+    copied = np.clip(values[..., :channels], 0, 1)
+    fitted = fit_signals(
+        *network, copied, after_batch=lambda _: may_stop("latents of the copies"), **fit_options(settings)
+    ).latents
+    of_copies = values[..., channels:].argmax(-1).astype(masks.dtype)
+    return (
+        np.concatenate([signals, copied]),
+        np.concatenate([latents, np.asarray(fitted, latents.dtype)]),
+        np.concatenate([masks, of_copies]),
+    )
 
 
 def latents_of_parts(

@@ -18,9 +18,11 @@ from experiments.runtime.run_directory import RunDirectory, RunError, write_json
 from experiments.settings import RunSettings
 from experiments.stages.extract import ExtractSettings, extract
 from experiments.stages.segment import SegmentSettings, segment
+from experiments.stages.segment_methods import with_copies
 from experiments.stages.segmentation_scores import hausdorff_95, scores
 from experiments.stages.unet import UNet, UNetTraining, _Convolution, fit_unet
-from medfuncta_jax.datasets import DataError
+from medfuncta_jax import segmentation
+from medfuncta_jax.datasets import DataError, mask_reader
 from medfuncta_jax.latent_file import LatentStoreError
 from medfuncta_jax.settings import DataSettings, SettingsError
 from tests.experiments.conftest import run
@@ -189,6 +191,24 @@ def _kept(workdir, name):
     return file
 
 
+def test_copies_are_trained_with_as_another_training(hippocampus, segmented, tmp_path, monkeypatch):
+    trained, fit_head = [], segmentation.fit_head
+
+    def spied(field, params, latents, masks, *others, **options):
+        trained.append((latents.shape[1], len(masks)))
+        return fit_head(field, params, latents, masks, *others, **options)
+
+    monkeypatch.setattr(segmentation, "fit_head", spied)
+    shutil.copytree(hippocampus[0] / "run", tmp_path / "run")
+    changed = {"methods": ("head",), "copies": 2}
+    assert _segment(hippocampus, tmp_path / "run", **changed)["settings"]["copies"] == 2
+    assert trained == [(30, 30)]
+    _segment(hippocampus, tmp_path / "run", **changed | {"augmentation": 0.2})
+    assert len(trained) == 2  # the head of other copies was not taken
+    _segment(hippocampus, tmp_path / "run", methods=("head",))
+    assert len(trained) == 2
+
+
 def test_a_method_that_is_done_is_not_trained_again(hippocampus, segmented, tmp_path):
     base, _, _ = hippocampus
     shutil.copytree(base / "run", tmp_path / "run")
@@ -207,6 +227,41 @@ def test_a_method_that_is_done_is_not_trained_again(hippocampus, segmented, tmp_
     write_json(masks["head"].parent / "about.json", {"made_of": "another"})
     with pytest.raises(RunError, match="holds masks of other latents or settings; move or remove that folder"):
         _segment(hippocampus, tmp_path / "run")
+
+
+def test_copies_carry_their_masks_and_fit_latents_of_their_own(hippocampus):
+    base, dataset, settings = hippocampus
+    settings = dataclasses.replace(settings, segment=dataclasses.replace(FEW, copies=2, augmentation=0.4))
+    network, stopped = mf.load_field(base / "run"), []
+    rows = np.arange(3)  # the second batch of two is not full
+    latents = mf.load_latents(base / "run")["train"].latents[rows]
+    # Signals that show their masks: structures of half and of full brightness.
+    reader = mask_reader(settings.data, data_dir=str(base / "data"))
+    ids = [dataset.splits["train"].annotations().ids[row] for row in rows]
+    masks = np.stack([reader(base / "data" / one.replace("images", "labels"), base / "data" / one) for one in ids])
+    masks = masks.astype(np.uint8)
+    signals = (masks / 2).astype(np.float32)[..., None]
+    with StopRequest() as stop:
+        run = Run(RunDirectory(base / "run", settings, writes=False), stop, dataset, str(base / "data"))
+        given = (run, network, signals, latents, masks, stopped.append)
+        some = with_copies(*given)
+        np.testing.assert_array_equal(with_copies(*given)[1], some[1])  # no chance but the seed's
+    assert [len(one) for one in some] == [9, 9, 9]
+    for before, after in zip((signals, latents, masks), some, strict=True):
+        np.testing.assert_array_equal(after[:3], before)
+        assert after.dtype == before.dtype
+    copies, of_copies = some[0][3:, ..., 0], some[2][3:]
+    assert copies.min() >= 0
+    assert copies.max() <= 1
+    assert len({one.tobytes() for one in some[2]}) == 9  # all differ
+    # A copy's mask lies where the copy is bright, and elsewhere than that of its signal.
+    where = {name: np.mean((copies > 0.25) == (other > 0)) for name, other in (
+        ("own", of_copies), ("unmoved", np.concatenate([masks, masks])))}  # fmt: skip
+    assert where["own"] > 0.98
+    assert where["unmoved"] < 0.97
+    fitted = mf.fit_latent(*network, some[0][3:5], steps=3, safeguard=True).latents
+    np.testing.assert_allclose(some[1][3:5], fitted, atol=1e-5)
+    assert "copies of training signals: 2 of 2" in stopped
 
 
 def test_a_stop_keeps_what_is_done(hippocampus, segmented, tmp_path):
@@ -269,6 +324,8 @@ def test_what_cannot_be_segmented_is_refused(hippocampus, segmented, tmp_path):
         ({"hidden": (0,)}, "hidden must be"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
         ({"unet_steps": -1}, "unet_steps must not be negative"),
+        ({"copies": -1}, "copies must not be negative"),
+        ({"augmentation": 1.5}, r"augmentation must be in \[0, 1\]"),
     ],
 )
 def test_settings_are_checked(changed, message):
@@ -290,7 +347,7 @@ def test_images_through_the_launcher(tmp_path):
             (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
             Image.fromarray(values.astype(np.uint8)).save(tmp_path / "data" / folder / f"{k:02d}.png")
     segmented = {"masks": "truth", "steps": 30, "unet_steps": 5, "unet_widths": (4, 8), "observed": (1.0, 0.25),
-                 "field_steps": 20, "operator_steps": 50}  # fmt: skip
+                 "field_steps": 20, "operator_steps": 50, "copies": 1}  # fmt: skip
     words = [f"--data_dir={tmp_path / 'data'}", "--config.data.pattern=scans/*.png", "--config.data.size=24"]
     words += [f"--config.segment.{name}={value}" for name, value in segmented.items()]
     place = {"config": "configs/image_folder.py:cpu", "extra": words}
