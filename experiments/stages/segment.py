@@ -357,8 +357,9 @@ def _made_of(run: Run, latents: Mapping[str, np.ndarray], masks: Masks) -> dict[
         "fit": asdict(settings.fit),
         "seed": settings.seed,
         "observed": wanted["observed"],
-        "copies": (wanted["copies"], wanted["copies"] and wanted["augmentation"]),
     }
+    if wanted["copies"]:
+        shared["copies"] = (wanted["copies"], wanted["augmentation"])
     fine = {"finer": None if masks.finer is None else digest(masks.finer)}
     others = sorted(set(wanted["methods"]) - {"unet"}) if not wanted["unet_steps"] else []
     own = {name: {key: wanted[key] for key in keys} for name, keys in _SETTINGS.items()}

@@ -64,26 +64,35 @@ def with_copies(
     settings, shape = run.settings, run.dataset.grid
     channels, count = signals.shape[-1], settings.segment.copies
     one_hot = _OneHot(masks, int(masks.max()) + 1)
-    change = jax.jit(functools.partial(resized_and_moved, shape=shape, largest=settings.segment.augmentation))
-    size, changed = min(settings.fit.batch_size or len(signals), len(signals)), []
+    size = min(settings.fit.batch_size or len(signals), len(signals))
+
+    @jax.jit
+    def changed(keys: jax.Array, both: jax.Array) -> jax.Array:
+        def of_one(key: jax.Array, one: jax.Array) -> jax.Array:
+            flat = one.reshape(1, -1, one.shape[-1])
+            return resized_and_moved(key, flat, shape, largest=settings.segment.augmentation).reshape(one.shape)
+
+        return jax.vmap(of_one)(keys, both)
+
+    copies, of_copies = [], []
     for copy in range(count):
+        # A key for each signal, so that batches do not matter.
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(settings.seed), copy), len(signals))
         for start in range(0, len(signals), size):
             may_stop(f"copies of training signals: {copy + 1} of {count}")
             rows = np.minimum(np.arange(start, start + size), len(signals) - 1)
             both = np.concatenate([signals[rows], one_hot.signals(rows)], -1)
-            key = jax.random.fold_in(jax.random.key(settings.seed), copy * len(signals) + start)
-            found = np.asarray(change(key, both.reshape(size, -1, both.shape[-1]))).reshape(both.shape)
-            changed.append(found[: len(signals) - start])
-    values = np.concatenate(changed)
-    copied = np.clip(values[..., :channels], 0, 1)
+            found = np.asarray(changed(keys[rows], both))[: len(signals) - start]
+            copies.append(found[..., :channels].clip(0, 1))
+            of_copies.append(found[..., channels:].argmax(-1).astype(masks.dtype))
+    copied = np.concatenate(copies)
     fitted = fit_signals(
         *network, copied, after_batch=lambda _: may_stop("latents of the copies"), **fit_options(settings)
     ).latents
-    of_copies = values[..., channels:].argmax(-1).astype(masks.dtype)
     return (
         np.concatenate([signals, copied]),
         np.concatenate([latents, np.asarray(fitted, latents.dtype)]),
-        np.concatenate([masks, of_copies]),
+        np.concatenate([masks, *of_copies]),
     )
 
 
