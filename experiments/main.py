@@ -18,9 +18,11 @@ if __name__ == "__main__":
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # waiting threads of LAPACK would take the cores from XLA
 
 import contextlib
+import dataclasses
 import logging
 import sys
 import traceback
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -236,8 +238,28 @@ def _refuse(error: object, *, code: int) -> int:
     if isinstance(error, (AttributeError, KeyError)) and error.args:
         # An unknown config field; the argument may be the repr of another error's text.
         text = f"unknown setting {error.args[0]}".replace("\\n", "\n").replace("\\'", "").replace("'", "")
+        if "Did you mean" not in text:
+            name = text.split()[-1].strip('"')
+            text = f"{text}; {_known_beside(name)}"
     print(f"error: {'; '.join(line.strip() for line in text.splitlines() if line.strip())}", file=sys.stderr)
     return code
+
+
+def _known_beside(name: str) -> str:
+    """What a setting of no known name could have been: the settings of its group in the command."""
+    from experiments.settings import RunSettings
+
+    flags_of_it = [word.partition("=")[0] for word in sys.argv if word.partition("=")[0].endswith(f".{name}")]
+    groups = flags_of_it[-1].split(".")[1:-1] if flags_of_it else []
+    if groups == ["data"]:
+        return "medfuncta_jax/datasets/README.md has the options of each data.source"
+    kind: type = RunSettings
+    for group in groups:
+        inner = typing.get_type_hints(kind).get(group)
+        if not (isinstance(inner, type) and dataclasses.is_dataclass(inner)):
+            break
+        kind = inner
+    return f"known here: {', '.join(each.name for each in dataclasses.fields(kind))}"
 
 
 def _log_for_people() -> None:

@@ -206,6 +206,7 @@ def test_a_collapse_stops_the_run_and_keeps_the_best(tmp_path):
     [
         ({"extra": ["--config.trian.steps=3"]}, 2, 'unknown setting trian; Did you mean "train"'),
         ({"extra": ["--config.train.stepz=3"]}, 2, 'unknown setting stepz; Did you mean "steps"'),
+        ({"extra": ["--config.decode.size=3"]}, 2, 'unknown setting "size"; known here: splits, resolution, scale'),
         ({"extra": ["--config.train.steps=abc"]}, 2, "--config.train.steps=abc must be a whole number"),
         ({"extra": ["--config.fit.safeguard=perhaps"]}, 2, "--config.fit.safeguard=perhaps must be True or False"),
         ({"extra": ["--config.decode.resolution=(1.5,)"]}, 1, "decode.resolution must be a list of whole numbers"),

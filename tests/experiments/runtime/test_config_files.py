@@ -89,7 +89,11 @@ def test_options_that_both_sources_have_stay(text, expected):
             2,
             "--config=quickstrat: no such file, and no shipped config of that name, which are",
         ),
-        ({"config": "chest_xray", "data__source": "image_folder", "data__flag": "a"}, 2, 'unknown setting "flag"'),
+        (
+            {"config": "chest_xray", "data__source": "image_folder", "data__flag": "a"},
+            2,
+            'unknown setting "flag"; medfuncta_jax/',
+        ),
         ({"config": "quickstart", "data__source": "medmnist"}, 1, "data.flag must be a name"),
         ({"config": "image_folder:big"}, 2, "no variant 'big'; known: 64, 128, 224, cpu"),
         ({"config": "image_folder:big", "data__source": "ecg"}, 2, "no variant 'big'; known: 64, 128, 224, cpu"),
