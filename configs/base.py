@@ -94,6 +94,15 @@ def cpu(
     return config
 
 
+def cpu_64(config: ConfigDict) -> ConfigDict:
+    """The recipe of 64x64 images for two cores: a quarter of the points makes an update of Muon cheap."""
+    config = cpu(
+        config, width=512, latent_dim=512, steps=2000, batch_size=16, fit_steps=500, selection_ratio=1 / 4
+    )  # fmt: skip
+    config.train.update(optimizer="muon", augmentation=0.05)
+    return config
+
+
 def compared(variant: str) -> ConfigDict:
     """Shared settings of the systems in the paper's table 5: ChestMNIST at 64x64, 12 signals, every point, Adam at one
     rate.
@@ -149,8 +158,7 @@ def require_variant(variant: str, *known: str) -> None:
 def medmnist(flag: str, variant: str) -> ConfigDict:
     """A 2D set of MedMNIST in the variants "64" (default), "28", "128", "224" and "cpu" (64x64, for two cores)."""
     if variant == "cpu":
-        config = get_config("medmnist", flag=flag, size=64)
-        return cpu(config, width=512, latent_dim=512, steps=2000, batch_size=16, fit_steps=500)
+        return cpu_64(get_config("medmnist", flag=flag, size=64))
     require_variant(variant, "28", "64", "128", "224", "cpu")
     size = int(variant or 64)
     return paper_2d(get_config("medmnist", flag=flag, size=size), size)

@@ -170,12 +170,15 @@ def train_one_step(settings, shape, root, folder):
 
 
 def shrunk(settings):
-    """Few and narrow layers, two inner steps, one update without warm-up; nothing of what one update does not use."""
+    """Few and narrow layers, two inner steps, one update without warm-up; nothing of what one update does not use, and
+    no augmentation, which needs all points of a grid."""
     return mf.Settings(
         DataSettings("any"),
         model=dataclasses.replace(settings.model, layers=min(4, settings.model.layers), width=16, latent_dim=8),
         inner=dataclasses.replace(settings.inner, steps=2),
-        train=dataclasses.replace(settings.train, steps=1, warmup_steps=0, batch_size=2, eval_every=1, eval_signals=1),
+        train=dataclasses.replace(
+            settings.train, steps=1, warmup_steps=0, batch_size=2, eval_every=1, eval_signals=1, augmentation=0.0
+        ),
     )
 
 
