@@ -95,7 +95,7 @@ def cpu(
 
 
 def cpu_64(config: ConfigDict) -> ConfigDict:
-    """The recipe of 64x64 images for two cores: a quarter of the points makes an update of Muon cheap."""
+    """The recipe of 64x64 images for two cores: Muon, and cheap updates on a quarter of the points."""
     config = cpu(
         config, width=512, latent_dim=512, steps=2000, batch_size=16, fit_steps=500, selection_ratio=1 / 4
     )  # fmt: skip
