@@ -105,7 +105,8 @@ def check_signals(signals: Array, weights: Array | None, *, rows: np.ndarray | N
     """Refuse signals [B, N, D] with observed values that are not finite; traced arrays are not checked.
 
     Args:
-      signals, weights: as `fit_latent` takes them.
+      signals: floating.
+      weights: None, or [B, N, D or 1].
       rows: the numbers that the signals have for the caller, [B]; None is 0 to B - 1.
     Raises:
       ValueError: names the first such signal.
@@ -114,7 +115,7 @@ def check_signals(signals: Array, weights: Array | None, *, rows: np.ndarray | N
     if seen is None or (weights is not None and shown is None):
         return
     if shown is not None:
-        seen = np.where(shown[..., None] > 0, seen, 0)
+        seen = np.where(shown > 0, seen, 0)
     bad = ~np.isfinite(seen).all((1, 2))
     if bad.any():
         first = bad.argmax() if rows is None else rows[bad.argmax()]
@@ -128,29 +129,30 @@ def _warn_beyond(name: str, array: np.ndarray, usual: tuple[float, float], why: 
         warnings.warn(f"{name} run from {lowest:.4g} to {highest:.4g}, but {why}", stacklevel=4)
 
 
-def relative_weights(weights: Any, *, batch: int, points: int) -> Array:
-    """Weights of points, scaled to a maximum of 1 in each signal; only ratios within a signal count.
+def relative_weights(weights: Any, batch: int, points: int, channels: int) -> Array:
+    """Weights of points or of their values, scaled to a maximum of 1 in each signal; only ratios within a signal count.
 
     Args:
-      weights: [B, N], or [B, ...] with N entries a signal.
-      batch, points: B and N.
+      weights: [B, N] or [B, N, D], or [B, ...] with as many entries a signal.
+      batch, points, channels: B, N and D.
     Returns:
-      [B, N].
+      [B, N, 1] of points, or [B, N, D] of values.
     Raises:
       ValueError: another shape, or values that are negative or not finite, or a signal without a weight above 0.
     """
     weights = as_array("weights", weights)
-    if weights.size != batch * points or weights.shape[0] != batch:
-        raise ValueError(f"weights {weights.shape} must be [B, N] = {(batch, points)}, one for each point")
+    if weights.shape[:1] != (batch,) or weights.size not in (batch * points, batch * points * channels):
+        of_values = f", or [B, N, D] = {(batch, points, channels)}, one for each value" if channels > 1 else ""
+        raise ValueError(f"weights {weights.shape} must be [B, N] = {(batch, points)}, one for each point{of_values}")
     values = on_host(weights)
     if values is None:
-        weights = weights.reshape(batch, points)
-        largest = weights.max(-1, keepdims=True)
+        weights = weights.reshape(batch, points, -1)
+        largest = weights.max((1, 2), keepdims=True)
         return weights / jnp.where(largest > 0, largest, 1)
-    values = values.reshape(batch, points).astype(np.float64)  # 1e-300 is a weight too
+    values = values.reshape(batch, points, -1).astype(np.float64)  # 1e-300 is a weight too
     if not np.isfinite(values).all() or (values < 0).any():
         raise ValueError("weights must be finite and not negative")
-    largest = values.max(-1, keepdims=True)
+    largest = values.max((1, 2), keepdims=True)
     if not largest.all():
-        raise ValueError(f"weights of signal {largest[:, 0].argmin()} are all 0: nothing of it is observed")
+        raise ValueError(f"weights of signal {largest.ravel().argmin()} are all 0: nothing of it is observed")
     return values / largest

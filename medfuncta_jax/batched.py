@@ -11,10 +11,9 @@ and yields the previous one.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +35,11 @@ _T = TypeVar("_T")
 
 
 class SignalSource(Protocol):
-    """Signals that are read on access, such as a `datasets.Split`."""
+    """Signals that are read on access, such as a `datasets.Split`.
+
+    It may have a method `recorded(rows)` like that of a split: channels that were not recorded take no part in a fit or
+    its PSNR.
+    """
 
     def __len__(self) -> int:
         """The number of signals."""
@@ -56,6 +59,20 @@ class FittedSignals:
 
     latents: np.ndarray
     psnr: np.ndarray
+
+
+class Observations(NamedTuple):
+    """A batch of signals.
+
+    Attributes:
+      signals: [B, *grid, D].
+      weights: None, or weights of points or of values, as `fit_latent` takes them.
+      recorded: None, or [B, D], 0 for a channel that was not recorded, else 1.
+    """
+
+    signals: Array
+    weights: Array | None = None
+    recorded: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -100,8 +117,8 @@ def fit_signals(
       signals: [n, *grid, D], floating, in [0, 1]; or a `SignalSource`, such as a split of a dataset, which is read one
         batch at a time.
       rows: which signals, in this order, also repeated; None is all.
-      weights: None, or one weight >= 0 a point of each signal that is fitted, [len(rows), N] or [len(rows), *grid]; 0
-        hides a point from the fit, not from the PSNR.
+      weights: None, or one weight >= 0 a point of each signal that is fitted, [len(rows), N] or [len(rows), *grid], or
+        one a value, with an axis D more; 0 hides from the fit, not from the PSNR.
       fit: steps, batch size and safeguard, see `FitSettings`.
       step_size: alpha, a scalar or [P]. Fields from `load_field` are scaled so that the default is right.
       channel_loss, selection_ratio: as in the field's training, see `TrainSettings` and `InnerSettings`;
@@ -160,13 +177,15 @@ def fit_batches(
     def under_way() -> Iterator[tuple[int, jax.Array, jax.Array]]:
         for start in range(0, len(chosen), size):
             places = np.minimum(np.arange(start, start + size), len(chosen) - 1)
-            batch = source.signals(chosen[places])
-            some = None if weights is None else shown[places].reshape(size, -1)
-            if some is not None:
-                relative_weights(some, batch=size, points=math.prod(batch.shape[1:-1]))
-            check_signals(batch.reshape(size, -1, batch.shape[-1]), some, rows=chosen[places])
-            on_devices = sharding.split_batch(mesh, (batch, some))
-            yield min(size, len(chosen) - start), *fit_batch(field, rules, params, *on_devices, step_size, key)
+            signals = source.signals(chosen[places])
+            flat = signals.reshape(size, -1, signals.shape[-1])
+            some = None if weights is None else np.asarray(relative_weights(shown[places], *flat.shape))
+            recorded = source.recorded(chosen[places]) if hasattr(source, "recorded") else None
+            if recorded is not None:
+                some = np.broadcast_to(recorded[:, None] * (1 if some is None else some), flat.shape)
+            check_signals(flat, some, rows=chosen[places])
+            batch = sharding.split_batch(mesh, Observations(signals, some, recorded))
+            yield min(size, len(chosen) - start), *fit_batch(field, rules, params, batch, step_size, key)
 
     for count, latents, psnr in _one_ahead(under_way()):
         yield FittedSignals(sharding.to_host(latents)[:count], sharding.to_host(psnr)[:count])
@@ -177,20 +196,20 @@ def fit_batch(
     field: Field,
     rules: FitRules,
     params: Params,
-    signals: jax.Array,
-    weights: jax.Array | None,
+    batch: Observations,
     step_size: float | Array,
     key: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Latents [B, P] of signals [B, *grid, D], and the PSNR [B] in dB of their reconstructions, in one program."""
-    fit = rules.fit
+    """Latents [B, P], and the PSNR [B] in dB of their reconstructions in all recorded channels, in one program."""
+    fit, signals = rules.fit, jnp.asarray(batch.signals)
     fitted = fit_latent(
-        field, params, signals, weights=weights, steps=fit.steps, step_size=step_size, channel_loss=rules.channel_loss,
-        safeguard=fit.safeguard, rescale_ratio=rules.selection_ratio if fit.context == "rescaled" else None, key=key,
+        field, params, signals, weights=batch.weights, steps=fit.steps, step_size=step_size,
+        channel_loss=rules.channel_loss, safeguard=fit.safeguard,
+        rescale_ratio=rules.selection_ratio if fit.context == "rescaled" else None, key=key,
     )  # fmt: skip
     rounded = fitted.latents.astype(rules.dtype)
     values = reconstruct(field, params, rounded, grid(signals.shape[1:-1]))
-    return rounded, metrics.psnr(jnp.clip(values, 0, 1), signals.reshape(values.shape))
+    return rounded, metrics.psnr(jnp.clip(values, 0, 1), signals.reshape(values.shape), batch.recorded)
 
 
 def fit_options(settings: Settings) -> dict[str, Any]:

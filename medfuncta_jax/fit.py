@@ -16,7 +16,7 @@ from medfuncta_jax.field import STEP_SIZE, Field, Params, params_dtype
 from medfuncta_jax.inner_steps import Observed, Source
 from medfuncta_jax.measurements import checked_measurements, measured_loss, step_ratio
 from medfuncta_jax.operators import Operator
-from medfuncta_jax.point_field import ChannelLoss, Targets, shares, take
+from medfuncta_jax.point_field import ChannelLoss, Targets
 from medfuncta_jax.prior import GaussianPrior, whitened
 
 # Default chunk size in activation elements (signals x points x width), in float32 4 MB and 64 MB: small enough for the
@@ -71,8 +71,9 @@ def fit_latent(
         its meaning. Not with `coords` or `rescale_ratio`.
       prior: None, or the distribution of training latents (`gaussian_prior`): steps go along its axes, from its mean.
         Of use where the observed points are fewer than a signal needs; stop early then. `step_size` is a scalar.
-      weights: None, or one weight >= 0 a point, [B, N] or [B, *grid]; 0 masks a point, whatever its value (NaN too).
-        Only their ratio within a signal matters.
+      weights: None, or one weight >= 0 a point, [B, N] or [B, *grid], or one a value, [B, N, D] or [B, *grid, D], as
+        for channels that were not recorded; 0 masks, whatever stands there (NaN too). Only their ratio within a signal
+        matters.
       steps: H >= 1.
       step_size: alpha, a scalar or [P]. Fields from `load_field` are scaled so that the default is right.
       channel_loss: squared errors averaged ("mean") or summed ("sum") over channels.
@@ -103,7 +104,7 @@ def fit_latent(
         points = points_of(signals, coords, coord_dims=field.coord_dims, channels=field.channels)
         signals = signals.reshape(len(signals), points.shape[-2], field.channels)
         if weights is not None:
-            weights = relative_weights(weights, batch=len(signals), points=signals.shape[1])
+            weights = relative_weights(weights, *signals.shape)
         check_signals(signals, weights)
     else:
         if coords is not None or rescale_ratio is not None:
@@ -113,7 +114,7 @@ def fit_latent(
     signals = jnp.asarray(signals, dtype)
     if weights is not None:
         weights = jnp.asarray(weights, dtype)
-        signals = jnp.where(weights[:, :, None] > 0, signals, 0)
+        signals = jnp.where(weights > 0, signals, 0)
     step_size = as_array("step_size", step_size)
     if step_size.shape not in ((), (size,)):
         raise ValueError(f"step_size {step_size.shape} must be a scalar or [{size}]")
@@ -135,7 +136,7 @@ def fit_latent(
 
 
 class _Given(NamedTuple):
-    """Signals or measurements [B, N, D], weights [B, N] or None, step size, first latents [B, P], key."""
+    """Signals or measurements [B, N, D], weights [B, N, D or 1] or None, step size, first latents [B, P], key."""
 
     signals: jax.Array
     weights: jax.Array | None
@@ -177,26 +178,26 @@ def _fit(field: Field, rules: _Rules, params: Params, coords: jax.Array, given: 
     points, halves = field.points, field.split(params)
     batch, count, channels = given.signals.shape
     every = Source(features=points.features(halves[0], coords))
-    share = shares(given.weights, count, given.signals, rules.channel_loss)
-    source, observed = every, Observed(field, coords, given.signals, rules.points_per_chunk)
+    observed = Observed(
+        field, coords, given.signals, rules.channel_loss, rules.points_per_chunk, given.weights
+    )  # fmt: skip
+    source = every
     alike = given.weights is None and len(coords) == 1
     if alike and points.summarises(batch, count, channels, rules.steps):
-        source = Source(summary=points.summary(every.features, Targets(given.signals, share)))
+        source = Source(summary=points.summary(every.features, Targets(given.signals, observed.share(None))))
 
     def direction_at(latents, key):
         """dL/dphi [B, P], or a vector along it, and the losses [B]."""
-        _, gradient, losses, _ = observed.gradient(halves, source, latents, None, share)
+        _, gradient, losses, _ = observed.gradient(halves, source, latents, None)
         if rules.rescale_ratio is not None:
             rows = random_context(key, points=count, selection_ratio=rules.rescale_ratio, steps=1)[0]
-            some = None if given.weights is None else take(given.weights, rows)
-            some = shares(some, len(rows), given.signals, rules.channel_loss)
-            subset = observed.gradient(halves, every, latents, rows, some)[1]
+            subset = observed.gradient(halves, every, latents, rows)[1]
             norm, subset_norm = (jnp.linalg.norm(g, axis=-1, keepdims=True) for g in (gradient, subset))
             gradient = gradient * subset_norm / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny)
         return gradient, losses
 
     def losses_at(latents):
-        return observed.gradient(halves, source, latents, None, share)[2]
+        return observed.gradient(halves, source, latents, None)[2]
 
     return _descend(direction_at, losses_at, rules, given)
 

@@ -81,13 +81,17 @@ class Observed:
       field: the network.
       coords: [N, C]; not needed by a source that has features.
       signals: [B, N, D].
+      channel_loss: see `InnerLoop`.
       points_per_chunk: points of a signal in memory at once; 0 for all.
+      weights: None, or weights of points or of values, [B, N, 1 or D].
     """
 
     field: Field
     coords: jax.Array
     signals: jax.Array
+    channel_loss: ChannelLoss
     points_per_chunk: int
+    weights: jax.Array | None = None
 
     def at(self, source: Source, rows: jax.Array | None, share: jax.Array) -> tuple[Any, Targets | None]:
         """Features and targets of the points `rows`, [n] or [B, n] (None: all), with the given `Targets.shares`."""
@@ -101,9 +105,9 @@ class Observed:
         return features, Targets(take(self.signals, rows), share)
 
     def gradient(
-        self, halves: Halves, source: Source, latents: jax.Array, rows: jax.Array | None, share: jax.Array
+        self, halves: Halves, source: Source, latents: jax.Array, rows: jax.Array | None
     ) -> tuple[Modulations, jax.Array, jax.Array, Any]:
-        """dL/dm, dL/dphi [B, P], the losses [B], and the arrays that `PointField.gradient` keeps."""
+        """dL/dm, dL/dphi [B, P], the losses [B] at the points `rows`, and what `PointField.gradient` keeps."""
         params, readers = halves
         modulations, pull = jax.vjp(functools.partial(self.field.modulations, readers), latents)
 
@@ -112,8 +116,14 @@ class Observed:
             return (gradient, losses), kept
 
         whole = replace(self, points_per_chunk=0) if source.summary is not None else self
-        (gradient, losses), kept = whole.over_chunks(at, rows, share)
+        (gradient, losses), kept = whole.over_chunks(at, rows, self.share(rows))
         return gradient, pull(gradient)[0], losses, kept
+
+    def share(self, rows: jax.Array | None) -> jax.Array:
+        """`Targets.shares` of the points `rows`, [n] or [B, n] (None: all)."""
+        weights = None if self.weights is None else take(self.weights, rows)
+        points = self.signals.shape[1] if rows is None else rows.shape[-1]
+        return shares(weights, points, self.signals, self.channel_loss)
 
     def over_chunks(self, function: Callable, rows: jax.Array | None, share: jax.Array, given: Any = None) -> Any:
         """`point_field.over_chunks` of the points `rows`."""
@@ -175,8 +185,7 @@ class Loop:
         """phi_G [B, P], the losses before each step [G, B], and the kept arrays of each step, stacked over steps."""
 
         def step(latents: jax.Array, rows: jax.Array | None):
-            found = self.observed.gradient(halves, source, latents, rows, self._share(rows))
-            gradient, latent_gradient, losses, kept = found
+            gradient, latent_gradient, losses, kept = self.observed.gradient(halves, source, latents, rows)
             left = Step(latents, rows, gradient, latent_gradient, self._to_keep(kept))
             return latents - self.alpha * latent_gradient, (losses, left)
 
@@ -210,7 +219,7 @@ class Loop:
                 )
                 return (own, ct_modulations, pull(ct_features)[0]), None
 
-            parts, _ = self.observed.over_chunks(at, step.rows, self._share(step.rows), step.kept)
+            parts, _ = self.observed.over_chunks(at, step.rows, self.observed.share(step.rows), step.kept)
             own, ct_modulations, from_features = parts
 
             def read(latents):
@@ -229,10 +238,6 @@ class Loop:
     def _scan(self, step: Callable, start: Any, given: Any, *, reverse: bool = False) -> tuple[Any, Any]:
         length = self.inner.steps if self.context is None else len(self.context)
         return jax.lax.scan(step, start, given, length, reverse, unroll=self.inner.remat == "none" or 1)
-
-    def _share(self, rows: jax.Array | None) -> jax.Array:
-        signals = self.observed.signals
-        return shares(None, signals.shape[1] if rows is None else rows.shape[-1], signals, self.inner.channel_loss)
 
     def _to_keep(self, kept: Any) -> Any:
         if self.inner.remat == "steps":

@@ -103,7 +103,7 @@ def measured_loss(
     Args:
       field, params, operator: see `measure`.
       measurements: [B, M, D].
-      weights: None, or [B, M] >= 0, the inverse variance of the noise; only ratios within a signal matter.
+      weights: None, or [B, M, D or 1] >= 0, the inverse variance of the noise; only ratios within a signal matter.
       channel_loss: "mean" or "sum" over channels.
       points_per_chunk: points of a signal in memory at once; 0 for all.
       gradients: the approximate number of gradients, which decides whether normal equations pay.
@@ -115,7 +115,7 @@ def measured_loss(
 
         def losses(latents: jax.Array) -> jax.Array:
             seen = measure(field, params, latents, operator, points_per_chunk=points_per_chunk)
-            return (targets.shares * jnp.square(seen.reshape(targets.signals.shape) - targets.signals).sum(-1)).sum(-1)
+            return (targets.shares * jnp.square(seen.reshape(targets.signals.shape) - targets.signals)).sum((1, 2))
 
         return losses
     # All signals share one set of functions, so a chunk may have B times as many points.
@@ -197,7 +197,7 @@ def steepness(field: Field, params: Params, operator: Operator, *, points_per_ch
 
 
 def checked_measurements(operator: Operator, measurements: Any, weights: Any, *, field: Field) -> tuple[Array, Any]:
-    """Measurements [B, M, D] and weights [B, M] or None.
+    """Measurements [B, M, D] and weights [B, M, D or 1] or None.
 
     Raises:
       ValueError: they do not belong to the operator, or the operator not to the field; values that are not finite, or
@@ -217,10 +217,10 @@ def checked_measurements(operator: Operator, measurements: Any, weights: Any, *,
         )
     measurements = measurements.reshape(len(measurements), -1, field.channels)
     if weights is not None:
-        weights = relative_weights(weights, batch=len(measurements), points=measurements.shape[1])
+        weights = relative_weights(weights, *measurements.shape)
     seen, shown = on_host(measurements), None if weights is None else on_host(weights)
     if seen is not None and (weights is None or shown is not None):
-        bad = ~np.isfinite(seen if shown is None else np.where(shown[..., None] > 0, seen, 0)).all((1, 2))
+        bad = ~np.isfinite(seen if shown is None else np.where(shown > 0, seen, 0)).all((1, 2))
         if bad.any():
             raise ValueError(f"signal {bad.argmax()} holds measurements that are not finite; give those a weight of 0")
     return measurements, weights

@@ -112,6 +112,7 @@ class Training:
       settings: the run's settings.
       shape: points along each axis of a signal, N in all.
       labels: int [n] of the training signals, for the methods that need them.
+      recorded: float [n, D] of the training signals, 0 for a channel that was not recorded, else 1; None if all were.
       mesh: the devices that signals are split over; None for one.
     """
 
@@ -119,7 +120,14 @@ class Training:
     settings: Settings
     shape: tuple[int, ...]
     labels: jax.Array | None = None
+    recorded: jax.Array | None = None
     mesh: Mesh | None = None
+
+    def weights(self, rows: jax.Array | None, like: jax.Array) -> jax.Array | None:
+        """Weights of the values of the signals `rows` [B], in the shape of `like`, [B, n, D]; None: all count."""
+        if self.recorded is None:
+            return None
+        return jnp.broadcast_to(jnp.asarray(self.recorded)[rows][:, None], like.shape)
 
 
 class Sample(NamedTuple):
@@ -128,6 +136,7 @@ class Sample(NamedTuple):
     coords: jax.Array
     signals: jax.Array
     context: jax.Array | None
+    weights: jax.Array | None
     latent_loss: jax.tree_util.Partial
 
 
@@ -175,18 +184,22 @@ def update(
     training: Training, state: MetaState, signals: jax.Array, key: jax.Array, rows: jax.Array | None = None
 ) -> tuple[MetaState, dict[str, jax.Array]]:
     """One meta-update on signals [B, N, D]; see `methods.Method`."""
-    del rows
-    sample = draw(training, state, signals, key)
+    sample = draw(training, state, signals, key, rows)
     return optimizer_step(training, state, *loss_and_gradient(training, state.trainable, sample))
 
 
 def draw(
-    training: Training, state: MetaState, signals: jax.Array, key: jax.Array, coords: jax.Array | None = None
+    training: Training,
+    state: MetaState,
+    signals: jax.Array,
+    key: jax.Array,
+    rows: jax.Array | None,
+    coords: jax.Array | None = None,
 ) -> Sample:
     """The random choices of the next update: changes of signals, points of the outer loss, contexts, noise.
 
     `key` is that of the run; `state.step` is folded into it, so that a resumed run draws the same. Without `coords` the
-    signals are on the grid of `training.shape`.
+    signals are on the grid of `training.shape`. `rows` [B] are their numbers in the training split.
     """
     field, train = training.field, training.settings.train
     key, inner = jax.random.fold_in(key, state.step), inner_loop_of(training.settings)
@@ -196,17 +209,18 @@ def draw(
     if train.off_grid:
         sets.append(off_grid(jax.random.fold_in(key, 3), signals, training.shape))
     if train.selection_ratio < 1:
-        rows = random_context(
+        shown = random_context(
             jax.random.fold_in(key, 1), points=signals.shape[1], selection_ratio=train.selection_ratio, steps=1
         )[0]
-        sets = [(points[rows], values[:, rows]) for points, values in sets]
+        sets = [(points[shown], values[:, shown]) for points, values in sets]
     batch, points, _ = sets[0][1].shape
     context = inner.contexts(key, points=points, signals=batch)
     if train.off_grid and context is None:  # inner steps see the points of the grid alone
         context = jnp.broadcast_to(jnp.arange(points), (inner.steps, points))
     coords, signals = (jnp.concatenate(part, axis=-2) for part in zip(*sets, strict=True))
     noise = latent_noise(train, jax.random.fold_in(key, 2), (batch, field.model.latent_dim), signals.dtype)
-    return Sample(coords, signals, context, jax.tree_util.Partial(functools.partial(latent_loss, train), noise))
+    of_latents = jax.tree_util.Partial(functools.partial(latent_loss, train), noise)
+    return Sample(coords, signals, context, training.weights(rows, signals), of_latents)
 
 
 def loss_and_gradient(training: Training, trainable: Trainable, sample: Sample) -> tuple[jax.Array, Trainable]:
@@ -222,7 +236,7 @@ def loss_and_gradient(training: Training, trainable: Trainable, sample: Sample) 
             params = inner_params(field, trainable, settings.inner, sample.coords)
             return meta_loss(
                 field, params, sample.signals, sample.context, inner=inner_loop_of(settings),
-                coords=sample.coords, step_size=step_sizes(field, trainable, settings.inner),
+                coords=sample.coords, weights=sample.weights, step_size=step_sizes(field, trainable, settings.inner),
                 latent_loss=sample.latent_loss,
             )  # fmt: skip
 
@@ -237,7 +251,7 @@ def loss_and_gradient(training: Training, trainable: Trainable, sample: Sample) 
         own = of_signals(sharding.gather(trainable, specs), sample)
         return sharding.mean_over_devices(own, (one, specs))
 
-    of_sample = Sample(one, many, many if own_context else one, many)  # type: ignore[arg-type]
+    of_sample = Sample(one, many, many if own_context else one, many, many)  # type: ignore[arg-type]
     return jax.shard_map(
         on_one_device, mesh=mesh, in_specs=(specs, of_sample), out_specs=(one, specs), check_vma=False
     )(trainable, sample)

@@ -32,30 +32,32 @@ _C1, _C2 = 0.01**2, 0.03**2  # (K1 * data range)^2, (K2 * data range)^2
 _VALUES_AT_ONCE = 2**22
 
 
-def mse(reconstructions: Array, signals: Array) -> jax.Array:
+def mse(reconstructions: Array, signals: Array, recorded: Array | None = None) -> jax.Array:
     """Mean squared error over all points and channels of a signal; nothing is clipped.
 
     Args:
       reconstructions, signals: floating, [B, ..., D] of one shape: a grid of any rank, or [B, N, D].
+      recorded: None, or [B, D] of 0 and 1, the channels that count.
     Returns:
       [B], >= 0, in the wider of the two dtypes and at least float32. NaN where a value is NaN.
     Raises:
       ValueError: shapes differ, no points, or integer arrays.
     """
-    return _mse(*_checked(reconstructions, signals))
+    return _mse(*_checked(reconstructions, signals), recorded)
 
 
-def psnr(reconstructions: Array, signals: Array) -> jax.Array:
+def psnr(reconstructions: Array, signals: Array, recorded: Array | None = None) -> jax.Array:
     """Peak signal-to-noise ratio in dB for a data range of 1: -10 log10(mse), at most `PSNR_CAP` = 100 dB.
 
     Args:
       reconstructions, signals: floating, [B, ..., D] of one shape, in [0, 1]; nothing is clipped.
+      recorded: as for `mse`.
     Returns:
       [B], dB. A perfect reconstruction has 100, so that means over signals stay finite. NaN where a value is NaN.
     Raises:
       ValueError: shapes differ, no points, or integer arrays.
     """
-    return _psnr(_mse(*_checked(reconstructions, signals)))
+    return _psnr(mse(reconstructions, signals, recorded))
 
 
 def ssim(a: Array, b: Array) -> jax.Array:
@@ -80,12 +82,13 @@ def ssim(a: Array, b: Array) -> jax.Array:
     return _ssim(a, b)
 
 
-def signal_metrics(reconstructions: Array, signals: Array) -> dict[str, jax.Array]:
+def signal_metrics(reconstructions: Array, signals: Array, recorded: Array | None = None) -> dict[str, jax.Array]:
     """The figures of an evaluation: reconstructions are clipped to [0, 1], then compared (the paper's protocol).
 
     Args:
       reconstructions: floating, [B, *grid, D] with one to three grid axes, any range: the field's raw output.
       signals: the same shape, in [0, 1].
+      recorded: None, or [B, D] of 0 and 1, the channels that count.
     Returns:
       {"mse": [B], "psnr": [B] in dB (see `psnr` on its cap), "ssim": [B]}, in the wider of the two dtypes.
     Raises:
@@ -94,8 +97,8 @@ def signal_metrics(reconstructions: Array, signals: Array) -> dict[str, jax.Arra
     reconstructions, signals = _checked(reconstructions, signals)
     _check_rank(signals)
     clipped = jnp.clip(reconstructions, 0, 1)
-    errors = _mse(clipped, signals)
-    return {"mse": errors, "psnr": _psnr(errors), "ssim": _ssim(clipped, signals)}
+    errors = _mse(clipped, signals, recorded)
+    return {"mse": errors, "psnr": _psnr(errors), "ssim": _ssim(clipped, signals, recorded)}
 
 
 def summary(values: Mapping[str, Array], *, resamples: int, seed: int) -> dict[str, Any]:
@@ -151,8 +154,14 @@ def _check_rank(array: jax.Array) -> None:
 
 
 @jax.jit
-def _mse(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.square(a - b).mean(axis=tuple(range(1, a.ndim)))
+def _mse(a: jax.Array, b: jax.Array, recorded: Array | None = None) -> jax.Array:
+    errors = jnp.square(a - b).mean(axis=tuple(range(1, a.ndim - 1)))  # [B, D]
+    return _over_channels(errors, recorded)
+
+
+def _over_channels(values: jax.Array, recorded: Array | None) -> jax.Array:
+    """Means [B] over the recorded channels of values [B, D]."""
+    return values.mean(-1) if recorded is None else jnp.average(values, axis=-1, weights=jnp.asarray(recorded))
 
 
 @jax.jit
@@ -161,16 +170,16 @@ def _psnr(errors: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _ssim(a: jax.Array, b: jax.Array) -> jax.Array:
+def _ssim(a: jax.Array, b: jax.Array, recorded: Array | None = None) -> jax.Array:
     """SSIM over chunks of the batch, so that memory is bounded by one signal or by _VALUES_AT_ONCE."""
     if a.shape[0] == 0:
         return jnp.zeros((0,), a.dtype)
     chunk = min(a.shape[0], max(1, _VALUES_AT_ONCE // math.prod(a.shape[1:])))
-    return jax.lax.map(lambda pair: _signal_ssim(*pair), (a, b), batch_size=chunk)
+    return _over_channels(jax.lax.map(lambda pair: _signal_ssim(*pair), (a, b), batch_size=chunk), recorded)
 
 
 def _signal_ssim(a: jax.Array, b: jax.Array) -> jax.Array:
-    """[*grid, D], [*grid, D] -> scalar.
+    """[*grid, D], [*grid, D] -> [D].
 
     With s = a + b and d = a - b, var(s) + var(d) = 2 (var a + var b) and var(s) - var(d) = 4 cov(a, b), so both terms
     of SSIM are one minus a ratio that holds the difference itself. Against the textbook form this needs four filters
@@ -188,7 +197,8 @@ def _signal_ssim(a: jax.Array, b: jax.Array) -> jax.Array:
     luminance_loss = square_difference / (0.5 * (square_total + square_difference) + _C1)
     structure_loss = var_difference / (0.5 * (var_total + var_difference) + _C2)
     # 1 - (1 - l)(1 - s): the mean is over small numbers, where float32 is most accurate.
-    return 1 - (luminance_loss + structure_loss - luminance_loss * structure_loss).mean()
+    losses = luminance_loss + structure_loss - luminance_loss * structure_loss
+    return 1 - losses.mean(axis=tuple(range(losses.ndim - 1)))
 
 
 def _window_mean(values: jax.Array) -> jax.Array:

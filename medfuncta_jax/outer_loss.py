@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from medfuncta_jax.arrays import Array, as_array, check_signals, on_host, points_of
+from medfuncta_jax.arrays import Array, as_array, check_signals, on_host, points_of, relative_weights
 from medfuncta_jax.field import Field, Params, params_dtype
 from medfuncta_jax.fit import FitResult
 from medfuncta_jax.inner_steps import InnerLoop, Loop, Observed, Reading, Source, ct_readers
-from medfuncta_jax.point_field import Targets, shares
+from medfuncta_jax.point_field import Targets
 from medfuncta_jax.product import FULL
 
 # Smaller contexts compute the features of their points again. Features taken from those of all points have cotangents
@@ -40,6 +40,7 @@ def meta_loss(
     *,
     inner: InnerLoop,
     coords: Array | None = None,
+    weights: Array | None = None,
     step_size: float | Array | None = None,
     latent_loss: LatentLoss | None = None,
 ) -> jax.Array:
@@ -55,17 +56,20 @@ def meta_loss(
         [0, N), [B, G, n], or [G, n] shared by the batch; or None for `inner.steps` steps on every point.
       inner: settings of the inner loop.
       coords: None for the grid over [-1, 1] (ends included), or [*grid, C] or [N, C].
+      weights: None, or one weight >= 0 a point or a value, as for `fit_latent`; 0 masks, in the inner steps and in the
+        outer loss, which are means over the rest.
       step_size: alpha, a scalar or [P]; None is `inner.step_size`.
       latent_loss: None, or a function of phi_G [B, P] that gives the latents to decode and what to add to the loss, as
         a `jax.tree_util.Partial`, whose arrays have one entry a signal, [B, ...].
     Returns:
       A scalar: the mean over signals of the loss on every point at phi_G.
     Raises:
-      ValueError: shapes that do not belong together, contexts out of range, or a number of micro-batches that does not
-        divide B.
+      ValueError: shapes that do not belong together, contexts out of range, weights that `fit_latent` refuses, or a
+        number of micro-batches that does not divide B.
       TypeError: a derivative in anything but `params` and `step_size`.
     """
     params, alpha, batch = _checked(field, params, signals, context, inner=inner, coords=coords, step_size=step_size)
+    batch = batch.weighted(weights)
     if len(batch.signals) % inner.micro_batches:
         raise ValueError(f"micro_batches = {inner.micro_batches} does not divide the {len(batch.signals)} signals")
     return _loss(params, alpha, replace(batch, latent_loss=latent_loss))
@@ -79,6 +83,7 @@ def inner_loop(
     *,
     inner: InnerLoop,
     coords: Array | None = None,
+    weights: Array | None = None,
     step_size: float | Array | None = None,
 ) -> FitResult:
     """The inner steps alone, from phi_0 = 0, for your own outer loss.
@@ -90,7 +95,7 @@ def inner_loop(
       FitResult: latents [B, P], and losses [B, G] on the context of each step.
     """
     params, alpha, batch = _checked(field, params, signals, context, inner=inner, coords=coords, step_size=step_size)
-    halves = field.split(params)
+    halves, batch = field.split(params), batch.weighted(weights)
     latents, losses, _ = batch.loop(alpha).descend(halves, batch.sources(halves[0])[1])
     return FitResult(latents=latents, losses=losses.T)
 
@@ -106,7 +111,6 @@ def _checked(
     if points.ndim != 2:
         raise ValueError(f"coords {points.shape} must be shared by the signals")
     signals = signals.reshape(len(signals), len(points), field.channels)
-    check_signals(signals, None)
     alpha = as_array("step_size", inner.step_size if step_size is None else step_size)
     if alpha.shape not in ((), (entries,)):
         raise ValueError(f"step_size {alpha.shape} must be a scalar or [{entries}]")
@@ -133,7 +137,7 @@ def _context(context: Array | None, inner: InnerLoop, batch: int, points: int) -
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["coords", "signals", "context", "latent_loss"], meta_fields=["field", "inner"],
+    data_fields=["coords", "signals", "context", "weights", "latent_loss"], meta_fields=["field", "inner"],
 )  # fmt: skip
 @dataclass(frozen=True)
 class _Batch:
@@ -144,6 +148,7 @@ class _Batch:
       coords: [N, C].
       signals: [B, N, D].
       context: points of each step, [G, n] shared by the batch or [B, G, n]; None for all.
+      weights: None, or [B, N, 1 or D].
       latent_loss: see `meta_loss`.
     """
 
@@ -152,7 +157,18 @@ class _Batch:
     coords: jax.Array
     signals: jax.Array
     context: jax.Array | None
+    weights: jax.Array | None = None
     latent_loss: LatentLoss | None = None
+
+    def weighted(self, weights: Any) -> _Batch:
+        """The batch with checked weights, and with signals that are finite wherever they count."""
+        if weights is None:
+            check_signals(self.signals, None)
+            return self
+        weights = relative_weights(weights, *self.signals.shape)
+        check_signals(self.signals, weights)
+        weights = jnp.asarray(weights, self.signals.dtype)
+        return replace(self, signals=jnp.where(weights > 0, self.signals, 0), weights=weights)
 
     def value(self, params: Params, alpha: jax.Array) -> jax.Array:
         """The loss."""
@@ -209,9 +225,10 @@ class _Batch:
             return afresh, afresh
         features = points.features(point_params, self.coords[None])
         outer = Source(features=features)
-        if every and taken and points.summarises(batch, count, channels, self.inner.steps):
-            share = shares(None, count, self.signals, self.inner.channel_loss)
-            return outer, Source(summary=points.summary(features, Targets(self.signals, share)))
+        alike = every and taken and self.weights is None
+        if alike and points.summarises(batch, count, channels, self.inner.steps):
+            targets = Targets(self.signals, self.observed.share(None))
+            return outer, Source(summary=points.summary(features, targets))
         return outer, outer if taken else afresh
 
     def decoded(self, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -223,12 +240,13 @@ class _Batch:
 
     @property
     def observed(self) -> Observed:
-        return Observed(self.field, self.coords, self.signals, self.inner.points_per_chunk)
+        inner = self.inner
+        return Observed(self.field, self.coords, self.signals, inner.channel_loss, inner.points_per_chunk, self.weights)
 
     @property
     def share(self) -> jax.Array:
         """`Targets.shares` of all points, whose sum of losses is their mean over signals."""
-        return shares(None, self.signals.shape[1], self.signals, self.inner.channel_loss) / len(self.signals)
+        return self.observed.share(None) / len(self.signals)
 
     def loop(self, alpha: jax.Array) -> Loop:
         context = self.context
@@ -250,7 +268,7 @@ def _loss_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     *along, of_batch = tangents
     if any(not isinstance(leaf, SymbolicZero) for leaf in jax.tree.leaves(of_batch)):
         raise TypeError(
-            "meta_loss can be differentiated in params and step_size, not in signals, coords or latent_loss"
+            "meta_loss can be differentiated in params and step_size, not in signals, coords, weights or latent_loss"
         )
     (loss, of_points, of_alpha), readings = _mean_over_parts(lambda part: part.value_and_gradient(params, alpha), batch)
     of_readers = ct_readers(batch.field, batch.field.split(params)[1], readings)
@@ -270,7 +288,7 @@ def _mean_over_parts(function: Callable[[_Batch], tuple[Any, Any]], batch: _Batc
     parts, context = batch.inner.micro_batches, batch.context
     if parts == 1:
         return function(batch)
-    of_signals = {"signals": batch.signals, "latent_loss": batch.latent_loss}
+    of_signals = {"signals": batch.signals, "weights": batch.weights, "latent_loss": batch.latent_loss}
     if context is not None and context.ndim == 3:
         of_signals["context"] = context
     split = jax.tree.map(lambda leaf: jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0), of_signals)

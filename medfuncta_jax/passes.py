@@ -155,7 +155,7 @@ class SirenField(PointField):
             pre, after = layer.forward(h[-1], shift if u else rows.of(features.pre) + shift)
             u.append(pre)
             h.append(after)
-        head, shares = self._head(params), rows.of(targets.shares[..., None])
+        head, shares = self._head(params), rows.of(targets.shares)
         difference = product(h[-1], head["kernel"]) + head["bias"] + self.module.model.offset - rows.of(targets.signals)
         losses = (shares * jnp.square(difference)).reshape(rows.batch, -1).sum(1)
         error = 2 * shares * difference
@@ -189,7 +189,7 @@ class SirenField(PointField):
             tangents.append(tangent)
             h_tangents.append(after)
         h = h if kept.h is None else kept.h
-        error = 2 * rows.of(targets.shares[..., None]) * product(h_tangents[-1], head)
+        error = 2 * rows.of(targets.shares) * product(h_tangents[-1], head)
         a: Any = transposed_product(error, head)
         p: list[jax.Array] = []
         kernels: list[jax.Array] = []

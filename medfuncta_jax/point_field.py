@@ -1,6 +1,6 @@
 """The squared error of signals at points as a function of modulations, and its derivatives.
 
-    L_i(theta, m) = sum_n c_n sum_d (f(x_n; m_i) - y_n)_d^2
+    L_i(theta, m) = sum_n sum_d c_nd (f(x_n; m_i) - y_n)_d^2
 
 An inner step needs the gradient s = dL/dm. Its vector-Jacobian product with v is the gradient of a directional
 derivative,
@@ -32,7 +32,7 @@ class Targets(NamedTuple):
 
     Attributes:
       signals: y, [B, n, D].
-      shares: c, the factor of each point's squared error, [B or 1, n or 1].
+      shares: c, the factor of each squared error, [B or 1, n or 1, D or 1].
     """
 
     signals: jax.Array
@@ -76,7 +76,7 @@ class PointField:
         """L_i, [B]."""
         assert targets is not None
         errors = jnp.square(self.values(params, modulations, features) - targets.signals)
-        return (targets.shares * errors.sum(-1)).sum(-1)
+        return (targets.shares * errors).sum((1, 2))
 
     def gradient(
         self, params: Params, modulations: Modulations, features: Any, targets: Targets | None
@@ -129,16 +129,17 @@ def shares(weights: jax.Array | None, points: int, signals: jax.Array, channel_l
     """`Targets.shares` of a mean over points, and the mean or sum over the channels of `signals`.
 
     Args:
-      weights: None, or [B, n] >= 0; only ratios within a signal count, and a signal of weights 0 does not count.
+      weights: None, or [B, n, D or 1] >= 0; only ratios within a signal count, and a signal of weights 0 does not.
       points: n.
     Returns:
-      [B, n]; without weights [1, 1].
+      The shape of `weights`; without weights [1, 1, 1].
     """
-    channels = signals.shape[-1] if channel_loss == "mean" else 1
+    channels = signals.shape[-1]
+    whole = 1 if channel_loss == "mean" else channels
     if weights is None:
-        return jnp.full((1, 1), 1 / (points * channels), signals.dtype)
-    total = weights.sum(-1, keepdims=True)
-    return weights / (jnp.where(total > 0, total, 1) * channels)
+        return jnp.full((1, 1, 1), whole / (points * channels), signals.dtype)
+    total = weights.sum((1, 2), keepdims=True) * (channels // weights.shape[2])
+    return weights * whole / jnp.where(total > 0, total, 1)
 
 
 def over_chunks(
@@ -155,7 +156,7 @@ def over_chunks(
     Args:
       function: `function(rows, share, given)` returns (terms to sum over chunks, values to stack).
       rows: the points, integers [n] or [B, n], or None for all.
-      share: their `Targets.shares`, [B or 1, n or 1]; those of padding are 0.
+      share: their `Targets.shares`, [B or 1, n or 1, D or 1]; those of padding are 0.
       points: n.
       size: 0 or n for all points in one call; else the points are in the fewest chunks of equal length up to `size`.
       given: a pytree stacked over chunks, as an earlier call returned it.
@@ -175,7 +176,7 @@ def over_chunks(
 
     def at(chunk: Any) -> tuple[Any, Any]:
         rows, places, real, given = chunk
-        return function(rows, take(share, places) * real, given)
+        return function(rows, take(share, places) * real[:, None], given)
 
     def add(sums: Any, chunk: Any) -> tuple[Any, Any]:
         more, stacked = at(chunk)

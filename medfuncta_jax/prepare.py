@@ -33,6 +33,18 @@ class PreparedSignals:
     affines: np.ndarray | None
     skipped: dict[str, str]
 
+    @property
+    def weights(self) -> np.ndarray | None:
+        """Weights for `fit_latent`, float32 [n, *grid, D]: 0 in channels that were not recorded, else 1; None if all
+        were.
+        """
+        if not any(units.missing for units in self.units):
+            return None
+        weights = np.ones_like(self.values)
+        for units, one in zip(self.units, weights, strict=True):
+            one[..., list(units.missing)] = 0
+        return weights
+
     def in_own_units(self, signals: Array) -> np.ndarray:
         """Signals in [0, 1] back in the units of their files (HU, mV, grey values), float64.
 
@@ -53,7 +65,7 @@ def prepare(
     """New signals for a field, resampled and scaled as in the field's training.
 
         prepared = mf.prepare("runs/chest", "tomorrow/scan.nii.gz")
-        fit = mf.fit_latent(field, params, prepared.values)
+        fit = mf.fit_latent(field, params, prepared.values, weights=prepared.weights)
         values = mf.reconstruct(field, params, fit.latents, mf.grid(prepared.values.shape[1:-1]))
         hounsfield = prepared.in_own_units(values)  # [n, N, D]
 

@@ -63,23 +63,30 @@ def _places(field, x):
     return jnp.stack(weights), x
 
 
-def loss(field, params, latent, coords, signal, channel_loss="mean"):
-    """The squared error of one signal [N, D] at coords [N, C]."""
+def loss(field, params, latent, coords, signal, channel_loss="mean", weights=None):
+    """The squared error of one signal [N, D] at coords [N, C], with weights [N, D] of its values."""
     errors = jnp.square(jax.vmap(lambda x: value(field, params, latent, x))(coords) - signal)
+    if weights is not None:
+        errors = weights * errors / weights.mean()
     return (errors.mean(1) if channel_loss == "mean" else errors.sum(1)).mean()
 
 
-def meta_loss(field, params, coords, signals, contexts, step_size, *, channel_loss="mean", first_order=False):
-    """The mean outer loss over signals [B, N, D], and phi_G [B, P]; contexts [B, G, n]."""
+def meta_loss(
+    field, params, coords, signals, contexts, step_size, *, channel_loss="mean", first_order=False, weights=None
+):
+    """The mean outer loss over signals [B, N, D], and phi_G [B, P]; contexts [B, G, n], weights [B, N, D]."""
 
     coords = jnp.asarray(coords)
+    weights = jnp.ones_like(signals) if weights is None else jnp.asarray(weights)
 
-    def of_signal(signal, steps):
+    def of_signal(signal, steps, weights):
         latent = jnp.zeros(field.model.latent_dim)
         for rows in steps:
-            gradient = jax.grad(loss, argnums=2)(field, params, latent, coords[rows], signal[rows], channel_loss)
+            gradient = jax.grad(loss, argnums=2)(
+                field, params, latent, coords[rows], signal[rows], channel_loss, weights[rows]
+            )
             latent = latent - step_size * (jax.lax.stop_gradient(gradient) if first_order else gradient)
-        return loss(field, params, latent, coords, signal, channel_loss), latent
+        return loss(field, params, latent, coords, signal, channel_loss, weights), latent
 
-    losses, latents = jax.vmap(of_signal)(jnp.asarray(signals), jnp.asarray(contexts))
+    losses, latents = jax.vmap(of_signal)(jnp.asarray(signals), jnp.asarray(contexts), weights)
     return losses.mean(), latents

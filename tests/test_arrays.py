@@ -84,7 +84,8 @@ def test_only_the_ratio_of_weights_counts():
     base = np.array([[1.0, 2.0, 0.0], [4.0, 1.0, 1.0]])
     expected = base / base.max(1, keepdims=True)
     for scale in (1.0, 1e37, 1e300, 1e-300):
-        np.testing.assert_allclose(relative_weights(base * scale, batch=2, points=3), expected, rtol=1e-12)
-    traced = jax.jit(lambda weights: relative_weights(weights, batch=2, points=3))(base.astype(np.float32) * 1e37)
-    np.testing.assert_allclose(traced, expected, rtol=1e-6)
-    np.testing.assert_array_equal(relative_weights([[True, False]], batch=1, points=2), [[1.0, 0.0]])
+        np.testing.assert_allclose(relative_weights(base * scale, 2, 3, 1)[..., 0], expected, rtol=1e-12)
+    traced = jax.jit(lambda weights: relative_weights(weights, 2, 3, 1))(base.astype(np.float32) * 1e37)
+    np.testing.assert_allclose(traced[..., 0], expected, rtol=1e-6)
+    np.testing.assert_array_equal(relative_weights([[True, False]], 1, 2, 5), [[[1.0], [0.0]]])
+    np.testing.assert_array_equal(relative_weights(2 * np.eye(2)[None], 1, 2, 2), np.eye(2)[None])  # of values

@@ -96,6 +96,31 @@ def test_hidden_points_do_not_count_whatever_they_hold(field, params, signals):
     assert not np.array_equal(fitted.latents, mf.fit_signals(field, params, signals, rows=ROWS, fit=rules(3)).latents)
 
 
+def test_channels_that_were_not_recorded_take_no_part():
+    """Neither in the fit nor in its PSNR, with and without weights of points."""
+
+    class Leads(Split):
+        def recorded(self, rows):
+            return recorded[rows]
+
+    field = mf.Field(MODEL, coord_dims=1, channels=3)
+    params = field.init(jax.random.key(0), jnp.float64)
+    rng = np.random.default_rng(0)
+    signals = rng.uniform(size=(5, 30, 3))
+    recorded = np.array([[1, 1, 1], [1, 0, 1], [0, 1, 0], [1, 0, 1], [1, 1, 1]], np.float32)
+    other = np.where(recorded[:, None] > 0, signals, rng.uniform(size=signals.shape))
+    for weights in (None, rng.uniform(size=(5, 30))):
+        options = {"weights": weights, "fit": rules(2)}
+        one, two = (mf.fit_signals(field, params, Leads(some), **options) for some in (signals, other))
+        np.testing.assert_array_equal(one.latents, two.latents)
+        np.testing.assert_array_equal(one.psnr, two.psnr)
+        of_values = np.broadcast_to(recorded[:, None] * (1 if weights is None else weights[..., None]), signals.shape)
+        alone = mf.fit_latent(field, params, signals, weights=of_values, steps=3, safeguard=True)
+        np.testing.assert_allclose(one.latents, alone.latents, rtol=1e-9, atol=1e-13)
+        values = np.clip(mf.reconstruct(field, params, one.latents, mf.grid((30,))), 0, 1)
+        np.testing.assert_allclose(one.psnr, metrics.psnr(values, signals, recorded), rtol=1e-9)
+
+
 def test_the_rescaled_rule_of_a_run(field, params, signals):
     values = {"data": {"source": "any"}, "inner": {"selection_ratio": 0.3}, "train": {"channel_loss": "sum"}, "seed": 4}
     settings = mf.Settings.from_dict({**values, "fit": {"context": "rescaled", "steps": 2, "safeguard": False}})

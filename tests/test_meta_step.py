@@ -129,7 +129,7 @@ def test_latents_are_fitted_on_the_grid_for_points_off_it(part):
     state = meta_step.init(FIELD, settings, jax.random.key(0), dtype=jnp.float64)
     points = jnp.asarray(COORDS)
     ramps = jnp.stack([points[:, :1], points[:, 1:]])  # cubic convolution keeps a ramp, but at the border
-    drawn = meta_step.draw(training, state, ramps, jax.random.key(1))
+    drawn = meta_step.draw(training, state, ramps, jax.random.key(1), None)
     on_grid = int(part * 36)
     assert drawn.coords.shape == (2 * on_grid, 2)
     np.testing.assert_array_equal(drawn.context, np.broadcast_to(np.arange(on_grid), (3, on_grid)))

@@ -1,5 +1,6 @@
 import functools
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -60,6 +61,29 @@ def test_every_method_learns_in_every_dimension(kind, shape):
         state, metrics = update(state, signals, jax.random.key(1), np.arange(4))
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:2])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_stands_for_a_missing_channel_moves_no_weight(kind):
+    model, name = KINDS[kind]
+    if "latent_grid" in model:
+        model = model | {"latent_grid": (2,)}
+    settings = make(model, train={"method": name})
+    method, shape = METHODS[name], (12,)
+    field = method.check(settings, shape, 2)
+    recorded = np.array([[1, 1], [1, 0], [0, 1], [1, 1]], np.float32)
+    training = meta_step.Training(field, settings, shape, np.array([0, 0, 1, 1]), recorded)
+    update = jax.jit(functools.partial(method.update, training))
+    rng = np.random.default_rng(0)
+    signals, other = rng.uniform(size=(2, 4, 12, 2)).astype(np.float32)
+    after = []
+    for some in (signals, np.where(recorded[:, None] > 0, signals, other), other):
+        state = method.init(field, settings, jax.random.key(0), signals=4)
+        for rows in ([0, 1, 2, 3], [3, 1, 0, 2]):
+            state, metrics = update(state, some[rows], jax.random.key(1), np.array(rows))
+        after.append((state.trainable, metrics["loss"]))
+    chex.assert_trees_all_equal(after[0], after[1])
+    assert after[0][1] != after[2][1]
 
 
 @pytest.mark.parametrize(

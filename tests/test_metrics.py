@@ -117,6 +117,19 @@ def test_a_perfect_reconstruction_has_a_finite_psnr(dtype):
     np.testing.assert_allclose(metrics.psnr(signals, signals), metrics.PSNR_CAP, rtol=1e-6)
 
 
+def test_channels_that_were_not_recorded_do_not_count():
+    rng = np.random.default_rng(0)
+    signals, images = rng.random((2, 4, 40, 3))
+    recorded = np.array([[1, 1, 1], [1, 0, 1], [0, 1, 0], [1, 0, 1]])
+    found = metrics.signal_metrics(images, signals, recorded)
+    for i, channels in enumerate(recorded.astype(bool)):
+        alone = metrics.signal_metrics(images[[i]][..., channels], signals[[i]][..., channels])
+        for name, value in alone.items():
+            np.testing.assert_allclose(found[name][i], value[0], rtol=1e-10)
+    np.testing.assert_array_equal(metrics.psnr(images.clip(0, 1), signals, recorded), found["psnr"])
+    np.testing.assert_array_equal(metrics.mse(images.clip(0, 1), signals, recorded), found["mse"])
+
+
 def test_signal_metrics_clips_the_reconstruction_only():
     reconstructions, signals = pair((28, 28, 1))
     raw = np.where(reconstructions == 1, 1.7, np.where(reconstructions == 0, -0.4, reconstructions))

@@ -142,6 +142,48 @@ def test_every_way_to_compute_it_gives_the_same_gradient(kind, how):
     assert_close(gradient(kind, **CONTEXTS[how]), written_down(kind, **CONTEXTS[how]))
 
 
+@pytest.mark.some(3)
+@pytest.mark.parametrize("of", ["points", "values", "channels"])
+@pytest.mark.parametrize("kind", ["shift", "basis", "scale"])
+@pytest.mark.parametrize("how", ["own", "all", "all in chunks", "micro-batches", "channels summed"])
+def test_weights_mask_inner_steps_and_outer_loss(kind, how, of):
+    """As it is written down, whatever stands where the weight is 0."""
+    field, params, signals = problem(kind)
+    options = dict(CONTEXTS[how])
+    rows, every = contexts(options.pop("context", "own"))
+    channel_loss, step_size = options.get("channel_loss", "mean"), options.pop("step_size", INNER.step_size)
+    weights = np.random.default_rng(2).uniform(size=(4, 20, 2))
+    weights[:, 3:9] = 0
+    if of == "points":
+        weights[:] = weights[..., :1]
+    if of == "channels":
+        weights[:] = [[[1, 0]], [[1, 1]], [[0, 1]], [[1, 1]]]
+    inner = dataclasses.replace(INNER, **options)
+    given = weights[..., 0] if of == "points" else weights.reshape(4, 5, 4, 2)
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1))
+    def ours(params, alpha):
+        return mf.meta_loss(field, params, hidden, rows, inner=inner, weights=given, step_size=alpha)
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1))
+    def written_down(params, alpha):
+        flat = signals.reshape(4, 20, 2)
+        return plain_field.meta_loss(
+            field, params, COORDS, flat, every, alpha, channel_loss=channel_loss, weights=weights
+        )[0]
+
+    hidden = np.where(weights.reshape(signals.shape) > 0, signals, np.nan)
+    alpha = step_sizes(step_size, field)
+    assert_close(ours(params, alpha), written_down(params, alpha))
+    latents = mf.inner_loop(field, params, hidden, rows, inner=inner, weights=given, step_size=alpha).latents
+    meant = plain_field.meta_loss(
+        field, params, COORDS, signals.reshape(4, 20, 2), every, alpha, channel_loss=channel_loss, weights=weights
+    )[1]
+    np.testing.assert_allclose(latents, meant, rtol=1e-9, atol=1e-12)
+
+
 def test_one_signal_takes_the_features_of_its_context_from_those_of_all_points():
     field, params, signals = problem("shift")
     rows, alpha = contexts("own")[0][:1], jnp.full(6, INNER.step_size)

@@ -26,7 +26,9 @@ KINDS = {
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_passes_are_the_general_rule_written_out(kind, shared):
-    """Gradient, full gradient and second order, whatever was kept; points of one signal or of all, any weights."""
+    """Gradient, full gradient and second order, whatever was kept; points of one signal or of all, weights of points or
+    of values.
+    """
     options = {"layers": 4, "width": 7, "latent_dim": 6, "omega_first": 15.0, "omega_last": 30.0} | KINDS[kind]
     model = mf.ModelSettings(**options)
     field = PyramidField(model, 2, 3, last_width=4) if kind == "a pyramid" else mf.Field(model, 2, 3)
@@ -34,7 +36,8 @@ def test_passes_are_the_general_rule_written_out(kind, shared):
     params, readers = field.split(field.init(jax.random.key(0), jnp.float64))
     siren = SirenField(field.module)
     features = siren.features(params, rng.uniform(-1, 1, (1 if shared else 4, 9, 2)))
-    targets = Targets(jnp.asarray(rng.uniform(size=(4, 9, 3))), jnp.asarray(rng.uniform(size=(4, 9))))
+    shares = rng.uniform(size=(4, 9, 1 if shared else 3))
+    targets = Targets(jnp.asarray(rng.uniform(size=(4, 9, 3))), jnp.asarray(shares))
     latents, along = rng.normal(size=(2, 4, options["latent_dim"]))
     modulations, v = (field.modulations(readers, each) for each in (latents, along))
     arguments = params, modulations, features, targets

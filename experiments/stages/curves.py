@@ -94,7 +94,7 @@ def curves(run: Run) -> None:
     settings, dataset, directory = run.settings, run.dataset, run.directory
     field, params = load_field(directory.path)
     split, wanted = dataset.splits["test"], settings.curves
-    rows = np.unique(np.linspace(0, len(split) - 1, min(wanted.signals, len(split))).round().astype(int))
+    rows = split.complete(wanted.signals)
     ids = split.annotations().ids
     signals, mesh = split.signals(rows), sharding.data_mesh()
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import time
 from dataclasses import dataclass
-from typing import Any
 
+import jax
 import numpy as np
 
 from experiments.runtime.progress import Progress
@@ -66,14 +66,16 @@ def evaluate(run: Run) -> dict:
         examples = split.annotations()
         if stored.ids != examples.ids:
             raise RunError(f"the {name} latents in {directory.latents} are of other data; run --mode=extract again")
-        batches: list[dict[str, np.ndarray]] = []
+        batches: list[dict[str, jax.Array]] = []
         size = settings.fit.batch_size
         with Progress(f"evaluate {name}", total=len(split), unit="signals") as progress:
             for images in decode_batches(field, params, stored.latents, dataset.grid, batch_size=size):
                 start = sum(len(one["psnr"]) for one in batches)
                 batch = slice(start, start + len(images))
-                missing = [units.missing for units in examples.units[batch]]
-                batches.append(_measured(images, split.signals(batch), missing, perceptual))
+                signals = split.signals(batch)
+                batches.append(metrics.signal_metrics(images, signals, split.recorded(batch)))
+                if perceptual is not None:
+                    batches[-1]["lpips"] = lpips.lpips(perceptual, np.clip(images, 0, 1), signals)
                 progress.advance(len(images))
                 run.stop.check("latents are kept, the evaluation starts over")
         values = {metric: np.concatenate([one[metric] for one in batches]) for metric in batches[0]}
@@ -110,24 +112,6 @@ def evaluate(run: Run) -> dict:
         )
     write_json(directory.evaluation_file, results)
     return results
-
-
-def _measured(
-    images: np.ndarray,
-    signals: np.ndarray,
-    missing: list[tuple[int, ...]],
-    perceptual: dict[str, np.ndarray] | None,
-) -> dict:
-    """Figures [B] by name of raw reconstructions, the published protocol, of the channels that were recorded."""
-    values: dict[str, np.ndarray] = {}
-    for kind in sorted(set(missing)):
-        rows: Any = [i for i, one in enumerate(missing) if one == kind] if any(missing) else slice(None)
-        kept: Any = [channel for channel in range(signals.shape[-1]) if channel not in kind] if kind else slice(None)
-        for name, value in metrics.signal_metrics(images[rows][..., kept], signals[rows][..., kept]).items():
-            values.setdefault(name, np.empty(len(signals), value.dtype))[rows] = value
-    if perceptual is not None:
-        values["lpips"] = np.asarray(lpips.lpips(perceptual, np.clip(images, 0, 1), signals))
-    return values
 
 
 def _draw(field, params, split, stored, run: RunDirectory) -> None:

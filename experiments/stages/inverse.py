@@ -130,7 +130,7 @@ def inverse(run: Run) -> None:
     field, params = load_field(directory.path)
     prior = prior_of(run, field, params)
     chosen = {
-        name: _rows(len(dataset.splits[name]), count)
+        name: dataset.splits[name].complete(count)
         for name, count in (("test", wanted.signals), ("val", _VALIDATION_SIGNALS))
     }
     signals = {name: dataset.splits[name].signals(rows) for name, rows in chosen.items()}

@@ -130,7 +130,9 @@ def train_briefly(settings: RunSettings, dataset: Dataset, *, updates: int) -> f
     labels = None
     if train.method == "contrastive":
         labels = sharding.replicate(mesh, splits["train"].annotations().labels)
-    training = meta_step.Training(field, settings, dataset.grid, labels, mesh)
+    recorded = splits["train"].recorded()
+    recorded = None if recorded is None else sharding.replicate(mesh, recorded)
+    training = meta_step.Training(field, settings, dataset.grid, labels, recorded, mesh)
     update = jax.jit(functools.partial(method.update, training), donate_argnums=0)
     shape = (train.batch_size, math.prod(dataset.grid), dataset.channels)
     size, seed = train.batch_size, settings.seed

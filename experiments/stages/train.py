@@ -104,12 +104,14 @@ class _Loop:
         labels = None
         if config.method == "contrastive":
             labels = sharding.replicate(self.mesh, self.dataset.splits["train"].annotations().labels)
+        recorded = self.dataset.splits["train"].recorded()
+        recorded = None if recorded is None else sharding.replicate(self.mesh, recorded)
         shape = (config.batch_size, math.prod(self.dataset.grid), self.dataset.channels)
         like, rows = (
             jax.ShapeDtypeStruct(of, kind, sharding=sharding.split_over(self.mesh))
             for of, kind in ((shape, jnp.float32), (shape[:1], jnp.int32))
         )
-        training = meta_step.Training(self.field, settings, self.dataset.grid, labels, self.mesh)
+        training = meta_step.Training(self.field, settings, self.dataset.grid, labels, recorded, self.mesh)
         one = functools.partial(METHODS[config.method].update, training)
         update = jax.jit(one, donate_argnums=0).lower(state, like, key, rows).compile()
         log.info("train: %s", check_memory(update, "a meta-update"))

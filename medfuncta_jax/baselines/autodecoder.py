@@ -62,7 +62,7 @@ def update(
         point_params, readers = field.split(trainable.field)
         coords = jnp.asarray(grid(training.shape), signals.dtype)
         features = field.points.features(point_params, coords[None])
-        targets = Targets(signals, shares(None, len(coords), signals, train.channel_loss))
+        targets = Targets(signals, shares(training.weights(rows, signals), len(coords), signals, train.channel_loss))
         losses = field.points.losses(point_params, field.modulations(readers, latents), features, targets)
         return losses.mean() + cost
 

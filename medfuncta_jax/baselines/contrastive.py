@@ -55,7 +55,7 @@ def update(
 ) -> tuple[MetaState, dict[str, jax.Array]]:
     """See `methods.Method`; requires `training.labels`."""
     assert training.labels is not None
-    sample = meta_step.draw(training, state, signals, key)
+    sample = meta_step.draw(training, state, signals, key, rows)
     joined = functools.partial(_with_contrast, training.settings.baselines)
     of_latents = jax.tree_util.Partial(joined, sample.latent_loss, jnp.asarray(training.labels)[rows])
     # The loss joins signals of all devices, so the compiler splits the work over them, not `loss_and_gradient`.

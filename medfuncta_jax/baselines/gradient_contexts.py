@@ -20,25 +20,28 @@ __all__ = ["check", "exported_params", "gradient_contexts", "gradient_norms", "i
 
 
 def gradient_norms(
-    field: Field, params: Params, latents: jax.Array, coords: jax.Array, signals: jax.Array
-) -> jax.Array:
+    field: Field, params: Params, latents: jax.Array, coords: jax.Array, signals: jax.Array,
+    weights: jax.Array | None = None,
+) -> jax.Array:  # fmt: skip
     """Norms [B, N] of the gradient of each point's squared error (all channels) in the last layer's parameters.
 
     Args:
       latents: [B, P].
       coords: [N, C].
       signals: [B, N, D].
+      weights: None, or [B, N, 1 or D]; a channel of weight 0 does not count.
     """
     module = field.module.bind({"params": params})
     hidden = module.last_hidden(module.modulations(latents), module.features(coords[None]))
     errors = module.head(hidden) - signals
+    errors = errors if weights is None else weights * errors
     # The gradient in the kernel is 2 h e', in the bias 2 e.
     return 2 * jnp.sqrt(jnp.square(errors).sum(-1) * (1 + jnp.square(hidden).sum(-1)))
 
 
 def gradient_contexts(
     field: Field, params: Params, coords: jax.Array, signals: jax.Array, *, inner: InnerLoop,
-    step_size: float | jax.Array,
+    step_size: float | jax.Array, weights: jax.Array | None = None,
 ) -> jax.Array:  # fmt: skip
     """The points of each inner step, int32 [B, G, n], by walking the inner loop once; not differentiable.
 
@@ -48,16 +51,16 @@ def gradient_contexts(
       signals: [B, N, D].
       inner: the inner loop; its steps, selection ratio and loss are used.
       step_size: alpha, a scalar or [P].
+      weights: as for `gradient_norms`.
     """
     size = context_size(len(coords), inner.selection_ratio)
-    share = shares(None, size, signals, inner.channel_loss)
 
     def loss(latents: jax.Array, rows: jax.Array) -> jax.Array:
-        errors = jnp.square(field.apply(params, latents, coords[rows]) - take(signals, rows)).sum(-1)
-        return (share * errors).sum()
+        share = shares(None if weights is None else take(weights, rows), size, signals, inner.channel_loss)
+        return (share * jnp.square(field.apply(params, latents, coords[rows]) - take(signals, rows))).sum()
 
     def step(latents: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-        rows = jax.lax.top_k(gradient_norms(field, params, latents, coords, signals), size)[1]
+        rows = jax.lax.top_k(gradient_norms(field, params, latents, coords, signals, weights), size)[1]
         return latents - step_size * jax.grad(loss)(latents, rows), rows
 
     zeros = jnp.zeros((len(signals), field.model.latent_dim), signals.dtype)
@@ -77,18 +80,18 @@ def update(
     training: Training, state: MetaState, signals: jax.Array, key: jax.Array, rows: jax.Array | None = None
 ) -> tuple[MetaState, dict[str, jax.Array]]:
     """See `methods.Method`."""
-    del rows
     field, inner = training.field, meta_step.inner_loop_of(training.settings)
-    sample = meta_step.draw(training, state, signals, key)
+    sample = meta_step.draw(training, state, signals, key, rows)
     trainable = sharding.gathered(training.mesh, state.trainable)
     step_size = meta_step.step_sizes(field, trainable, training.settings.inner)
 
-    def contexts(signal: jax.Array) -> jax.Array:
+    def contexts(one: tuple[jax.Array, jax.Array | None]) -> jax.Array:
+        signals, weights = jax.tree.map(lambda leaf: leaf[None], one)
         return gradient_contexts(
-            field, trainable.field, sample.coords, signal[None], inner=inner, step_size=step_size
+            field, trainable.field, sample.coords, signals, inner=inner, step_size=step_size, weights=weights
         )[0]  # fmt: skip
 
     at_once = len(signals) // inner.micro_batches
-    sample = sample._replace(context=jax.lax.map(contexts, sample.signals, batch_size=at_once))
+    sample = sample._replace(context=jax.lax.map(contexts, (sample.signals, sample.weights), batch_size=at_once))
     found = meta_step.loss_and_gradient(training, state.trainable, sample)
     return meta_step.optimizer_step(training, state, *found)

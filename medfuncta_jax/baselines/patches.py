@@ -130,14 +130,13 @@ def update(
     training: Training, state: MetaState, signals: jax.Array, key: jax.Array, rows: jax.Array | None = None
 ) -> tuple[MetaState, dict[str, jax.Array]]:
     """See `methods.Method`."""
-    del rows
     field = training.field
     assert isinstance(field, PatchField)
     whole = signals.reshape(len(signals), *training.shape, signals.shape[-1])
     windows = jax.random.fold_in(jax.random.fold_in(key, state.step), 3)
     patches, coords = random_patches(windows, whole, latent_grid=field.model.latent_grid)
     alone = replace(training, field=field.patch)
-    sample = meta_step.draw(alone, state, patches, key, coords)
+    sample = meta_step.draw(alone, state, patches, key, rows, coords)
     return meta_step.optimizer_step(alone, state, *meta_step.loss_and_gradient(alone, state.trainable, sample))
 
 

@@ -248,6 +248,31 @@ class Split(Sequence[dict[str, Any]]):
             units=tuple(Units.from_json(record["units"]) for record in rest),
         )
 
+    def recorded(self, rows: slice | Sequence[int] | np.ndarray = slice(None)) -> np.ndarray | None:
+        """Float32 [n, D], 0 for a channel that was not recorded, else 1; None if no signal of the split lacks one."""
+        return None if self._recorded is None else self._recorded[rows]
+
+    def complete(self, most: int) -> np.ndarray:
+        """Rows of at most `most` signals, evenly spaced, of which every channel was recorded.
+
+        Raises:
+          DataError: there are none.
+        """
+        whole = np.arange(len(self)) if self._recorded is None else np.flatnonzero(self._recorded.all(1))
+        if not len(whole):
+            raise DataError(f"no signal has every channel, of {len(self)}; this needs some that do")
+        return np.unique(whole[np.linspace(0, len(whole) - 1, min(most, len(whole))).round().astype(int)])
+
+    @functools.cached_property
+    def _recorded(self) -> np.ndarray | None:
+        if self._shape[-1] == 1 or self._dtype == np.uint8:  # images, and signals of one channel, which has values
+            return None
+        missing = [units.missing for units in self.annotations().units]
+        recorded = np.ones((len(missing), self._shape[-1]), np.float32)
+        for channels, one in zip(missing, recorded, strict=True):
+            one[list(channels)] = 0
+        return recorded if any(missing) else None
+
     @classmethod
     def of(cls, parts: Sequence[tuple[Split, Sequence[int] | np.ndarray]]) -> Split:
         """A split of chosen signals of one or more splits that hold signals of one shape and dtype, in this order."""

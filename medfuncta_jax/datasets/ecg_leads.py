@@ -5,16 +5,15 @@ record, as all records of a patient, are in one split. N is `seconds` times `rat
 resampled, anti-aliased; a shorter record is skipped. Values are scaled from mV, and their scale is kept with them.
 
 A lead is missing if the record does not have it, has an invalid sample in it, or shows one flat line, as an electrode
-that is off does. With `layout="signals"` a missing lead is left out. With `layout="channels"` it is a line at 0 mV in
-the signal, which training and every fit see. `Units.missing` names it, so its values in mV are NaN, and the figures of
-the evaluation leave it out. Other measurements count it: the PSNR of a validation, that beside a latent, and other
-modes.
+that is off does. With `layout="signals"` a missing lead is left out. With `layout="channels"` it is a masked channel,
+which `Units.missing` names: training, fits and figures take the recorded leads alone, and its values in mV are NaN. (A
+line at 0 mV stands for it in the signal.) Classifiers, `compress` and `generate`, which compare whole signals, see the
+line; `curves` and `inverse` take records of all leads.
 
-Your own code can fit the recorded leads alone, by an operator that leaves out the others; `recorded` is 0 or 1 for each
-channel:
+Your own code gives `fit_latent` the weights of the values, 0 in missing leads:
 
-    seen = mf.operators.Function(mf.grid((1000,)), lambda values: values * recorded, (1000,))
-    fitted = mf.fit_latent(field, params, signals * recorded, observe=seen)  # of records with the same leads
+    prepared = mf.prepare("runs/ecg", "tomorrow/00001_hr.hea")
+    fitted = mf.fit_latent(field, params, prepared.values, weights=prepared.weights)
 
 Labels, patients and splits: see `folder_files.py`, but folders say nothing, as those of PTB-XL count records. Where no
 table says patients, those of DICOM files do; a WFDB record is a patient of its own. Ids are names relative to the data

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from medfuncta_jax.datasets import dataset
-from medfuncta_jax.datasets.dataset import Split, cache_root
+from medfuncta_jax.datasets.dataset import DataError, Split, cache_root
+from medfuncta_jax.units import Units
 
 
 def _records(dtype):
@@ -46,6 +47,21 @@ def test_a_caller_cannot_change_what_the_split_holds():
     split[0]["signal"][:] = 7
     split.signals(slice(None))[:] = 7
     np.testing.assert_array_equal(split.signals(slice(None)), before)
+
+
+def test_channels_that_were_not_recorded():
+    records = [
+        {"signal": np.zeros((4, 3), np.float32), "label": -1, "id": str(i), "units": Units(missing=missing).to_json()}
+        for i, missing in enumerate([(), (1,), (), (0, 2)])
+    ]
+    split = Split(records, (4, 3), "float32")
+    np.testing.assert_array_equal(split.recorded(), [[1, 1, 1], [1, 0, 1], [1, 1, 1], [0, 1, 0]])
+    np.testing.assert_array_equal(split.recorded([3, 1, 3]), [[0, 1, 0], [1, 0, 1], [0, 1, 0]])
+    assert split.complete(5).tolist() == [0, 2]
+    assert split.complete(1).tolist() == [0]
+    assert Split(records[::2], (4, 3), "float32").recorded() is None
+    with pytest.raises(DataError, match="no signal has every channel, of 2"):
+        Split(records[1::2], (4, 3), "float32").complete(5)
 
 
 def test_cache_root_honours_the_environment(monkeypatch, tmp_path):

@@ -311,6 +311,7 @@ def test_new_records_are_as_in_training(tmp_path, ptbxl):
     back = prepared.in_own_units(prepared.values)
     np.testing.assert_allclose(back[0][:, [0, 2]], millivolts(7)[:, [1, 11]], atol=1e-6)
     assert np.isnan(back[0][:, 1]).all()
+    np.testing.assert_array_equal(prepared.weights, np.broadcast_to([[[1, 0, 1]]], prepared.values.shape))
     array = np.where(np.isnan(back[0]), 0, back[0])  # a flat lead is a missing one
     np.testing.assert_allclose(
         mf.prepare(tmp_path / "field.safetensors", array).values[0], prepared.values[0], atol=1e-6
@@ -319,18 +320,19 @@ def test_new_records_are_as_in_training(tmp_path, ptbxl):
         mf.prepare(tmp_path / "field.safetensors", array[:, :2])
 
 
-def test_recorded_leads_can_be_fitted_alone(tmp_path):
-    """As the docstring of `ecg_leads` says: what stands for a missing lead then moves no latent."""
+def test_recorded_leads_are_fitted_alone(tmp_path):
+    """What stands for a missing lead moves no latent, at points and through an operator."""
     (one,) = new(write_record(tmp_path, 0), rate=50.0, leads=("I", "V1", "V6"))
     field = mf.Field(ModelSettings(layers=3, width=16, latent_dim=8), 1, 3)
     params, recorded = field.init(jax.random.key(0)), np.array([1, 1, 0], np.float32)
-    seen = mf.operators.Function(mf.grid((50,)), lambda values: values * recorded, (50,))
     signals = np.where(recorded, one.signal, 0)[None] + (1 - recorded) * np.array([[[0]], [[0.9]]], np.float32)
-    fitted = mf.fit_latent(field, params, signals, observe=seen, steps=2, step_size=1.0)
-    np.testing.assert_allclose(fitted.latents[0], fitted.latents[1], rtol=1e-5)
-    assert np.abs(fitted.latents).max() > 1e-3
-    assert fitted.losses[1, 0] - fitted.losses[0, 0] == pytest.approx(0.9**2 / 3, rel=1e-3)
-    assert fitted.losses[0, -1] < fitted.losses[0, 0]
+    weights = np.broadcast_to(recorded, signals.shape)
+    for options in ({}, {"observe": mf.operators.Points(mf.grid((50,)))}):
+        fitted = mf.fit_latent(field, params, signals, weights=weights, steps=2, step_size=1.0, **options)
+        np.testing.assert_allclose(fitted.latents[0], fitted.latents[1], rtol=1e-5)
+        assert np.abs(fitted.latents).max() > 1e-3
+        np.testing.assert_allclose(fitted.losses[1], fitted.losses[0], rtol=1e-5)
+        assert fitted.losses[0, -1] < fitted.losses[0, 0]
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)

@@ -71,6 +71,7 @@ def test_records_with_missing_leads_from_training_to_millivolts(tmp_path):
         assert np.isnan(values[:, 1 + recorded :]).all()
         meant = at_125(millivolts(int(id[-8:-3]) - 1))[:, :recorded]
         assert psnr(values[:, 1 : 1 + recorded], meant) == pytest.approx(figures[id], abs=1e-3)
+        assert stored["test"].psnr[i] == pytest.approx(figures[id], abs=1e-3)
         seen += recorded == 11
     assert seen
 

@@ -19,7 +19,7 @@ from experiments.runtime.run import Run
 from experiments.runtime.run_directory import RunDirectory, RunError
 from experiments.runtime.summary import summary
 from experiments.settings import RunSettings
-from experiments.stages.evaluate import _measured, evaluate
+from experiments.stages.evaluate import evaluate
 from experiments.stages.extract import ExtractSettings
 from experiments.tools import import_lpips
 from medfuncta_jax import metrics
@@ -56,21 +56,6 @@ def test_only_splits_that_are_extracted_count(finished, tmp_path, no_package):
     assert [line[0] for line in lines if line and line[0] in ("test", "val")] == ["test"]
     with pytest.raises(RunError, match=r"extract\.splits names neither test nor val"):
         evaluated(finished, tmp_path / "run", cache=tmp_path, extract=ExtractSettings(splits=("train",)))
-
-
-def test_channels_that_were_not_recorded_do_not_count():
-    rng = np.random.default_rng(0)
-    signals, images = rng.random((2, 4, 40, 3), np.float32)
-    missing = [(), (1,), (0, 2), (1,)]
-    found = _measured(images, signals, missing, None)
-    for i, kind in enumerate(missing):
-        kept = np.delete(np.arange(3), list(kind))
-        alone = metrics.signal_metrics(images[[i]][..., kept], signals[[i]][..., kept])
-        for name, value in alone.items():
-            np.testing.assert_allclose(found[name][i], value[0], rtol=1e-6)
-    changed = signals.copy()
-    changed[1, :, 1] = 0
-    np.testing.assert_array_equal(_measured(images, changed, missing, None)["psnr"], found["psnr"])
 
 
 @pytest.fixture
