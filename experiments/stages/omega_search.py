@@ -4,7 +4,7 @@ A candidate (omega_first, omega_last) is trained for a hundred updates and judge
 search begins at the two values of the config and moves to the best of the four neighbours, one frequency higher or
 lower by a factor, while one is better. Every training takes the same initial key, signals and contexts, so that
 differences of a tenth of a decibel count. The longer the training, the lower are the best frequencies, so the search
-goes on from the place found with trainings of a fifth of the run, of at most 2000 updates.
+goes on from the place found with trainings of a fifth of the run, of 300 to 2000 updates.
 
 Spectra cannot replace the trainings: the field at initialisation is far smoother than an ECG, and rougher than an X-ray
 at a frequency that suits it.
@@ -42,8 +42,8 @@ from medfuncta_jax.methods import METHODS
 if TYPE_CHECKING:
     from experiments.settings import RunSettings
 
-# Updates of a candidate in the first round; in the second one a part of those of the run, and at most so many.
-FIRST, _PART, _MOST = 100, 5, 2000
+# Updates of a candidate in the first round; in the second one a part of those of the run, within these limits.
+FIRST, _PART, _LEAST, _MOST = 100, 5, 300, 2000
 # The largest number of validation signals that judge a candidate.
 _SIGNALS = 64
 # A rate at which a hundred updates learn something; the paper's (3e-6) is for 250,000 updates.
@@ -83,7 +83,7 @@ def with_omega(settings: RunSettings, first: float, last: float) -> RunSettings:
 
 def rounds(steps: int) -> list[int]:
     """The updates of a candidate in each round of the search, for a run of `steps`."""
-    longer = min(_MOST, steps // _PART)
+    longer = min(steps, max(_LEAST, min(_MOST, steps // _PART)))
     return [min(FIRST, steps), *([longer] if longer > FIRST else [])]
 
 

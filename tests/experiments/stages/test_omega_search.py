@@ -77,7 +77,7 @@ def test_the_search_stays_below_a_cliff_wherever_it_begins(cliff):
 
 @pytest.mark.parametrize(
     ("steps", "lengths"),
-    [(30, [30]), (500, [100]), (505, [100, 101]), (1500, [100, 300]), (250_000, [100, 2000])],
+    [(30, [30]), (100, [100]), (200, [100, 200]), (600, [100, 300]), (4000, [100, 800]), (250_000, [100, 2000])],
 )
 def test_longer_runs_are_searched_by_longer_trainings_too(steps, lengths):
     assert omega_search.rounds(steps) == lengths
