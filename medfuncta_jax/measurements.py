@@ -103,13 +103,15 @@ def measured_loss(
     Args:
       field, params, operator: see `measure`.
       measurements: [B, M, D].
-      weights: None, or [B, M, D or 1] >= 0, the inverse variance of the noise; only ratios within a signal matter.
+      weights: None, or [B, M] or [B, M, D] >= 0, the inverse variance of the noise; only ratios within a signal matter.
       channel_loss: "mean" or "sum" over channels.
       points_per_chunk: points of a signal in memory at once; 0 for all.
       gradients: the approximate number of gradients, which decides whether normal equations pay.
     """
     points, (point_params, readers) = field.points, field.split(params)
     count = measurements.shape[1]
+    if weights is not None:
+        weights = jnp.asarray(relative_weights(weights, *measurements.shape), measurements.dtype)
     targets = Targets(measurements, shares(weights, count, measurements, channel_loss))
     if not (isinstance(points, BasisField) and operator.linear):
 

@@ -146,6 +146,20 @@ def test_a_safeguarded_fit_ends_no_worse_than_it_began_however_long_its_steps():
     assert (loss(fitted.latents) <= np.nanmin(fitted.losses, 1)).all()
 
 
+@pytest.mark.parametrize("model", [DEEP, BASIS], ids=["deep", "basis"])
+def test_weights_of_measurements_or_of_their_values(model):
+    field, params = field_of(model, channels=2)
+    operator, rng = OPERATORS["projections"], np.random.default_rng(0)
+    latents = rng.normal(size=(2, 6))
+    count = math.prod(operator.shape)
+    seen = mf.measure(field, params, latents, operator).reshape(2, count, 2)
+    measurements, weights = seen + rng.normal(size=seen.shape), rng.uniform(size=(2, count, 2))
+    for given, of_values in ((weights, weights), (weights[..., 0], np.repeat(weights[..., :1], 2, -1))):
+        loss = mf.measured_loss(field, params, operator, measurements, weights=given)
+        errors = of_values * np.square(seen - measurements)
+        np.testing.assert_allclose(loss(latents), errors.sum((1, 2)) / of_values.sum((1, 2)), rtol=1e-9)
+
+
 def test_a_field_is_found_from_its_projections():
     field, params = field_of(mf.ModelSettings(layers=3, width=16, latent_dim=2, omega_first=8.0, omega_last=20.0))
     operator = ops.Projections((16, 16), tuple(np.linspace(0, 174, 12)), 23)
