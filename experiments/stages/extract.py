@@ -88,8 +88,8 @@ def write_store(run: Run, folder: Path) -> bool:
     """Write the latents of the splits asked for, or of all new signals, to a folder; returns whether any were fitted.
 
     A file is written as soon as its signals are fitted, and existing files of the same field are kept, so a killed run
-    fits only missing files. With `extract.shards` above 1 only the files of this job are fitted; files and layout are
-    the same for any number of jobs.
+    fits only missing files; splits that were extracted before stay. With `extract.shards` above 1 only the files of
+    this job are fitted; files and layout are the same for any number of jobs.
 
     Raises:
       CheckpointError: no trained field.
@@ -104,7 +104,9 @@ def write_store(run: Run, folder: Path) -> bool:
     shard = config.shard * jax.process_count() + jax.process_index()
     shards = config.shards * jax.process_count()
     fitted_any = False
-    splits: dict[str, Split] = {name: split for name, split in dataset.splits.items() if name in (*config.splits, NEW)}
+    there = {name for name in dataset.splits if any(folder.glob(f"{name}-*-of-*.safetensors"))}  # they stay
+    asked = there.union(config.splits, [NEW])
+    splits: dict[str, Split] = {name: split for name, split in dataset.splits.items() if name in asked}
     parts = _layout(folder, splits, config.signals_per_file)
     numbers = itertools.count()
     for name, split in splits.items():
@@ -188,14 +190,16 @@ def _about(name: str, splits: Mapping[str, Split], dataset: Dataset, run: RunDir
 
 
 def _is_fitted(part: _Part, about: dict[str, Any], examples: Annotations) -> bool:
-    """Whether a file holds undamaged latents of these signals by this field; changed labels are written to the file."""
+    """Whether a file holds undamaged latents of these signals by this field; other labels, and splits that came to the
+    store, are written to the file.
+    """
     try:
         file = LatentFile(part.path)
     except LatentStoreError:
         return False
     rows = slice(part.rows.start, part.rows.stop)
     fitted = (
-        file.common == about | {name: file.about.get(name) for name in _OF_LABELS}
+        file.common == about | {name: file.about.get(name) for name in ("splits", *_OF_LABELS)}
         and file.about["rows"] == [rows.start, rows.stop]
         and file.ids == list(examples.ids[rows])
         and file.is_whole()

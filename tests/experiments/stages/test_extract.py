@@ -112,6 +112,17 @@ def test_every_signal_is_fitted_and_described(reference):
     assert "| train | 10 |" in (reference.latents / "README.md").read_text()
 
 
+def test_a_split_that_is_added_later_joins_the_store(run, reference):
+    """The files that are there are not fitted again, and the store is that of one extraction."""
+
+    assert run.extract(splits=("val", "test")) == [(3, 0), (4, 0)]
+    assert list(mf.load_latents(run.directory.path)) == ["val", "test"]
+    assert run.extract(splits=("train",)) == [(10, 0), (10, 4), (10, 8)]
+    assert run.bytes() == reference.bytes()
+    assert run.extract(splits=("test",)) == []
+    assert run.bytes() == reference.bytes()
+
+
 def test_affines_are_kept(tmp_path):
     run = Run(tmp_path, affines=True)
     run.extract()
