@@ -133,7 +133,7 @@ def relative_weights(weights: Any, batch: int, points: int, channels: int) -> Ar
     """Weights of points or of their values, scaled to a maximum of 1 in each signal; only ratios within a signal count.
 
     Args:
-      weights: [B, N] or [B, N, D], or [B, ...] with as many entries a signal.
+      weights: [B, N], or [B, ...] with N entries a signal; or [B, N, D], or [B, ..., D] with N entries a channel.
       batch, points, channels: B, N and D.
     Returns:
       [B, N, 1] of points, or [B, N, D] of values.
@@ -141,7 +141,10 @@ def relative_weights(weights: Any, batch: int, points: int, channels: int) -> Ar
       ValueError: another shape, or values that are negative or not finite, or a signal without a weight above 0.
     """
     weights = as_array("weights", weights)
-    if weights.shape[:1] != (batch,) or weights.size not in (batch * points, batch * points * channels):
+    one_each = weights.size == batch * points
+    if weights.shape[:1] != (batch,) or not (
+        one_each or (weights.size == batch * points * channels and weights.shape[-1] == channels)
+    ):
         of_values = f", or [B, N, D] = {(batch, points, channels)}, one for each value" if channels > 1 else ""
         raise ValueError(f"weights {weights.shape} must be [B, N] = {(batch, points)}, one for each point{of_values}")
     values = on_host(weights)

@@ -54,7 +54,7 @@ class FittedSignals:
 
     Attributes:
       latents: [n, P].
-      psnr: [n], dB, of the reconstructions from these latents, clipped to [0, 1].
+      psnr: [n], dB, of the reconstructions from these latents, clipped to [0, 1], in the recorded channels.
     """
 
     latents: np.ndarray
@@ -73,6 +73,24 @@ class Observations(NamedTuple):
     signals: Array
     weights: Array | None = None
     recorded: Array | None = None
+
+
+def observed(source: SignalSource, rows: np.ndarray, weights: np.ndarray | None = None) -> Observations:
+    """The signals of some rows, whose recorded channels count by these weights.
+
+    Raises:
+      ValueError: values that are not finite where they count, or weights that `fit_latent` refuses.
+    """
+    signals = source.signals(rows)
+    flat = signals.reshape(len(rows), -1, signals.shape[-1])
+    recorded = source.recorded(rows) if hasattr(source, "recorded") else None
+    if weights is not None:
+        weights = np.asarray(relative_weights(weights, *flat.shape))
+    if recorded is not None:
+        weights = np.broadcast_to(recorded[:, None] * (1 if weights is None else weights), flat.shape)
+        relative_weights(weights, *flat.shape)  # what is left of each signal
+    check_signals(flat, weights, rows=rows)
+    return Observations(signals, weights, recorded)
 
 
 @dataclass(frozen=True)
@@ -118,7 +136,7 @@ def fit_signals(
         batch at a time.
       rows: which signals, in this order, also repeated; None is all.
       weights: None, or one weight >= 0 a point of each signal that is fitted, [len(rows), N] or [len(rows), *grid], or
-        one a value, with an axis D more; 0 hides from the fit, not from the PSNR.
+        one a value, with a last axis D; what has 0 is hidden from the fit, not from the PSNR.
       fit: steps, batch size and safeguard, see `FitSettings`.
       step_size: alpha, a scalar or [P]. Fields from `load_field` are scaled so that the default is right.
       channel_loss, selection_ratio: as in the field's training, see `TrainSettings` and `InnerSettings`;
@@ -177,14 +195,9 @@ def fit_batches(
     def under_way() -> Iterator[tuple[int, jax.Array, jax.Array]]:
         for start in range(0, len(chosen), size):
             places = np.minimum(np.arange(start, start + size), len(chosen) - 1)
-            signals = source.signals(chosen[places])
-            flat = signals.reshape(size, -1, signals.shape[-1])
-            some = None if weights is None else np.asarray(relative_weights(shown[places], *flat.shape))
-            recorded = source.recorded(chosen[places]) if hasattr(source, "recorded") else None
-            if recorded is not None:
-                some = np.broadcast_to(recorded[:, None] * (1 if some is None else some), flat.shape)
-            check_signals(flat, some, rows=chosen[places])
-            batch = sharding.split_batch(mesh, Observations(signals, some, recorded))
+            batch = sharding.split_batch(
+                mesh, observed(source, chosen[places], None if weights is None else shown[places])
+            )
             yield min(size, len(chosen) - start), *fit_batch(field, rules, params, batch, step_size, key)
 
     for count, latents, psnr in _one_ahead(under_way()):

@@ -8,8 +8,8 @@ signals on the same points. The mean squared error then has the Gauss-Newton mat
 where M M^T / L are the mean squares of the phases w_k M_k phi over units and layers. The damping keeps phases from
 moving further than the linear model of the sine holds; it is in the units of the squared error over those of squared
 phases, so it does not depend on the scale of the latent. A gradient step of size 1 on z is a damped Gauss-Newton step
-on phi. As modulations are linear in the latent, a field of z is the same network with weights C^{-1} M_k: `conditioned`
-makes this network, and every loop of this package can run on it.
+on phi, for signals of which every channel was recorded. As modulations are linear in the latent, a field of z is the
+same network with weights C^{-1} M_k: `conditioned` makes this network, and every loop of this package can run on it.
 
 J costs one backward pass over the points of one signal, J^T J and the factor N P^2 + P^3 / 3 products. On a CPU JAX
 calls LAPACK for the factor, and OpenBLAS's waiting threads then take the cores from XLA: set the environment variable

@@ -178,10 +178,8 @@ def _fit(field: Field, rules: _Rules, params: Params, coords: jax.Array, given: 
     points, halves = field.points, field.split(params)
     batch, count, channels = given.signals.shape
     every = Source(features=points.features(halves[0], coords))
-    observed = Observed(
-        field, coords, given.signals, rules.channel_loss, rules.points_per_chunk, given.weights
-    )  # fmt: skip
     source = every
+    observed = Observed(field, coords, given.signals, rules.channel_loss, rules.points_per_chunk, given.weights)
     alike = given.weights is None and len(coords) == 1
     if alike and points.summarises(batch, count, channels, rules.steps):
         source = Source(summary=points.summary(every.features, Targets(given.signals, observed.share(None))))

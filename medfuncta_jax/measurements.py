@@ -107,11 +107,14 @@ def measured_loss(
       channel_loss: "mean" or "sum" over channels.
       points_per_chunk: points of a signal in memory at once; 0 for all.
       gradients: the approximate number of gradients, which decides whether normal equations pay.
+    Raises:
+      ValueError: weights that `fit_latent` refuses.
     """
     points, (point_params, readers) = field.points, field.split(params)
     count = measurements.shape[1]
     if weights is not None:
         weights = jnp.asarray(relative_weights(weights, *measurements.shape), measurements.dtype)
+        measurements = jnp.where(weights > 0, measurements, 0)
     targets = Targets(measurements, shares(weights, count, measurements, channel_loss))
     if not (isinstance(points, BasisField) and operator.linear):
 

@@ -127,6 +127,7 @@ class Training:
         """Weights of the values of the signals `rows` [B], in the shape of `like`, [B, n, D]; None: all count."""
         if self.recorded is None:
             return None
+        assert rows is not None
         return jnp.broadcast_to(jnp.asarray(self.recorded)[rows][:, None], like.shape)
 
 
@@ -194,6 +195,7 @@ def draw(
     signals: jax.Array,
     key: jax.Array,
     rows: jax.Array | None,
+    *,
     coords: jax.Array | None = None,
 ) -> Sample:
     """The random choices of the next update: changes of signals, points of the outer loss, contexts, noise.

@@ -33,13 +33,13 @@ _VALUES_AT_ONCE = 2**22
 
 
 def mse(reconstructions: Array, signals: Array, recorded: Array | None = None) -> jax.Array:
-    """Mean squared error over all points and channels of a signal; nothing is clipped.
+    """Mean squared error over all points and recorded channels of a signal; nothing is clipped.
 
     Args:
       reconstructions, signals: floating, [B, ..., D] of one shape: a grid of any rank, or [B, N, D].
       recorded: None, or [B, D] of 0 and 1, the channels that count.
     Returns:
-      [B], >= 0, in the wider of the two dtypes and at least float32. NaN where a value is NaN.
+      [B], >= 0, in the wider of the two dtypes and at least float32. NaN where a value that counts is NaN.
     Raises:
       ValueError: shapes differ, no points, or integer arrays.
     """
@@ -53,7 +53,8 @@ def psnr(reconstructions: Array, signals: Array, recorded: Array | None = None) 
       reconstructions, signals: floating, [B, ..., D] of one shape, in [0, 1]; nothing is clipped.
       recorded: as for `mse`.
     Returns:
-      [B], dB. A perfect reconstruction has 100, so that means over signals stay finite. NaN where a value is NaN.
+      [B], dB. A perfect reconstruction has 100, so that means over signals stay finite. NaN where a value that
+      counts is NaN.
     Raises:
       ValueError: shapes differ, no points, or integer arrays.
     """
@@ -161,7 +162,7 @@ def _mse(a: jax.Array, b: jax.Array, recorded: Array | None = None) -> jax.Array
 
 def _over_channels(values: jax.Array, recorded: Array | None) -> jax.Array:
     """Means [B] over the recorded channels of values [B, D]."""
-    return values.mean(-1) if recorded is None else jnp.average(values, axis=-1, weights=jnp.asarray(recorded))
+    return values.mean(-1, where=None if recorded is None else jnp.asarray(recorded) > 0)
 
 
 @jax.jit

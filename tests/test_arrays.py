@@ -89,3 +89,5 @@ def test_only_the_ratio_of_weights_counts():
     np.testing.assert_allclose(traced[..., 0], expected, rtol=1e-6)
     np.testing.assert_array_equal(relative_weights([[True, False]], 1, 2, 5), [[[1.0], [0.0]]])
     np.testing.assert_array_equal(relative_weights(2 * np.eye(2)[None], 1, 2, 2), np.eye(2)[None])  # of values
+    with pytest.raises(ValueError, match=r"weights \(1, 3, 4\) must be .* or \[B, N, D\] = \(1, 4, 3\)"):
+        relative_weights(np.ones((1, 3, 4)), 1, 4, 3)  # channels first

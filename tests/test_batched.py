@@ -109,6 +109,7 @@ def test_channels_that_were_not_recorded_take_no_part():
     signals = rng.uniform(size=(5, 30, 3))
     recorded = np.array([[1, 1, 1], [1, 0, 1], [0, 1, 0], [1, 0, 1], [1, 1, 1]], np.float32)
     other = np.where(recorded[:, None] > 0, signals, rng.uniform(size=signals.shape))
+    other[1, :, 1] = np.nan
     for weights in (None, rng.uniform(size=(5, 30))):
         options = {"weights": weights, "fit": rules(2)}
         one, two = (mf.fit_signals(field, params, Leads(some), **options) for some in (signals, other))
@@ -119,6 +120,10 @@ def test_channels_that_were_not_recorded_take_no_part():
         np.testing.assert_allclose(one.latents, alone.latents, rtol=1e-9, atol=1e-13)
         values = np.clip(mf.reconstruct(field, params, one.latents, mf.grid((30,))), 0, 1)
         np.testing.assert_allclose(one.psnr, metrics.psnr(values, signals, recorded), rtol=1e-9)
+    only_missing = np.zeros(signals.shape)
+    only_missing[..., 1] = 1
+    with pytest.raises(ValueError, match="weights of signal 1 are all 0"):
+        mf.fit_signals(field, params, Leads(signals), weights=only_missing)
 
 
 def test_the_rescaled_rule_of_a_run(field, params, signals):

@@ -90,10 +90,10 @@ def test_training_differentiates_through_the_factor():
     })  # fmt: skip
     signals = jnp.asarray(np.random.default_rng(4).uniform(size=(3, 20, 2)))
     training = meta_step.Training(field, settings, (5, 4))
-    sample = meta_step.Sample(COORDS, signals, None, None)
+    sample = meta_step.Sample(COORDS, signals, None, None, None)
     trainable = Trainable(params, None)
     sample = sample._replace(latent_loss=meta_step.draw(
-        training, meta_step.start(field, trainable, settings.train), signals, jax.random.key(0)
+        training, meta_step.start(field, trainable, settings.train), signals, jax.random.key(0), None
     ).latent_loss)  # fmt: skip
     loss, gradient = jax.jit(lambda trainable: meta_step.loss_and_gradient(training, trainable, sample))(trainable)
 

@@ -189,7 +189,7 @@ def compiled_update(settings, coord_dims, channels):
 
     def update(state, signals, key, coords):
         training = meta_step.Training(field, settings, shape=())  # some points of no grid
-        sample = meta_step.draw(training, state, signals, key, coords)
+        sample = meta_step.draw(training, state, signals, key, None, coords=coords)
         found = meta_step.loss_and_gradient(training, state.trainable, sample)
         return meta_step.optimizer_step(training, state, *found)
 

@@ -204,6 +204,7 @@ def test_reconstruct_at_another_resolution_agrees_on_shared_points(field, params
         (lambda kw: kw.update(signals=np.zeros((2, 30, 1))), r"must be \[B, 2 grid axes, D\]"),
         (lambda kw: kw.update(signals=np.zeros((2, 6, 5, 1), np.uint8)), "must be floating"),
         (lambda kw: kw.update(weights=np.ones((4, 29))), "weights .4, 29. must be"),
+        (lambda kw: kw.update(weights=np.ones((4, 6, 5, 2))), "weights .4, 6, 5, 2. must be"),
         (lambda kw: kw.update(coords=np.zeros((30, 3))), r"coords .30, 3. must be \[N, 2\]"),
         (lambda kw: kw.update(coords=np.zeros((29, 2)), signals=np.zeros((2, 30, 1))), "N = 29"),
         (lambda kw: kw.update(coords=np.zeros((3, 30, 2)), signals=np.zeros((2, 30, 1))), r"\[2, N, 2\]"),

@@ -24,7 +24,7 @@ from experiments.runtime.memory import free_bytes, program_bytes
 from experiments.runtime.progress import log
 from experiments.runtime.run_directory import RunDirectory, RunError
 from medfuncta_jax import sharding
-from medfuncta_jax.batched import FitRules, Observations, fit_batch
+from medfuncta_jax.batched import FitRules, fit_batch, observed
 from medfuncta_jax.datasets import Dataset
 from medfuncta_jax.datasets.dataset import NEW
 from medfuncta_jax.field import STEP_SIZE
@@ -126,15 +126,15 @@ def _tried(settings: RunSettings, dataset: Dataset) -> dict[int, float]:
     several = max(1, min(_SIGNALS, _POINTS // math.prod(dataset.grid), signals) // unit)
 
     def rate_of(size: int) -> float:
-        batch = sharding.split_batch(mesh, splits[0].signals(np.arange(size) % len(splits[0])))
-        program = fit_batch.lower(field, rules, params, Observations(batch), STEP_SIZE, key).compile()
+        batch = sharding.split_batch(mesh, observed(splits[0], np.arange(size) % len(splits[0])))
+        program = fit_batch.lower(field, rules, params, batch, STEP_SIZE, key).compile()
         needed, free = program_bytes(program), free_bytes()
         if needed is not None and free is not None and needed > free:
             return 0.0
         seconds: list[float] = []
         while not seconds or (sum(seconds) < _SECONDS and len(seconds) < 3):
             began = time.monotonic()
-            jax.block_until_ready(program(params, Observations(batch), STEP_SIZE, key))
+            jax.block_until_ready(program(params, batch, STEP_SIZE, key))
             seconds.append(time.monotonic() - began)
         return size / min(seconds)
 

@@ -78,7 +78,7 @@ def compress(run: Run) -> None:
     split, latents = dataset.splits["test"], store["test"].latents
     if store["test"].ids != split.annotations().ids:
         raise RunError(f"the test latents in {directory.latents} are of other data; run --mode=extract again")
-    rows = np.unique(np.linspace(0, len(split) - 1, min(wanted.signals, len(split))).round().astype(int))
+    rows = split.complete(wanted.signals)
     signals, points, train = split.signals(rows), math.prod(dataset.grid), np.asarray(store["train"].latents)
 
     def quality(images: np.ndarray) -> dict[str, float]:

@@ -88,8 +88,8 @@ def write_store(run: Run, folder: Path) -> bool:
     """Write the latents of the splits asked for, or of all new signals, to a folder; returns whether any were fitted.
 
     A file is written as soon as its signals are fitted, and existing files of the same field are kept, so a killed run
-    fits only missing files; splits that were extracted before stay. With `extract.shards` above 1 only the files of
-    this job are fitted; files and layout are the same for any number of jobs.
+    fits only missing files; splits that were extracted before stay in the store. With `extract.shards` above 1 only the
+    files of this job are fitted; files and layout are the same for any number of jobs.
 
     Raises:
       CheckpointError: no trained field.
@@ -104,9 +104,10 @@ def write_store(run: Run, folder: Path) -> bool:
     shard = config.shard * jax.process_count() + jax.process_index()
     shards = config.shards * jax.process_count()
     fitted_any = False
-    there = {name for name in dataset.splits if any(folder.glob(f"{name}-*-of-*.safetensors"))}  # they stay
-    asked = there.union(config.splits, [NEW])
-    splits: dict[str, Split] = {name: split for name, split in dataset.splits.items() if name in asked}
+    splits: dict[str, Split] = {
+        name: split for name, split in dataset.splits.items()
+        if name in (*config.splits, NEW) or _is_there(folder, name, run.directory)
+    }  # fmt: skip
     parts = _layout(folder, splits, config.signals_per_file)
     numbers = itertools.count()
     for name, split in splits.items():
@@ -170,6 +171,14 @@ def _layout(folder: Path, splits: Mapping[str, Split], signals_per_file: int) ->
                 "signals_per_file it was written with, or remove it and the files like it"
             )
     return parts
+
+
+def _is_there(folder: Path, split: str, run: RunDirectory) -> bool:
+    """Whether a folder holds all latents of a split, of the field of this run."""
+    try:
+        return split in load_latents(folder, splits=(split,), field=run.path)
+    except LatentStoreError:
+        return False
 
 
 def _about(name: str, splits: Mapping[str, Split], dataset: Dataset, run: RunDirectory) -> dict[str, Any]:

@@ -4,7 +4,7 @@ A candidate (omega_first, omega_last) is trained for a hundred updates and judge
 search begins at the two values of the config and moves to the best of the four neighbours, one frequency higher or
 lower by a factor, while one is better. Every training takes the same initial key, signals and contexts, so that
 differences of a tenth of a decibel count. The longer the training, the lower are the best frequencies, so the search
-goes on from the place found with trainings of a fifth of the run, of 300 to 2000 updates.
+goes on from the place found with trainings of a fifth of the run, of 300 to 2000 updates and no longer than the run.
 
 Spectra cannot replace the trainings: the field at initialisation is far smoother than an ECG, and rougher than an X-ray
 at a frequency that suits it.

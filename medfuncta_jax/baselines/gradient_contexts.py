@@ -23,7 +23,7 @@ def gradient_norms(
     field: Field, params: Params, latents: jax.Array, coords: jax.Array, signals: jax.Array,
     weights: jax.Array | None = None,
 ) -> jax.Array:  # fmt: skip
-    """Norms [B, N] of the gradient of each point's squared error (all channels) in the last layer's parameters.
+    """Norms [B, N] of the gradient of each point's squared error in the last layer's parameters.
 
     Args:
       latents: [B, P].

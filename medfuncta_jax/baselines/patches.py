@@ -136,7 +136,7 @@ def update(
     windows = jax.random.fold_in(jax.random.fold_in(key, state.step), 3)
     patches, coords = random_patches(windows, whole, latent_grid=field.model.latent_grid)
     alone = replace(training, field=field.patch)
-    sample = meta_step.draw(alone, state, patches, key, rows, coords)
+    sample = meta_step.draw(alone, state, patches, key, rows, coords=coords)
     return meta_step.optimizer_step(alone, state, *meta_step.loss_and_gradient(alone, state.trainable, sample))
 
 

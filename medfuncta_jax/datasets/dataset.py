@@ -260,7 +260,7 @@ class Split(Sequence[dict[str, Any]]):
         """
         whole = np.arange(len(self)) if self._recorded is None else np.flatnonzero(self._recorded.all(1))
         if not len(whole):
-            raise DataError(f"no signal has every channel, of {len(self)}; this needs some that do")
+            raise DataError(f"none of the {len(self)} signals has every channel, which is needed here")
         return np.unique(whole[np.linspace(0, len(whole) - 1, min(most, len(whole))).round().astype(int)])
 
     @functools.cached_property

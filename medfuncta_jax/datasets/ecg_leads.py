@@ -7,8 +7,8 @@ resampled, anti-aliased; a shorter record is skipped. Values are scaled from mV,
 A lead is missing if the record does not have it, has an invalid sample in it, or shows one flat line, as an electrode
 that is off does. With `layout="signals"` a missing lead is left out. With `layout="channels"` it is a masked channel,
 which `Units.missing` names: training, fits and figures take the recorded leads alone, and its values in mV are NaN. (A
-line at 0 mV stands for it in the signal.) Classifiers, `compress` and `generate`, which compare whole signals, see the
-line; `curves` and `inverse` take records of all leads.
+line at 0 mV stands for it in the signal.) Values and PCA scores in `classify`, and `generate`, see the line;
+`compress`, `curves` and `inverse` take records of all leads.
 
 Your own code gives `fit_latent` the weights of the values, 0 in missing leads:
 

@@ -60,7 +60,7 @@ def test_channels_that_were_not_recorded():
     assert split.complete(5).tolist() == [0, 2]
     assert split.complete(1).tolist() == [0]
     assert Split(records[::2], (4, 3), "float32").recorded() is None
-    with pytest.raises(DataError, match="no signal has every channel, of 2"):
+    with pytest.raises(DataError, match="none of the 2 signals has every channel"):
         Split(records[1::2], (4, 3), "float32").complete(5)
 
 
