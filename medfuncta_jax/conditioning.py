@@ -42,7 +42,7 @@ def check_conditioning(field: Field) -> None:
     model = field.model
     if model.modulation_hidden or model.modulate_scale or model.latent_grid:
         raise SettingsError(
-            "Gauss-Newton steps need shift modulations that are linear in one latent vector: "
+            "Gauss-Newton steps, and a linear start, need shift modulations that are linear in one latent vector: "
             "model.modulation_hidden=(), model.modulate_scale=False and model.latent_grid=()"
         )
 
@@ -58,6 +58,25 @@ def gauss_newton_factor(
       damping: > 0. A good value is a few times the mean squared error that the fit is to reach.
       weights: [N], the weights of points in the error; None weighs all equally.
     """
+    readers, by_unit = field.split(params)[1], _by_unit(field, params, coords)
+    parts = [jnp.matmul(by_unit[name], readers[name]["kernel"].T, precision=FULL) for name in field.latent_layers()]
+    jacobian = functools.reduce(jnp.add, parts)  # [N, D, P]
+    share = jnp.full(len(coords), 2 / len(coords)) if weights is None else 2 * weights / weights.sum()
+    scaled = (jacobian * jnp.sqrt(share / field.channels)[:, None, None]).reshape(-1, field.model.latent_dim)
+    matrix = jnp.matmul(scaled.T, scaled, precision=FULL) + damping * _mean_square_phases(field, readers)
+    jitter = _JITTER * jnp.trace(matrix) / len(matrix)
+    return jnp.linalg.cholesky(matrix + jitter * jnp.eye(len(matrix), dtype=matrix.dtype))
+
+
+def phase_jacobian(field: Field, params: Params, coords: jax.Array) -> jax.Array:
+    """The derivatives of values at coords [N, C] by the phases that latents add, at phi = 0: [N, D, units]."""
+    module, by_unit = field.module, _by_unit(field, params, coords)
+    layers = zip(range(module.first_modulated, field.model.layers), field.latent_layers(), strict=True)
+    return jnp.concatenate([by_unit[name] / module.omega(k) for k, name in layers], axis=-1)
+
+
+def _by_unit(field: Field, params: Params, coords: jax.Array) -> Modulations:
+    """The derivatives of values at coords [N, C] by the modulations, at phi = 0, by layer: [N, D, L]."""
     point_params, readers = field.split(params)
     module, variables = field.module, {"params": point_params}
 
@@ -69,16 +88,7 @@ def gauss_newton_factor(
     at_zero = field.modulations(readers, jnp.zeros((1, field.model.latent_dim), coords.dtype))
     features = module.apply(variables, coords[None], method="features")
     by_unit = jax.vmap(jax.jacrev(value), in_axes=(None, 1))(at_zero, features)  # by name, [N, 1, 1, D, 1, L]
-    parts = [
-        jnp.matmul(by_unit[name].reshape(len(coords), field.channels, -1), readers[name]["kernel"].T, precision=FULL)
-        for name in field.latent_layers()
-    ]
-    jacobian = functools.reduce(jnp.add, parts)  # [N, D, P]
-    share = jnp.full(len(coords), 2 / len(coords)) if weights is None else 2 * weights / weights.sum()
-    scaled = (jacobian * jnp.sqrt(share / field.channels)[:, None, None]).reshape(-1, field.model.latent_dim)
-    matrix = jnp.matmul(scaled.T, scaled, precision=FULL) + damping * _mean_square_phases(field, readers)
-    jitter = _JITTER * jnp.trace(matrix) / len(matrix)
-    return jnp.linalg.cholesky(matrix + jitter * jnp.eye(len(matrix), dtype=matrix.dtype))
+    return jax.tree.map(lambda each: each.reshape(len(coords), field.channels, -1), by_unit)
 
 
 def _mean_square_phases(field: Field, readers: Params) -> jax.Array:

@@ -23,6 +23,7 @@ from medfuncta_jax.coordinates import grid
 from medfuncta_jax.field import Field, Params, rescale_latent
 from medfuncta_jax.inner_steps import InnerLoop
 from medfuncta_jax.latent_loss import latent_loss, latent_noise
+from medfuncta_jax.linear_start import halved
 from medfuncta_jax.outer_loss import meta_loss
 from medfuncta_jax.settings import InnerSettings, InnerSteps, Settings, SettingsError, TrainSettings
 from medfuncta_jax.training_state import MetaState, Trainable
@@ -151,11 +152,13 @@ def checked(field: Field, settings: Settings) -> Field:
     """The field itself.
 
     Raises:
-      SettingsError: the latent cannot be split over as many devices as asked for, or is not one vector that modulations
-        are linear in and inner steps are Gauss-Newton steps.
+      SettingsError: the latent cannot be split over as many devices as asked for; or inner steps are Gauss-Newton
+        steps, or the start is linear, and the latent is not one vector that modulations are linear in.
     """
     if settings.inner.gauss_newton_damping:
         check_conditioning(field)
+    if settings.train.start == "linear":
+        halved(field)
     shards, entries = settings.train.modulation_shards, field.model.latent_features
     if entries % shards:
         raise SettingsError(

@@ -249,7 +249,10 @@ class TrainSettings:
     Attributes:
       method: "meta" differentiates through the inner loop (CAVIA); all others are systems that MedFuncta is compared
         with (see `medfuncta_jax.baselines`, and `BaselineSettings`).
-      steps: meta-updates in all.
+      start: "random" weights (the paper), or "linear": weights whose codes of P numbers lose little of training signals
+        without any meta-update (see `linear_start`).
+      start_updates: updates of the hidden layers for a linear start.
+      steps: meta-updates in all; 0, with a linear start, keeps the start.
       batch_size: B signals a meta-update, over all devices.
       micro_batch: signals in memory at once, a divisor of `batch_size`; gradients are accumulated. 0: all.
       points_per_chunk: points of a signal in memory at once, in each inner step and in the outer loss. 0: all.
@@ -283,6 +286,8 @@ class TrainSettings:
     """
 
     method: Method = "meta"
+    start: Literal["random", "linear"] = "random"
+    start_updates: int = 300
     steps: int = 250_000
     batch_size: int = 24
     micro_batch: int = 0
@@ -310,9 +315,10 @@ class TrainSettings:
     collapse_db: float = 6.0
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "modulation_shards", "eval_every", "eval_signals", "log_every"):
+        _require(self.steps >= (self.start == "random"), f"steps must be at least 1, got {self.steps}")
+        for name in ("batch_size", "modulation_shards", "eval_every", "eval_signals", "log_every"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("micro_batch", "points_per_chunk"):
+        for name in ("start_updates", "micro_batch", "points_per_chunk"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         micro = self.micro_batch or self.batch_size
         _require(self.batch_size % micro == 0, f"micro_batch = {micro} does not divide batch_size = {self.batch_size}")

@@ -129,5 +129,5 @@ def test_the_exported_field_takes_the_trained_steps_by_default():
 @pytest.mark.parametrize("variant", [{"modulation_hidden": (5,)}, {"latent_grid": (2, 1)}, {"modulate_scale": True}])
 def test_latents_that_modulations_are_not_linear_in_are_refused(variant):
     field, _ = make_field(layers=3, **variant)
-    with pytest.raises(mf.SettingsError, match="Gauss-Newton steps need"):
+    with pytest.raises(mf.SettingsError, match="need shift modulations"):
         check_conditioning(field)

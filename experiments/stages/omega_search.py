@@ -32,7 +32,8 @@ from experiments.runtime import processes
 from experiments.runtime.progress import log
 from experiments.runtime.run import Run
 from experiments.runtime.run_directory import RunError, write_json
-from medfuncta_jax import meta_step, sharding
+from experiments.stages.training_setup import constants, first_state
+from medfuncta_jax import sharding
 from medfuncta_jax.batched import fit_options, fit_signals
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets import Dataset, batches
@@ -125,15 +126,9 @@ def train_briefly(settings: RunSettings, dataset: Dataset, *, updates: int) -> f
     mesh = sharding.data_mesh(jax.local_devices())
     splits = dataset.splits
     init_key, update_key = jax.random.split(jax.random.key(settings.seed))
-    state = sharding.replicate(mesh, method.init(field, settings, init_key, signals=len(splits["train"])))
+    state = sharding.replicate(mesh, first_state(field, settings, dataset, init_key))
     key = sharding.replicate(mesh, update_key)
-    labels = None
-    if train.method == "contrastive":
-        labels = sharding.replicate(mesh, splits["train"].annotations().labels)
-    recorded = splits["train"].recorded()
-    recorded = None if recorded is None else sharding.replicate(mesh, recorded)
-    training = meta_step.Training(field, settings, dataset.grid, labels, recorded, mesh)
-    update = jax.jit(functools.partial(method.update, training), donate_argnums=0)
+    update = jax.jit(functools.partial(method.update, constants(field, settings, dataset, mesh)), donate_argnums=0)
     shape = (train.batch_size, math.prod(dataset.grid), dataset.channels)
     size, seed = train.batch_size, settings.seed
     loss = jnp.zeros(())

@@ -21,7 +21,8 @@ from experiments.runtime.progress import Progress, log
 from experiments.runtime.run import Run
 from experiments.runtime.run_directory import RunDirectory, RunError
 from experiments.stages.omega_search import search_omega
-from medfuncta_jax import meta_step, sharding
+from experiments.stages.training_setup import constants, first_state
+from medfuncta_jax import sharding
 from medfuncta_jax.batched import fit_options, fit_signals
 from medfuncta_jax.checkpoint import FIELD_FILE, Checkpoints, save_field
 from medfuncta_jax.coordinates import grid
@@ -56,14 +57,19 @@ def train(run: Run) -> None:
     if config.micro_batch:
         sharding.check_batch_size(mesh, config.micro_batch, "train.micro_batch")
     init_key, update_key = jax.random.split(jax.random.key(settings.seed))
-    first = method.init(field, settings, init_key, signals=len(dataset.splits["train"]))
-    state = sharding.place(mesh, first, sharding.layout(field, first, mesh))
+    like = method.init(field, settings, init_key, signals=len(dataset.splits["train"]))
+    state = sharding.place(mesh, like, sharding.layout(field, like, mesh))
     progress_so_far: dict[str, Any] = {"seconds": 0.0, "best_psnr": None, "owes_validation": False}
 
     with Checkpoints(directory.checkpoints) as checkpoints:
         start = 0
         if (saved := checkpoints.restore_newest(state)) is not None:
             start, state, progress_so_far = saved
+        elif config.start != "random":
+            state = sharding.place(
+                mesh, first_state(field, settings, dataset, init_key), sharding.layout(field, like, mesh)
+            )
+            progress_so_far["owes_validation"] = True
         loop = _Loop(settings, dataset, directory, field, mesh, checkpoints, progress_so_far)
         directory.rewind_metrics(start, validated=not loop.owes_validation)
         if start >= config.steps and not loop.owes_validation:
@@ -101,17 +107,12 @@ class _Loop:
     def run_from(self, start: int, state: MetaState, key: jax.Array, stop: StopRequest) -> None:
         settings, config = self.settings, self.settings.train
         key = sharding.replicate(self.mesh, key)
-        labels = None
-        if config.method == "contrastive":
-            labels = sharding.replicate(self.mesh, self.dataset.splits["train"].annotations().labels)
-        recorded = self.dataset.splits["train"].recorded()
-        recorded = None if recorded is None else sharding.replicate(self.mesh, recorded)
         shape = (config.batch_size, math.prod(self.dataset.grid), self.dataset.channels)
         like, rows = (
             jax.ShapeDtypeStruct(of, kind, sharding=sharding.split_over(self.mesh))
             for of, kind in ((shape, jnp.float32), (shape[:1], jnp.int32))
         )
-        training = meta_step.Training(self.field, settings, self.dataset.grid, labels, recorded, self.mesh)
+        training = constants(self.field, settings, self.dataset, self.mesh)
         one = functools.partial(METHODS[config.method].update, training)
         update = jax.jit(one, donate_argnums=0).lower(state, like, key, rows).compile()
         log.info("train: %s", check_memory(update, "a meta-update"))

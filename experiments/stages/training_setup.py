@@ -1,0 +1,70 @@
+"""What a training is made of before its first update: for runs, and for the short trainings of the frequency search."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from experiments.runtime.progress import Progress
+from medfuncta_jax import meta_step, sharding
+from medfuncta_jax.augmentation import resized_and_moved
+from medfuncta_jax.datasets import Dataset
+from medfuncta_jax.field import Field
+from medfuncta_jax.linear_start import linear_start
+from medfuncta_jax.methods import METHODS
+from medfuncta_jax.settings import Settings
+from medfuncta_jax.training_state import MetaState
+
+# The training signals, and changed ones, that a linear start is made of: as many a number of the latent, at least as
+# many in all, and no more than this number of values.
+_SIGNALS_AN_ENTRY, _LEAST, _VALUES = 16, 8192, 1 << 26
+_CHANGED_AT_ONCE = 64
+
+
+def first_state(field: Field, settings: Settings, dataset: Dataset, key: jax.Array) -> MetaState:
+    """The state before the first update, with the start of `train.start`.
+
+    Raises:
+      DataError: the start is linear, and no training signal has every channel.
+    """
+    train = dataset.splits["train"]
+    state = METHODS[settings.train.method].init(field, settings, key, signals=len(train))
+    if settings.train.start == "random":
+        return state
+    most = max(_SIGNALS_AN_ENTRY * field.model.latent_dim, _LEAST)
+    most = max(1, min(most, _VALUES // (math.prod(dataset.grid) * dataset.channels)))
+    signals = train.signals(train.complete(most))
+    if largest := settings.train.augmentation:
+        signals = _with_changed(signals, jax.random.fold_in(key, 1), largest=largest, most=most)
+    with Progress("start", total=settings.train.start_updates, unit="updates") as progress:
+        params = linear_start(
+            field, signals, key, updates=settings.train.start_updates, step_size=settings.inner.step_size,
+            after=lambda loss: progress.advance(note=f"{-10 * math.log10(max(loss, 1e-12)):.1f} dB"),
+        )  # fmt: skip
+    return meta_step.start(field, state.trainable._replace(field=params), settings.train)
+
+
+def constants(field: Field, settings: Settings, dataset: Dataset, mesh: Mesh) -> meta_step.Training:
+    """The constants of a training on the devices of `mesh`."""
+    train, labels = dataset.splits["train"], None
+    if settings.train.method == "contrastive":
+        labels = sharding.replicate(mesh, train.annotations().labels)
+    recorded = train.recorded()
+    recorded = None if recorded is None else sharding.replicate(mesh, recorded)
+    return meta_step.Training(field, settings, dataset.grid, labels, recorded, mesh)
+
+
+def _with_changed(signals: np.ndarray, key: jax.Array, *, largest: float, most: int) -> np.ndarray:
+    """Signals [n, *grid, D] and copies that are resized and moved, at most `most` in all."""
+    shape, change = signals.shape[1:-1], jax.jit(resized_and_moved, static_argnames=("shape", "largest"))
+    every = [signals]
+    for copy in range(1, most // len(signals)):
+        for first in range(0, len(signals), _CHANGED_AT_ONCE):
+            some = signals[first : first + _CHANGED_AT_ONCE]
+            flat = some.reshape(len(some), -1, some.shape[-1])
+            own = jax.random.fold_in(jax.random.fold_in(key, copy), first)
+            every.append(np.asarray(change(own, flat, shape=shape, largest=largest)).reshape(some.shape))
+    return np.concatenate(every)
