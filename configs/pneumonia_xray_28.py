@@ -13,4 +13,5 @@ from configs import base
 
 def get_config():
     config = base.get_config("medmnist", flag="pneumoniamnist", size=28)
-    return base.cpu(config, width=512, latent_dim=256, steps=5000, batch_size=32)
+    config = base.cpu(config, width=1024, latent_dim=256, steps=300, batch_size=32, fit_steps=10)
+    return base.from_linear_start(config, updates=600)

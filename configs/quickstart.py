@@ -10,6 +10,6 @@ from configs import base
 
 def get_config():
     config = base.get_config("nibabel_slices", size=32)
-    config = base.cpu(config, width=256, latent_dim=256, steps=1500, batch_size=32)
-    config.train.update(optimizer="muon", augmentation=0.1)  # there are 250 training slices, of two recordings
-    return config
+    config = base.cpu(config, width=1024, latent_dim=256, steps=200, batch_size=32, fit_steps=10)
+    config.train.augmentation = 0.1  # there are 250 training slices, of two recordings
+    return base.from_linear_start(config, updates=300)

@@ -11,7 +11,7 @@ from medfuncta_jax.field import Field, field_from_layers, named_layers, paramete
 from medfuncta_jax.fit import FitResult, fit_latent, reconstruct
 from medfuncta_jax.inner_steps import InnerLoop
 from medfuncta_jax.latent_store import LatentSplit, load_latents
-from medfuncta_jax.linear_start import linear_start
+from medfuncta_jax.linear_code import linear_start
 from medfuncta_jax.measurements import measure, measured_loss
 from medfuncta_jax.meta_step import make_train_step
 from medfuncta_jax.mlp_classifier import MlpFit, fit_mlp

@@ -23,7 +23,7 @@ from medfuncta_jax.coordinates import grid
 from medfuncta_jax.field import Field, Params, rescale_latent
 from medfuncta_jax.inner_steps import InnerLoop
 from medfuncta_jax.latent_loss import latent_loss, latent_noise
-from medfuncta_jax.linear_start import halved
+from medfuncta_jax.linear_code import halved
 from medfuncta_jax.outer_loss import meta_loss
 from medfuncta_jax.settings import InnerSettings, InnerSteps, Settings, SettingsError, TrainSettings
 from medfuncta_jax.training_state import MetaState, Trainable

@@ -250,7 +250,7 @@ class TrainSettings:
       method: "meta" differentiates through the inner loop (CAVIA); all others are systems that MedFuncta is compared
         with (see `medfuncta_jax.baselines`, and `BaselineSettings`).
       start: "random" weights (the paper), or "linear": weights whose codes of P numbers lose little of training signals
-        without any meta-update (see `linear_start`).
+        without any meta-update (see `linear_code`).
       start_updates: updates of the hidden layers for a linear start.
       steps: meta-updates in all; 0, with a linear start, keeps the start.
       batch_size: B signals a meta-update, over all devices.

@@ -13,7 +13,7 @@ from medfuncta_jax import meta_step, sharding
 from medfuncta_jax.augmentation import resized_and_moved
 from medfuncta_jax.datasets import Dataset
 from medfuncta_jax.field import Field
-from medfuncta_jax.linear_start import linear_start
+from medfuncta_jax.linear_code import linear_start
 from medfuncta_jax.methods import METHODS
 from medfuncta_jax.settings import Settings
 from medfuncta_jax.training_state import MetaState

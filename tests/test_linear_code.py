@@ -10,7 +10,7 @@ import pytest
 import medfuncta_jax as mf
 from medfuncta_jax.baselines.pyramid import PyramidField
 from medfuncta_jax.conditioning import phase_jacobian
-from medfuncta_jax.linear_start import halved
+from medfuncta_jax.linear_code import halved
 
 SHAPE = (5, 4)
 COORDS = mf.grid(SHAPE)
