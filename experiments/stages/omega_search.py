@@ -118,7 +118,7 @@ def train_briefly(settings: RunSettings, dataset: Dataset, *, updates: int) -> f
     train = settings.train
     train = dataclasses.replace(
         train, steps=updates, warmup_steps=min(train.warmup_steps, updates // 4), modulation_shards=1,
-        learning_rate=max(train.learning_rate, min(_RATE, train.learning_rate * train.steps / updates)),
+        learning_rate=max(train.learning_rate, min(_RATE, train.learning_rate * train.steps / max(1, updates))),
     )  # fmt: skip
     settings = dataclasses.replace(settings, train=train)
     method = METHODS[train.method]

@@ -66,10 +66,11 @@ def train(run: Run) -> None:
         if (saved := checkpoints.restore_newest(state)) is not None:
             start, state, progress_so_far = saved
         elif config.start != "random":
+            began = time.monotonic()
             state = sharding.place(
                 mesh, first_state(field, settings, dataset, init_key), sharding.layout(field, like, mesh)
             )
-            progress_so_far["owes_validation"] = True
+            progress_so_far.update(seconds=time.monotonic() - began, owes_validation=True)
         loop = _Loop(settings, dataset, directory, field, mesh, checkpoints, progress_so_far)
         directory.rewind_metrics(start, validated=not loop.owes_validation)
         if start >= config.steps and not loop.owes_validation:

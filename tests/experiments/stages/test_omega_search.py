@@ -204,3 +204,11 @@ def test_the_launcher_finds_frequencies_and_trains_with_them(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "field.safetensors").read_bytes() == before
     assert json.loads((tmp_path / "omega.json").read_text()) == record
+
+
+def test_a_candidate_may_be_a_linear_start_alone():
+    train = dataclasses.replace(SETTINGS.train, start="linear", start_updates=3, steps=0)
+    settings = dataclasses.replace(SETTINGS, train=train)
+    psnr = {w: train_briefly(with_omega(settings, w, w), DATASET, updates=0) for w in (2.0, 4.0)}
+    assert all(math.isfinite(each) for each in psnr.values())
+    assert psnr[2.0] != psnr[4.0]
