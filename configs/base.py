@@ -100,7 +100,8 @@ def from_linear_start(config: ConfigDict, *, updates: int) -> ConfigDict:
     Nearly all is learned before the first meta-update. What is left gains a tenth of a decibel at tiny rates, and loses
     the start at larger ones. Two inner steps fit a signal, as latents are in the metric of Gauss-Newton steps.
     """
-    config.inner.steps = 2
+    config.inner.update(steps=2, fit_ratio=0.25)
+    config.fit.steps = 20
     config.train.update(
         start="linear", start_updates=updates, optimizer="adamw", learning_rate=1e-7, step_size_learning_rate=1e-5,
         warmup_steps=20,
@@ -111,7 +112,7 @@ def from_linear_start(config: ConfigDict, *, updates: int) -> ConfigDict:
 def cpu_64(config: ConfigDict) -> ConfigDict:
     """The recipe of 64x64 images for two cores."""
     config = cpu(
-        config, width=1024, latent_dim=512, steps=300, batch_size=16, fit_steps=10, selection_ratio=1 / 2
+        config, width=1024, latent_dim=512, steps=300, batch_size=16, selection_ratio=1 / 2
     )  # fmt: skip
     config.train.augmentation = 0.05
     return from_linear_start(config, updates=300)

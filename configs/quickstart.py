@@ -1,8 +1,9 @@
 """Real brain MRI slices from nibabel, 32x32: the whole program on a laptop, without a download.
 
 Command:   python -m experiments.main --config=configs/quickstart.py --workdir=runs/quickstart
-Hardware:  2 CPU cores: 98 s in all, 86 s of it training (measured).
-Result:    test PSNR 33.5 dB, SSIM 0.905 on 32 slices (measured). PCA with 64 / 128 components: 32.5 / 34.7 dB.
+Hardware:  2 CPU cores: a minute in all, 50 s of it training (measured, with other work on the cores).
+Result:    test PSNR 40.3 dB, SSIM 0.973 on 32 slices (measured). PCA with 64 / 128 / 200 components: 32.5 / 34.7 / 38.1
+           dB.
 """
 
 from configs import base
@@ -10,6 +11,6 @@ from configs import base
 
 def get_config():
     config = base.get_config("nibabel_slices", size=32)
-    config = base.cpu(config, width=1024, latent_dim=256, steps=200, batch_size=32, fit_steps=10)
+    config = base.cpu(config, width=1024, latent_dim=256, steps=200, batch_size=32)
     config.train.augmentation = 0.1  # there are 250 training slices, of two recordings
     return base.from_linear_start(config, updates=300)

@@ -291,10 +291,11 @@ def optimizer_step(
 def exported_params(
     field: Field, trainable: Trainable, inner: InnerSettings, coords: jax.Array | None = None
 ) -> Params:
-    """The field with its latent rescaled so that a default step of `fit_latent` equals a step in training. See
-    `methods.Method`.
+    """The field with its latent rescaled so that a default step of `fit_latent` is `inner.fit_ratio` of a step in
+    training. See `methods.Method`.
     """
-    return rescale_latent(field, inner_params(field, trainable, inner, coords), step_size(trainable, inner))
+    alpha = inner.fit_ratio * step_size(trainable, inner)
+    return rescale_latent(field, inner_params(field, trainable, inner, coords), alpha)
 
 
 def make_train_step(

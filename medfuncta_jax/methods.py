@@ -44,7 +44,8 @@ class Method(Protocol):
     def exported_params(
         self, field: Field, trainable: Trainable, inner: InnerSettings, coords: jax.Array | None = None
     ) -> Params:
-        """The field with its latent rescaled so that a default step of `fit_latent` equals a step in training.
+        """The field with its latent rescaled so that a default step of `fit_latent` is `inner.fit_ratio` of a step in
+        training.
 
         `coords` [N, C] are the grid of the training signals; Gauss-Newton steps need them.
         """

@@ -218,7 +218,7 @@ def test_commands_are_known(document, block):
         "python -m experiments.absent", "python -m experiments.main --modus=all",
         "python -m experiments.main --mode=none", "python -m experiments.main --config=configs/absent.py",
         "python -m experiments.main --config=configs/quickstart.py --config.train.stepz=1",
-        "python -m experiments.main --config=configs/quickstart.py --config.train.steps=0",
+        "python -m experiments.main --config=configs/quickstart.py --config.train.steps=-1",
         "python -m experiments.main --config=configs/quickstart.py --config.data.flag=chestmnist",
         "python -m experiments.main --config=configs/chest_xray.py:99", "pip install -e '.[absent]'",
         "python -m experiments.tools.benchmark --case=2d --mode=guess",

@@ -10,6 +10,7 @@ import pytest
 import medfuncta_jax as mf
 from medfuncta_jax.baselines.pyramid import PyramidField
 from medfuncta_jax.conditioning import phase_jacobian
+from medfuncta_jax.field import STEP_SIZE
 from medfuncta_jax.linear_code import halved
 
 SHAPE = (5, 4)
@@ -32,6 +33,11 @@ def smooth_signals(count, channels=1, seed=0):
     return values.transpose(0, 2, 1).reshape(count, *SHAPE, channels)
 
 
+def start(field, signals, key, **options):
+    """A start for which the default step of `fit_latent` is a Gauss-Newton step."""
+    return mf.linear_start(field, signals, key, **{"step_size": STEP_SIZE, **options})
+
+
 def principal_error(signals, size):
     """The mean squared error of a principal component analysis in float64."""
     flat = signals.reshape(len(signals), -1)
@@ -46,7 +52,7 @@ def principal_error(signals, size):
 def test_one_step_is_the_projection_on_principal_components(channels, variant):
     """There are more units than values, so only the penalty keeps the code from that of a PCA, the best linear one."""
     field, signals = make_field(channels, **variant), smooth_signals(40, channels)
-    params = mf.linear_start(field, signals, jax.random.key(0), updates=0)
+    params = start(field, signals, jax.random.key(0), updates=0)
     fit = mf.fit_latent(field, params, signals.astype(np.float32), steps=2)
     error, best = float(fit.losses[:, 1].mean()), principal_error(signals, 6)
     assert 0.99 * best < error < 1.1 * best + 1e-7
@@ -55,14 +61,14 @@ def test_one_step_is_the_projection_on_principal_components(channels, variant):
 
 def test_latents_begin_at_the_mean_signal():
     field, signals = make_field(2), smooth_signals(40, 2)
-    params = mf.linear_start(field, signals, jax.random.key(0), updates=0)
+    params = start(field, signals, jax.random.key(0), updates=0)
     at_zero = field.apply(params, jnp.zeros((1, 6)), COORDS.astype(np.float32))[0]
     np.testing.assert_allclose(at_zero, signals.mean(0).reshape(20, 2), atol=2e-3)
 
 
 def test_opposite_latents_change_a_signal_by_opposite_amounts():
     field, signals = make_field(layers=4), smooth_signals(40)
-    params = mf.linear_start(field, signals, jax.random.key(0), updates=0, phase=0.05)
+    params = start(field, signals, jax.random.key(0), updates=0, phase=0.05)
     latents = mf.fit_latent(field, params, signals[:8].astype(np.float32), steps=1).latents
     zero, there, back = (field.apply(params, each * latents, COORDS.astype(np.float32)) for each in (0, 1, -1))
     assert jnp.abs(there + back - 2 * zero).max() < 0.02 * jnp.abs(there - zero).max()
@@ -71,7 +77,7 @@ def test_opposite_latents_change_a_signal_by_opposite_amounts():
 @pytest.mark.parametrize("step_size", [1e-2, 1.0])
 def test_latents_of_the_signals_add_phases_of_the_size_asked_for(step_size):
     field, signals = make_field(), smooth_signals(60)
-    params = mf.linear_start(field, signals, jax.random.key(0), updates=0, phase=0.03, step_size=step_size)
+    params = start(field, signals, jax.random.key(0), updates=0, phase=0.03, step_size=step_size)
     latents = mf.fit_latent(field, params, signals.astype(np.float32), steps=1, step_size=step_size).latents
     layer = params["modulation_2"]
     phases = field.module.omega(2) * np.asarray(latents) @ np.asarray(layer["kernel"])
@@ -81,7 +87,7 @@ def test_latents_of_the_signals_add_phases_of_the_size_asked_for(step_size):
 
 def test_fewer_signals_than_entries_leave_a_code_that_fits_all_of_them():
     field, signals = make_field(latent_dim=16), smooth_signals(5)
-    params = mf.linear_start(field, signals, jax.random.key(0), updates=2)
+    params = start(field, signals, jax.random.key(0), updates=2)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
     fit = mf.fit_latent(field, params, signals.astype(np.float32), steps=2)
     assert float(fit.losses[:, 1].max()) < 1e-6
@@ -94,7 +100,7 @@ def test_updates_of_hidden_layers_make_a_better_code_of_few_units():
     field, signals = make_field(latent_dim=6, width=16), smooth_signals(80)
     losses, errors = [], []
     for updates in (0, 150):
-        params = mf.linear_start(field, signals, jax.random.key(1), updates=updates, after=losses.append)
+        params = start(field, signals, jax.random.key(1), updates=updates, after=losses.append)
         errors.append(float(mf.fit_latent(field, params, signals.astype(np.float32), steps=2).losses[:, 1].mean()))
     assert len(losses) == 150
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
@@ -103,13 +109,13 @@ def test_updates_of_hidden_layers_make_a_better_code_of_few_units():
 
 def test_a_start_is_that_of_its_key_and_takes_points_anywhere():
     field, signals = make_field(), smooth_signals(20)
-    start = {"updates": 2, "coords": COORDS}
+    options = {"updates": 2, "coords": COORDS}
     flat = signals.reshape(20, -1, 1)
-    one, same = (mf.linear_start(field, flat, jax.random.key(4), **start) for _ in range(2))
-    other = mf.linear_start(field, flat, jax.random.key(5), **start)
+    one, same = (start(field, flat, jax.random.key(4), **options) for _ in range(2))
+    other = start(field, flat, jax.random.key(5), **options)
     assert jax.tree.all(jax.tree.map(np.array_equal, one, same))
     assert not np.array_equal(one["layer_2"]["kernel"], other["layer_2"]["kernel"])
-    on_grid = mf.linear_start(field, signals, jax.random.key(4), updates=2)
+    on_grid = start(field, signals, jax.random.key(4), updates=2)
     assert jax.tree.all(jax.tree.map(np.array_equal, one, on_grid))
 
 
@@ -143,9 +149,19 @@ def test_the_phase_jacobian_is_that_of_the_whole_field(variant):
 )
 def test_fields_without_a_linear_start_are_refused(field, message):
     with pytest.raises(mf.SettingsError, match=message):
-        mf.linear_start(field, smooth_signals(3), jax.random.key(0))
+        start(field, smooth_signals(3), jax.random.key(0))
 
 
 def test_half_a_field_has_half_its_units():
     field = make_field(layers=4)
     assert halved(field) == dataclasses.replace(field, model=dataclasses.replace(field.model, width=64))
+
+
+def test_default_steps_from_few_points_do_not_diverge():
+    field, signals = make_field(latent_dim=16), smooth_signals(40)
+    params = mf.linear_start(field, signals, jax.random.key(0), updates=0)
+    seen = np.random.default_rng(0).permutation(20)[:4]
+    values = signals.reshape(40, 20, 1)[:, seen].astype(np.float32)
+    losses = mf.fit_latent(field, params, values, coords=COORDS[seen], steps=100).losses
+    assert float(losses[:, -1].max()) < 1e-5
+    assert float((losses[:, 1:] - losses[:, :-1]).max()) < 1e-6

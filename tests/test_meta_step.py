@@ -216,16 +216,16 @@ def test_learning_rate_schedule(train, expected):
         )
     ),
 )
-def test_exported_field_walks_the_same_path_with_the_default_step_size(learned, variant):
+def test_exported_field_walks_the_same_path_with_half_the_step_size(learned, variant):
     model = mf.ModelSettings(layers=4, width=16, latent_dim=6, omega_first=15.0, omega_last=40.0, **variant)
     field = mf.Field(model, 2, 1)
-    settings = make_settings(inner={"learned_step_size": learned, "step_size": 0.7})
+    settings = make_settings(inner={"learned_step_size": learned, "step_size": 0.7, "fit_ratio": 0.5})
     state = meta_step.init(field, settings, jax.random.key(0), dtype=jnp.float64)
     log_step = state.trainable.log_step_size
     if log_step is not None:
         log_step = log_step + np.random.default_rng(0).normal(size=log_step.shape)
     trainable = Trainable(state.trainable.field, log_step)
-    step_size = meta_step.step_sizes(field, trainable, settings.inner)
+    step_size = 0.5 * meta_step.step_sizes(field, trainable, settings.inner)
     exported = meta_step.exported_params(field, trainable, settings.inner)
     signals = np.random.default_rng(1).uniform(size=(2, 6, 6, 1))
     trained = mf.fit_latent(field, trainable.field, signals, step_size=step_size)

@@ -149,4 +149,5 @@ def exported_params(
     a patch is smaller by their number, and the step size is larger by the same factor.
     """
     del coords
-    return rescale_latent(field, trainable.field, meta_step.step_size(trainable, inner) * field.model.places)
+    alpha = inner.fit_ratio * meta_step.step_size(trainable, inner)
+    return rescale_latent(field, trainable.field, alpha * field.model.places)
