@@ -35,9 +35,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from medfuncta_jax.arrays import Array
+from medfuncta_jax.arrays import Array, as_array, points_of
 from medfuncta_jax.conditioning import check_conditioning, phase_jacobian
-from medfuncta_jax.coordinates import grid
 from medfuncta_jax.field import STEP_SIZE, Field, Params
 from medfuncta_jax.product import FULL
 from medfuncta_jax.settings import SettingsError
@@ -83,11 +82,21 @@ def linear_start(
       Parameters as from `Field.init`, float32.
     Raises:
       SettingsError: a field that is none of these.
+      ValueError: shapes that do not belong together, integer signals, values that are not finite, or an option out of
+        its range.
     """
     half = halved(field)
-    signals = np.asarray(signals)
-    points = np.asarray(grid(signals.shape[1:-1]) if coords is None else coords, np.float32)
-    values = signals.reshape(len(signals), len(points), field.channels)
+    if updates < 0 or min(step_size, phase) <= 0:
+        raise ValueError(
+            f"updates must be at least 0, step_size and phase above 0, got {updates}, {step_size}, {phase}"
+        )
+    signals = as_array("signals", signals)
+    points = np.asarray(points_of(signals, coords, coord_dims=field.coord_dims, channels=field.channels), np.float32)
+    if points.ndim != 2:
+        raise ValueError(f"coords must be [N, C], the same for all signals, got shape {points.shape}")
+    values = np.asarray(signals).reshape(len(signals), len(points), field.channels)
+    if not (finite := np.isfinite(values).all((1, 2))).all():
+        raise ValueError(f"signal {finite.argmin()} holds values that are not finite; leave it out")
     hidden_key, sign_key, update_key = jax.random.split(key, 3)
     params, (last, width) = half.init(hidden_key), (half.end_layers()[1], half.model.width)
     signs = jax.random.rademacher(sign_key, (width, field.channels), jnp.float32)
@@ -221,7 +230,7 @@ def _best_code(gram: np.ndarray, cross: np.ndarray, size: int, phase: float) -> 
     leading = np.linalg.eigh(moments)[1][:, ::-1][:, :size]
     directions = whitening @ leading
     added = directions @ (leading.T @ codes)  # phases of the training signals
-    scale = float(np.sqrt(np.square(added).mean())) / phase
+    scale = float(np.sqrt(np.square(added).mean())) / phase or 1.0  # 1 if all signals are alike
     return directions / scale, scale
 
 

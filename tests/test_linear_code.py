@@ -165,3 +165,27 @@ def test_default_steps_from_few_points_do_not_diverge():
     losses = mf.fit_latent(field, params, values, coords=COORDS[seen], steps=100).losses
     assert float(losses[:, -1].max()) < 1e-5
     assert float((losses[:, 1:] - losses[:, :-1]).max()) < 1e-6
+
+
+def test_signals_that_are_all_alike_are_held_by_the_mean():
+    field, signals = make_field(), np.full((4, *SHAPE, 1), 0.3)
+    params = mf.linear_start(field, signals, jax.random.key(0), updates=1)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    at_zero = field.apply(params, jnp.zeros((1, 6)), COORDS.astype(np.float32))
+    np.testing.assert_allclose(at_zero, 0.3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("signals", "options", "message"),
+    [
+        (np.zeros((3, *SHAPE, 1), np.uint8), {}, "signals must be floating"),
+        (np.zeros((3, *SHAPE, 2)), {}, "must end in the field's 1 channel"),
+        (np.array([0.1, np.nan])[:, None, None, None] * np.ones((*SHAPE, 1)), {}, "signal 1 holds values that are not"),
+        (np.zeros((3, 20, 1)), {"coords": np.zeros((3, 20, 2))}, "the same for all signals"),
+        (np.zeros((3, *SHAPE, 1)), {"updates": -1}, "updates must be at least 0"),
+        (np.zeros((3, *SHAPE, 1)), {"phase": 0.0}, "phase above 0"),
+    ],
+)
+def test_signals_and_options_out_of_range_are_refused(signals, options, message):
+    with pytest.raises(ValueError, match=message):
+        mf.linear_start(make_field(), signals, jax.random.key(0), **options)
