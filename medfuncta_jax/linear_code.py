@@ -61,7 +61,7 @@ def linear_start(
     *,
     coords: Array | None = None,
     updates: int = 300,
-    step_size: float = 4 * STEP_SIZE,
+    step_size: float = STEP_SIZE / 0.15,
     phase: float = 0.02,
     after: Callable[[float], None] = lambda loss: None,
 ) -> Params:
@@ -75,7 +75,7 @@ def linear_start(
       coords: [N, C]; None for the grid over [-1, 1].
       updates: of the hidden layers, at least 0.
       step_size: the inner step size that is to be a Gauss-Newton step. At the default, default steps of `fit_latent`
-        are a quarter of one, so that fits from a tenth of the points do not diverge.
+        are 0.15 of one, so that fits from a tenth of the points do not diverge (see `InnerSettings.fit_ratio`).
       phase: root mean square, over signals and units, of the phases that the latents of `signals` add, in radians.
       after: called after every update with its loss, the mean squared error of codes of U numbers.
     Returns:

@@ -220,7 +220,7 @@ class InnerSettings(InnerSteps):
       gauss_newton_damping: 0 for steps along the gradient (the paper). Above 0 a step of size 1 is a Gauss-Newton step,
         with this damping of phases (see `conditioning`).
       fit_ratio: in (0, 1], the part of a step of training that a default step of `fit_latent` takes on the exported
-        field. Gauss-Newton steps on a few points of a signal diverge at 1 (at 0.25 a tenth of the points is enough).
+        field. Gauss-Newton steps on a part r of the points of a signal converge if fit_ratio < 2 r.
     """
 
     learned_step_size: Literal["none", "scalar", "per_latent"] = "none"

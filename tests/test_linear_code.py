@@ -157,10 +157,10 @@ def test_half_a_field_has_half_its_units():
     assert halved(field) == dataclasses.replace(field, model=dataclasses.replace(field.model, width=64))
 
 
-def test_default_steps_from_few_points_do_not_diverge():
+def test_default_steps_from_a_tenth_of_the_points_do_not_diverge():
     field, signals = make_field(latent_dim=16), smooth_signals(40)
     params = mf.linear_start(field, signals, jax.random.key(0), updates=0)
-    seen = np.random.default_rng(0).permutation(20)[:4]
+    seen = np.random.default_rng(0).permutation(20)[:2]
     values = signals.reshape(40, 20, 1)[:, seen].astype(np.float32)
     losses = mf.fit_latent(field, params, values, coords=COORDS[seen], steps=100).losses
     assert float(losses[:, -1].max()) < 1e-5
