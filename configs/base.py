@@ -97,9 +97,9 @@ def cpu(
 def from_linear_start(config: ConfigDict, *, updates: int) -> ConfigDict:
     """The recipe of `cpu` with a linear start (`medfuncta_jax/linear_code.py`) of so many updates.
 
-    Nearly all is learned before the first meta-update. What is left gains a tenth of a decibel at tiny rates, and loses
-    the start at larger ones. Two inner steps fit a signal in training, as latents are in the metric of Gauss-Newton
-    steps; those of the exported field are smaller, so that a tenth of the points is enough for a fit.
+    Nearly all is learned before the first meta-update. Meta-updates gain from nothing to a decibel at tiny rates, and
+    lose the start at larger ones. Two inner steps fit a signal in training, as latents are in the metric of
+    Gauss-Newton steps; those of the exported field are smaller, so that a tenth of the points is enough for a fit.
     """
     config.inner.update(steps=2, fit_ratio=0.15)
     config.fit.steps = 40
@@ -112,9 +112,7 @@ def from_linear_start(config: ConfigDict, *, updates: int) -> ConfigDict:
 
 def cpu_64(config: ConfigDict) -> ConfigDict:
     """The recipe of 64x64 images for two cores."""
-    config = cpu(
-        config, width=1024, latent_dim=512, steps=300, batch_size=16, selection_ratio=1 / 2
-    )  # fmt: skip
+    config = cpu(config, width=1024, latent_dim=512, steps=300, batch_size=16, selection_ratio=1 / 2)
     config.train.augmentation = 0.05
     return from_linear_start(config, updates=300)
 

@@ -65,7 +65,7 @@ def train(run: Run) -> None:
         start = 0
         if (saved := checkpoints.restore_newest(state)) is not None:
             start, state, progress_so_far = saved
-        elif config.start != "random":
+        elif config.start == "linear":
             began = time.monotonic()
             state = sharding.place(
                 mesh, first_state(field, settings, dataset, init_key), sharding.layout(field, like, mesh)

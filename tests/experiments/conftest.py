@@ -15,8 +15,7 @@ SMALL = {
     "model.width": 32, "model.latent_dim": 16, "inner.steps": 3, "train.steps": 60, "train.batch_size": 8,
     "train.eval_every": 20, "train.eval_signals": 32, "train.log_every": 5, "train.learning_rate": 1e-3,
     "train.start": "random", "train.warmup_steps": 100, "train.step_size_learning_rate": 1e-2, "fit.steps": 100,
-    "inner.fit_ratio": 1.0,
-    "train.augmentation": 0.0, "fit.batch_size": 32,
+    "inner.fit_ratio": 1.0, "train.augmentation": 0.0, "fit.batch_size": 32,
 }  # fmt: skip
 
 
