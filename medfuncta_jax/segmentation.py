@@ -1,8 +1,10 @@
 """Segmentation on fitted fields: a classifier of points, and an operator from latents of signals to those of masks.
 
 The last hidden units h_{K-1}(x; phi) of a fitted field (see `siren`) say what is at a point x and where it lies in its
-signal. An MLP on them, trained with cross-entropy and the Dice loss on signals with masks, gives a class for any point
-of any fitted signal: at any resolution, and for signals of which few points were observed (`fit_head`).
+signal. An MLP reads them at phi = 0, and how far the latent moves them, in units of its own (a linear start has fields
+whose latents move them by hundredths). Trained with cross-entropy and the Dice loss on signals with masks, it gives a
+class for any point of any fitted signal: at any resolution, and for signals of which few points were observed
+(`fit_head`).
 
 Where a field of masks is trained beside that of signals, on masks of one channel a class, an MLP can take the latent of
 a signal to that of its mask (`fit_operator`). Both are measured as their signals are (see `signal_metric`): it reads
@@ -63,6 +65,7 @@ class Head(NamedTuple):
 
     Attributes:
       field, field_params: the network whose hidden units it reads.
+      spread: root mean square, over training signals, of what latents add to hidden units.
       module, params: the MLP; those of the best validation.
       step: of that validation.
       val_dice: mean Dice of validation signals there; NaN where they show no structure.
@@ -70,6 +73,7 @@ class Head(NamedTuple):
 
     field: Field
     field_params: Params
+    spread: float
     module: Mlp
     params: Any
     step: int
@@ -90,7 +94,9 @@ class Head(NamedTuple):
             batch = jnp.asarray(latents[rows])
             for first in range(0, len(coords), chunk):
                 some = coords[first : first + chunk]
-                classes = _classes(self.field, self.module, self.field_params, self.params, batch, some)
+                classes = _classes(
+                    self.field, self.module, (self.field_params, self.params), batch, some, self.spread
+                )
                 found[rows, first : first + len(some)] = classes
         return found.reshape(len(latents), *shape)
 
@@ -103,6 +109,15 @@ def last_hidden(field: Field, params: Params, latents: jax.Array, coords: jax.Ar
     return cast(
         jax.Array, field.module.apply({"params": point_params}, modulations, features, method="last_hidden")
     )  # fmt: skip
+
+
+def head_input(
+    field: Field, params: Params, latents: jax.Array, coords: jax.Array, spread: jax.Array | float
+) -> jax.Array:  # fmt: skip
+    """What a head reads, [B, n, 2 L]: hidden units at phi = 0, and their differences from these over `spread`."""
+    at_zero = last_hidden(field, params, jnp.zeros_like(latents[:1]), coords)
+    moved = (last_hidden(field, params, latents, coords) - at_zero) / spread
+    return jnp.concatenate([jnp.broadcast_to(at_zero, moved.shape), moved], -1)
 
 
 def fit_head(
@@ -141,19 +156,20 @@ def fit_head(
         if of.ndim != field.coord_dims + 1 or of.dtype.kind not in "iu" or of.min() < 0 or of.max() >= classes:
             raise ValueError(f"masks {of.shape} must be [n, *grid], whole numbers from 0 to {classes - 1}")
     coords = jnp.asarray(grid(masks.shape[1:]), params_dtype(params))
-    given = _Given(params, jnp.asarray(latents), jnp.asarray(masks.reshape(len(masks), -1), jnp.uint8), coords)
+    spread = _spread(field, params, jnp.asarray(latents[0]), coords)
+    flat = jnp.asarray(masks.reshape(len(masks), -1), jnp.uint8)
+    given = _Given(params, jnp.asarray(latents), flat, coords, jnp.asarray(spread, coords.dtype))
     module = Mlp(training.hidden, classes)
     start, draws = jax.random.split(key)
-    head = jax.jit(module.init)(start, jnp.zeros((1, field.module.units(field.model.layers - 1)), coords.dtype))[
-        "params"
-    ]
+    read = jnp.zeros((1, 2 * field.module.units(field.model.layers - 1)), coords.dtype)
+    head = jax.jit(module.init)(start, read)["params"]
     moments, step, best = training.optimiser.init(head), 0, None
     while step < training.steps:
         count = min(math.ceil(training.steps / _VALIDATIONS), training.steps - step)
         head, moments, loss = _updates(field, module, training, count, (head, moments, step), given, draws)
         step += count
         after(step, float(loss))
-        state = Head(field, params, module, jax.tree.map(np.asarray, head), step, math.nan)
+        state = Head(field, params, spread, module, jax.tree.map(np.asarray, head), step, math.nan)
         overlap = dice(state.labels(val_latents, val_masks.shape[1:]), val_masks, classes=classes)
         quality = float(np.nanmean(overlap)) if not np.isnan(overlap).all() else math.nan
         # The last state is kept where validation signals show no structure.
@@ -367,12 +383,23 @@ def segmentation_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 class _Given(NamedTuple):
-    """Parameters of the field, latents [V, n, P], masks [n, N], coords [N, C]."""
+    """Parameters of the field, latents [V, n, P], masks [n, N], coords [N, C], and the spread of `Head`."""
 
     params: Params
     latents: jax.Array
     masks: jax.Array
     coords: jax.Array
+    spread: jax.Array
+
+
+def _spread(field: Field, params: Params, latents: jax.Array, coords: jax.Array) -> float:
+    """`Head.spread`, from 64 latents at 256 points, evenly spaced."""
+    some, places = (
+        np.linspace(0, len(all_of) - 1, min(count, len(all_of))).round().astype(int)
+        for all_of, count in ((latents, 64), (coords, 256))
+    )
+    moved = head_input(field, params, latents[some], coords[places], 1.0)
+    return float(jnp.sqrt(jnp.square(moved[..., moved.shape[-1] // 2 :]).mean())) or 1.0
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -390,7 +417,7 @@ def _updates(
         rows = jax.random.randint(keys[0], (training.signals,), 0, signals)
         kind = jax.random.randint(keys[1], (training.signals,), 0, kinds)
         points = jax.random.randint(keys[2], (training.points,), 0, len(given.coords))
-        hidden = last_hidden(field, given.params, given.latents[kind, rows], given.coords[points])
+        hidden = head_input(field, given.params, given.latents[kind, rows], given.coords[points], given.spread)
         labels = given.masks[rows][:, points]
 
         def loss_of(head: Any) -> jax.Array:
@@ -406,8 +433,11 @@ def _updates(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _classes(
-    field: Field, module: Mlp, params: Params, head: Any, latents: jax.Array, coords: jax.Array
+    field: Field, module: Mlp, params: tuple[Params, Any], latents: jax.Array, coords: jax.Array, spread: float
 ) -> jax.Array:  # fmt: skip
-    """Classes, uint8 [B, n], of latents [B, P] at coords [n, C]."""
-    logits = cast(jax.Array, module.apply({"params": head}, last_hidden(field, params, latents, coords)))
+    """Classes, uint8 [B, n], of latents [B, P] at coords [n, C], by the parameters of the field and the head."""
+    of_field, head = params
+    logits = cast(
+        jax.Array, module.apply({"params": head}, head_input(field, of_field, latents, coords, spread))
+    )  # fmt: skip
     return logits.argmax(-1).astype(jnp.uint8)

@@ -64,6 +64,13 @@ def test_the_head_finds_structures_at_any_resolution(case, head):
     np.testing.assert_array_equal(head.labels(latents[0, 60:], points), head.labels(latents[0, 60:], (21, 4))[:, ::2])
 
 
+def test_latents_that_move_hidden_units_by_little_are_read_as_well(case, head):
+    """As those of a linear start do."""
+    params, latents, _ = case
+    scaled = {"latents": latents[:, :60] / 100, "val_latents": latents[0, 60:] / 100}
+    assert _fitted(case, **scaled).val_dice > head.val_dice - 0.05
+
+
 def test_the_same_arguments_give_the_same_head(case, head):
     steps = []
     again = _fitted(case, after=lambda step, loss: steps.append(step))
