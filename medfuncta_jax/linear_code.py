@@ -50,7 +50,7 @@ _NOISE = 1e-6
 _MEAN_RIDGE = 1e-5
 # An update of the hidden layers: the peak rate of Adam, and the points for each unit and the signals that it sees.
 _RATE, _POINTS_A_UNIT, _SIGNALS = 1e-4, 8, 64
-# Entries of the Jacobian in memory at once.
+# Entries of the Jacobian, and values of signals, in memory at once.
 _CHUNK = 1 << 24
 
 
@@ -202,7 +202,7 @@ def _sums(
 
     channels, count = half.channels, len(points) * half.channels
     of_outputs = of_outputs_and_mean = gram = joint = cross = np.zeros(())
-    chunk = max(1, _CHUNK // (channels * _units(half)))
+    chunk = max(1, _CHUNK // (channels * max(_units(half), len(values))))
     for first in range(0, len(points), chunk):
         chosen = slice(first, first + chunk)
         outputs, jacobian = (np.asarray(each, np.float64) for each in parts(points[chosen]))

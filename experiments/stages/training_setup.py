@@ -18,9 +18,9 @@ from medfuncta_jax.methods import METHODS
 from medfuncta_jax.settings import Settings
 from medfuncta_jax.training_state import MetaState
 
-# The training signals, and changed ones, that a linear start is made of: as many a number of the latent, at least as
-# many in all, and no more than this number of values.
-_SIGNALS_AN_ENTRY, _LEAST, _VALUES = 16, 8192, 1 << 26
+# A linear start is made of the training signals and of changed copies of them: at most so many in all, with no more
+# than this number of values. Copies change by more and more, in grades.
+_SIGNALS, _VALUES, _GRADES = 1 << 14, 1 << 27, 4
 _CHANGED_AT_ONCE = 64
 
 
@@ -34,8 +34,7 @@ def first_state(field: Field, settings: Settings, dataset: Dataset, key: jax.Arr
     state = METHODS[settings.train.method].init(field, settings, key, signals=len(train))
     if settings.train.start == "random":
         return state
-    most = max(_SIGNALS_AN_ENTRY * field.model.latent_dim, _LEAST)
-    most = max(1, min(most, _VALUES // (math.prod(dataset.grid) * dataset.channels)))
+    most = max(1, min(_SIGNALS, _VALUES // (math.prod(dataset.grid) * dataset.channels)))
     signals = train.signals(train.complete(most))
     if largest := settings.train.augmentation:
         signals = _with_changed(signals, jax.random.fold_in(key, 1), largest=largest, most=most)
@@ -58,13 +57,21 @@ def constants(field: Field, settings: Settings, dataset: Dataset, mesh: Mesh) ->
 
 
 def _with_changed(signals: np.ndarray, key: jax.Array, *, largest: float, most: int) -> np.ndarray:
-    """Signals [n, *grid, D] and copies that are resized and moved, at most `most` in all."""
-    shape, change = signals.shape[1:-1], jax.jit(resized_and_moved, static_argnames=("shape", "largest"))
-    every = [signals]
-    for copy in range(1, most // len(signals)):
+    """Signals [n, *grid, D] and copies that are resized and moved, at most `most` in all.
+
+    The change of a copy is a part of `largest`: copies near to their signals say most about new signals like them.
+    """
+    change = jax.jit(resized_and_moved, static_argnames=("shape", "largest"))
+    copies = most // len(signals) - 1
+    grades = min(_GRADES, copies)
+    every = np.empty((1 + copies, *signals.shape), signals.dtype)
+    every[0] = signals
+    for copy in range(copies):
+        part = largest * (1 + copy % grades) / grades
         for first in range(0, len(signals), _CHANGED_AT_ONCE):
             some = signals[first : first + _CHANGED_AT_ONCE]
             flat = some.reshape(len(some), -1, some.shape[-1])
             own = jax.random.fold_in(jax.random.fold_in(key, copy), first)
-            every.append(np.asarray(change(own, flat, shape=shape, largest=largest)).reshape(some.shape))
-    return np.concatenate(every)
+            changed = change(own, flat, shape=signals.shape[1:-1], largest=part)
+            every[1 + copy, first : first + len(some)] = np.asarray(changed).reshape(some.shape)
+    return every.reshape(-1, *signals.shape[1:])
