@@ -117,15 +117,19 @@ def cpu_64(config: ConfigDict) -> ConfigDict:
     return from_linear_start(config, updates=300)
 
 
-def compared(variant: str) -> ConfigDict:
+def compared(variant: str, *more: str) -> ConfigDict:
     """Shared settings of the systems in the paper's table 5: ChestMNIST at 64x64, 12 signals, every point, Adam at one
     rate.
 
-    The variants "cpu", PneumoniaMNIST at 28x28, and "cpu_1d", ECG, get their sizes from `compared_size`.
+    The variants "cpu", PneumoniaMNIST at 28x28, and "cpu_1d", ECG, get their sizes from `compared_size`; `more` may
+    name "cpu_3d", a folder of volumes at 32x32x32, of which an update sees a sixteenth of the voxels.
     """
-    require_variant(variant, "cpu", "cpu_1d")
+    require_variant(variant, "cpu", "cpu_1d", *more)
     if variant == "cpu_1d":
         config = get_config("ecg", format="csv")
+    elif variant == "cpu_3d":
+        config = get_config("nifti_folder", pattern="**/*.nii*", grid=(32, 32, 32))
+        config.train.selection_ratio = 1 / 16
     else:
         flag, size = ("pneumoniamnist", 28) if variant else ("chestmnist", 64)
         config = get_config("medmnist", flag=flag, size=size)

@@ -94,9 +94,7 @@ class Head(NamedTuple):
             batch = jnp.asarray(latents[rows])
             for first in range(0, len(coords), chunk):
                 some = coords[first : first + chunk]
-                classes = _classes(
-                    self.field, self.module, (self.field_params, self.params), batch, some, self.spread
-                )
+                classes = _classes(self.field, self.module, (self.field_params, self.params), batch, some, self.spread)
                 found[rows, first : first + len(some)] = classes
         return found.reshape(len(latents), *shape)
 

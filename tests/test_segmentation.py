@@ -66,7 +66,7 @@ def test_the_head_finds_structures_at_any_resolution(case, head):
 
 def test_latents_that_move_hidden_units_by_little_are_read_as_well(case, head):
     """As those of a linear start do."""
-    params, latents, _ = case
+    _, latents, _ = case
     scaled = {"latents": latents[:, :60] / 100, "val_latents": latents[0, 60:] / 100}
     assert _fitted(case, **scaled).val_dice > head.val_dice - 0.05
 

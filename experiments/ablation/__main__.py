@@ -41,7 +41,10 @@ def define_flags() -> None:
     """Define the command's flags, not at import, so that tests can import this module beside other commands."""
     flags.DEFINE_enum("table", None, list(TABLES), "What to compare.", required=True)
     flags.DEFINE_enum(
-        "preset", "cpu", ["paper", "cpu", "cpu_1d"], "Sizes and data: the paper's, or for two cores (1D: ECG)."
+        "preset",
+        "cpu",
+        ["paper", "cpu", "cpu_1d", "cpu_3d"],
+        "Sizes and data: the paper's, or for two cores (1D: ECG; 3D: a folder of NIfTI volumes, for improvements).",
     )
     flags.DEFINE_string("workdir", None, "Folder for runs and table.", required=True)
     flags.DEFINE_string("data_dir", None, "Folder with the source's files.")
@@ -139,6 +142,8 @@ def _run_grid(table: Table, grid: Sequence[Values], workdir: Path, steps: int | 
         asked = steps or cell.settings.train.steps
         if options.seconds:  # the first measurement counts, so that all seeds have the same steps
             asked = measured.get("steps", max(1, int(options.seconds / measured["best_s"])))
+        if cell.settings.train.steps == 0:  # a start alone
+            asked = 0
         if measured.setdefault("steps", asked) != asked:
             raise RunError(f"{place} was made with {measured['steps']} steps, not {asked}; name another --workdir")
         write_json(place / "measured.json", measured)

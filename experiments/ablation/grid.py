@@ -35,7 +35,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "no_residual": {"model.residual": False},
     "pyramid": {"train.method": "pyramid", "model.residual": False, "baselines.last_width": {"paper": 64, "cpu": 16}},
 }
-# Faster optimisers and other training points, for the deep field and for the recipe of one modulated layer.
+# Faster optimisers, a linear start and other training points, for the deep field and the recipe of one modulated layer.
 _MUON = {"train.optimizer": "muon"}
 _GAUSS_NEWTON = {"inner.gauss_newton_damping": 0.03, "train.learning_rate": 3e-4}
 _IMPROVEMENTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -46,6 +46,12 @@ _IMPROVEMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "one_layer_muon": ("baselines.one_layer", _MUON),
     "one_layer_gauss_newton": ("baselines.one_layer", _GAUSS_NEWTON),
     "one_layer_both": ("baselines.one_layer", {**_MUON, **_GAUSS_NEWTON}),
+    "one_layer_wide": ("baselines.one_layer", {"model.width": 1024}),
+    # The start alone: its updates are those of the setting, whatever the budget.
+    "one_layer_linear": (
+        "baselines.one_layer",
+        {"model.width": 1024, "train.start": "linear", "train.steps": 0, "inner.steps": 2, "fit.steps": 10},
+    ),
     "one_layer_augmentation": ("baselines.one_layer", {"train.augmentation": 0.1}),
     "one_layer_off_grid": ("baselines.one_layer", {"train.off_grid": True}),
 }
@@ -191,9 +197,9 @@ def _shape(data: DataSettings, data_dir: str | None) -> tuple[tuple[int, ...], i
 
 
 def budget(cell: Cell, steps: int) -> tuple[str, ...]:
-    """Overrides for a number of steps, with warm-up in proportion and ten validations."""
+    """Overrides for a number of steps, with warm-up in proportion and ten validations; none for a start alone."""
     train = cell.settings.train
-    if steps == train.steps:
+    if steps == train.steps or train.steps == 0:
         return ()
     warmup = round(train.warmup_steps * steps / train.steps)
     return (f"train.steps={steps}", f"train.warmup_steps={warmup}", f"train.eval_every={-(-steps // _VALIDATIONS)}")

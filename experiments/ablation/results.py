@@ -35,6 +35,7 @@ _TITLES = {
     "pyramid": "pyramid of widths", "deep": "MedFuncta", "deep_muon": "+ Muon",
     "deep_step_sizes": "+ learned step sizes", "one_layer_muon": "one layer + Muon",
     "one_layer_gauss_newton": "one layer + Gauss-Newton", "one_layer_both": "one layer + both",
+    "one_layer_wide": "one layer, twice as wide", "one_layer_linear": "one layer, linear start",
     "one_layer_augmentation": "one layer + augmentation", "one_layer_off_grid": "one layer + points off the grid",
 }  # fmt: skip
 
@@ -177,7 +178,9 @@ def draw_learning(path: Path, rows: Sequence[Mapping[str, Any]]) -> bool:
     """Draw the validation PSNR of every cell over its budget if any seed is done; returns whether it was drawn."""
     finished = {
         _name(next(iter(row["values"].values()))): [
-            [psnr for _, psnr in outcome["learning"]] for outcome in row["seeds"] if outcome.get("learning")
+            [psnr for _, psnr in outcome["learning"]]
+            for outcome in row["seeds"]
+            if len(outcome.get("learning", ())) > 1
         ]
         for row in rows
         if row["done"]

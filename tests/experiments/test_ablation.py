@@ -83,6 +83,12 @@ def test_a_budget_keeps_the_parts_of_a_run(data_dir):
     assert grids.budget(cell, 250) == ("train.steps=250", "train.warmup_steps=10", "train.eval_every=25")
 
 
+def test_a_start_alone_has_no_budget_of_updates(data_dir):
+    cell = grids.make_cell(grids.TABLES["improvements"], {"improvement": "one_layer_linear"}, "cpu", (), data_dir)
+    assert (cell.settings.train.start, cell.settings.train.steps) == ("linear", 0)
+    assert grids.budget(cell, 250) == ()
+
+
 def test_what_does_not_fit_in_memory_is_skipped_and_said(data_dir, tmp_path, monkeypatch):
     cell = grids.make_cell(grids.TABLES["methods"], {"method": "functa"}, "cpu", ("model.width=8",), data_dir)
     monkeypatch.setattr(runs, "ProcessPoolExecutor", lambda *args, **options: ThreadPoolExecutor(1))
