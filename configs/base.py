@@ -94,27 +94,27 @@ def cpu(
     return config
 
 
-def from_linear_start(config: ConfigDict, *, updates: int) -> ConfigDict:
+def from_linear_start(config: ConfigDict, *, updates: int, augmentation: float, steps: int = 0) -> ConfigDict:
     """The recipe of `cpu` with a linear start (`medfuncta_jax/linear_code.py`) of so many updates.
 
-    Nearly all is learned before the first meta-update. Meta-updates gain from nothing to a decibel at tiny rates, and
-    lose the start at larger ones. Two inner steps fit a signal in training, as latents are in the metric of
-    Gauss-Newton steps; those of the exported field are smaller, so that a tenth of the points is enough for a fit.
+    The start learns nearly all. Meta-updates gain up to a decibel where training signals are few, and else nothing, so
+    that `steps` may be 0. They need tiny rates, and lose the start at larger ones. Two inner steps fit a signal in
+    training, as latents are in the metric of Gauss-Newton steps; those of the exported field are smaller, so that a
+    tenth of the points is enough for a fit.
     """
     config.inner.update(steps=2, fit_ratio=0.15)
     config.fit.steps = 40
     config.train.update(
-        start="linear", start_updates=updates, optimizer="adamw", learning_rate=1e-7, step_size_learning_rate=1e-5,
-        warmup_steps=20,
+        start="linear", start_updates=updates, steps=steps, augmentation=augmentation, optimizer="adamw",
+        learning_rate=1e-7, step_size_learning_rate=1e-5, warmup_steps=20,
     )  # fmt: skip
     return config
 
 
 def cpu_64(config: ConfigDict) -> ConfigDict:
     """The recipe of 64x64 images for two cores."""
-    config = cpu(config, width=1024, latent_dim=512, steps=300, batch_size=16, selection_ratio=1 / 2)
-    config.train.augmentation = 0.05
-    return from_linear_start(config, updates=300)
+    config = cpu(config, width=2048, latent_dim=512, steps=300, batch_size=16, selection_ratio=1 / 2)
+    return from_linear_start(config, updates=300, augmentation=0.2)
 
 
 def compared(variant: str, *more: str) -> ConfigDict:
@@ -183,9 +183,12 @@ def medmnist(flag: str, variant: str) -> ConfigDict:
 
 
 def volumes(config: ConfigDict, variant: str) -> ConfigDict:
-    """The paper's 3D settings for the variant ""; an eighth of the voxels in an update for "cpu"."""
+    """The paper's 3D settings for the variant ""; a linear start for "cpu", with an eighth of the voxels in an update
+    should updates follow (`--config.train.steps`)."""
     require_variant(variant, "cpu")
     config = paper_3d(config)
     if variant == "":
         return config
-    return cpu(config, width=512, latent_dim=512, steps=1500, batch_size=16, inner_steps=10, selection_ratio=1 / 8)
+    config = cpu(config, width=2048, latent_dim=512, steps=1500, batch_size=16, selection_ratio=1 / 8)
+    config.model.update(omega_first=15.0, omega_last=15.0)
+    return from_linear_start(config, updates=300, augmentation=0.2)

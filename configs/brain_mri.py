@@ -20,10 +20,7 @@ def get_config(variant=""):
         return base.volumes(base.get_config("brats", sequence="t1n", size=32), variant)
     # 32 voxels of 8 mm: the published field of view of 256 mm, averaged by 8.
     config = base.get_config("nifti_folder", pattern="**/*.nii*", grid=(32, 32, 32), spacing=8.0)
-    if variant == "folder":
-        return base.volumes(config, "")
-    config = base.volumes(config, "cpu")
-    # Folders hold tens of volumes: changed ones keep the field from learning these by heart, and smaller, more updates
-    # of Muon learn faster.
-    config.train.update(optimizer="muon", augmentation=0.1, batch_size=8, selection_ratio=1 / 16)
+    config = base.volumes(config, "cpu" if variant == "folder_cpu" else "")
+    if variant == "folder_cpu":
+        config.train.batch_size = 8  # folders hold tens of volumes
     return config

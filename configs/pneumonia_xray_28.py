@@ -11,5 +11,5 @@ from configs import base
 
 def get_config():
     config = base.get_config("medmnist", flag="pneumoniamnist", size=28)
-    config = base.cpu(config, width=1024, latent_dim=256, steps=300, batch_size=32)
-    return base.from_linear_start(config, updates=600)
+    config = base.cpu(config, width=2048, latent_dim=256, steps=300, batch_size=32)
+    return base.from_linear_start(config, updates=300, augmentation=0.1)

@@ -172,7 +172,7 @@ def _run(stop: StopRequest, resources: contextlib.ExitStack) -> int:
             dataset = open_dataset(data, data_dir=data_dir)
         METHODS[settings.train.method].check(settings, dataset.grid, dataset.channels, task=dataset.task)
         # An existing run has its splits.
-        if stored is None and settings.train.batch_size > len(dataset.splits["train"]):
+        if stored is None and settings.train.steps and settings.train.batch_size > len(dataset.splits["train"]):
             raise SettingsError(
                 f"train.batch_size = {settings.train.batch_size} is more than the {len(dataset.splits['train'])} "
                 "training signals; give at most as many"

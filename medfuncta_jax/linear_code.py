@@ -49,7 +49,7 @@ _NOISE = 1e-6
 # The penalty on the weights that give the mean signal, as part of the mean square of hidden units.
 _MEAN_RIDGE = 1e-5
 # An update of the hidden layers: the peak rate of Adam, and the points for each unit and the signals that it sees.
-_RATE, _POINTS_A_UNIT, _SIGNALS = 1e-4, 8, 64
+_RATE, _POINTS_A_UNIT, _SIGNALS = 1e-4, 8, 256
 # Entries of the Jacobian, and values of signals, in memory at once.
 _CHUNK = 1 << 24
 

@@ -18,7 +18,7 @@ IMAGES = REAL / "hippocampus"
 VOLUMES = {
     "config": "configs/brain_mri.py:folder_cpu", "data__grid": "(12,12,12)", "data__pattern": "*.nii.gz",
     "train__selection_ratio": 1.0, "train__batch_size": 4, "train__steps": 300, "train__eval_every": 100,
-    "model__latent_dim": 64,
+    "train__optimizer": "muon", "model__latent_dim": 64,
 }  # fmt: skip
 
 
