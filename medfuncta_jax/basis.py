@@ -77,6 +77,12 @@ class BasisField(PointField):
             return features.constant + jnp.einsum("nk,bkd->bnd", features.functions[0], coefficients, precision=FULL)
         return features.constant + jnp.einsum("bnk,bkd->bnd", features.functions, coefficients, precision=FULL)
 
+    def elements(self, batch, *, shared):
+        # Functions of a point that all latents share are there once; only values belong to each latent.
+        if not shared:
+            return super().elements(batch, shared=False)
+        return 2 * self.module.units(2) + batch * self.module.channels
+
     def summarises(self, batch, points, channels, steps):
         # The equations cost n (2L)^2 products; each gradient then costs 2 (2L)^2 B D instead of 2 n 2L B D.
         size, calls = 2 * self.module.units(2), 2 * steps * batch * channels

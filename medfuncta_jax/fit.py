@@ -81,8 +81,8 @@ def fit_latent(
         signal unlike the training data cannot diverge. If no loss grows, nothing changes.
       rescale_ratio: None, or gamma in (0, 1]: each step takes the norm of the gradient on a random subset, a fraction
         gamma of the points (the release's test-time rule).
-      points_per_chunk: points of a signal in memory at once; None chooses their number such that B times this number
-        times the width of the network stays below 2^20 on a CPU and 2^24 elsewhere. The choice changes rounding only.
+      points_per_chunk: points of a signal in memory at once; None chooses their number such that the values of hidden
+        units stay below 2^20 on a CPU and 2^24 elsewhere. The choice changes rounding only.
       init: latents [B, P] to begin with; None begins at zero, as in training, or at the mean of the prior.
       key: PRNG key for `rescale_ratio`; key 0 where None.
     Returns:
@@ -127,7 +127,9 @@ def fit_latent(
         params, start = whitened(field, params, prior), start if init is None else prior.standard(start)
     key = jax.random.key(0) if key is None else key
     given = _Given(signals, weights, jnp.asarray(step_size, dtype), start, key)
-    rules = _Rules(steps, channel_loss, safeguard, rescale_ratio, _chunk(field, points_per_chunk, batch))
+    shared = observe is None and (points.ndim == 2 or len(points) == 1)
+    chunk = _chunk(field, points_per_chunk, batch, shared=shared)
+    rules = _Rules(steps, channel_loss, safeguard, rescale_ratio, chunk)
     if observe is None:
         fitted = _fit(field, rules, params, jnp.asarray(points if points.ndim == 3 else points[None], dtype), given)
     else:
@@ -251,14 +253,14 @@ def _descend(
     return FitResult(latents=last.latents, losses=losses.T)
 
 
-def default_chunk(field: Field, batch: int, *, accelerator: bool) -> int:
-    """Default chunk size: points of each of `batch` signals that are evaluated at once."""
+def default_chunk(field: Field, batch: int, *, shared: bool, accelerator: bool) -> int:
+    """Default chunk size: points of each of `batch` signals that are evaluated at once, the same for all or not."""
     elements = _CHUNK_ELEMENTS_ON_ACCELERATORS if accelerator else _CHUNK_ELEMENTS
-    return max(1, elements // (max(1, batch) * field.model.width))
+    return max(1, elements // field.points.elements(max(1, batch), shared=shared))
 
 
-def _chunk(field: Field, points: int | None, batch: int) -> int:
-    return points or default_chunk(field, batch, accelerator=jax.default_backend() != "cpu")
+def _chunk(field: Field, points: int | None, batch: int, *, shared: bool) -> int:
+    return points or default_chunk(field, batch, shared=shared, accelerator=jax.default_backend() != "cpu")
 
 
 def _latents(field: Field, latents: Array) -> Array:
@@ -302,7 +304,7 @@ def reconstruct(
     shape = coords.shape[1:-1] if own else coords.shape[:-1]
     dtype = params_dtype(params)
     flat = jnp.asarray(coords, dtype).reshape(batch if own else 1, -1, field.coord_dims)
-    values = _evaluate(field, _chunk(field, chunk, batch), params, jnp.asarray(latents, dtype), flat)
+    values = _evaluate(field, _chunk(field, chunk, batch, shared=not own), params, jnp.asarray(latents, dtype), flat)
     return values.reshape(batch, *shape, field.channels)
 
 

@@ -59,6 +59,11 @@ class PointField:
         """f, [B, n, D]."""
         return cast(jax.Array, self.module.apply({"params": params}, modulations, features, method="values"))
 
+    def elements(self, batch: int, *, shared: bool) -> int:
+        """Numbers in memory for a point of each of `batch` latents, and whether all have the same point."""
+        del shared
+        return batch * self.module.model.width
+
     def summarises(self, batch: int, points: int, channels: int, steps: int) -> bool:
         """Whether `summary` saves more than it costs for this many gradients on the same points."""
         del batch, points, channels, steps

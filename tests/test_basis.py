@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 
 import medfuncta_jax as mf
 from medfuncta_jax.basis import BasisField
+from medfuncta_jax.fit import default_chunk
 from medfuncta_jax.passes import SirenField
 
 
@@ -52,3 +55,14 @@ def test_normal_equations_are_the_sum_over_points(channels, steps):
     ]
     np.testing.assert_allclose(fits[0].latents, fits[1].latents, rtol=1e-8, atol=1e-12)
     np.testing.assert_allclose(fits[0].losses, fits[1].losses, rtol=1e-9)
+
+
+def test_chunks_of_shared_points_do_not_shrink_with_the_batch():
+    """Functions of a point are there once for all latents that share it: 64 latents take chunks nearly as long."""
+    model = mf.ModelSettings(layers=3, width=64, latent_dim=5)
+    one_layer, deep = (mf.Field(dataclasses.replace(model, layers=layers), 2, 3) for layers in (3, 4))
+    few, many = (default_chunk(one_layer, batch, shared=True, accelerator=False) for batch in (1, 64))
+    assert many > few / 3
+    for field, shared in ((deep, True), (deep, False), (one_layer, False)):
+        few, many = (default_chunk(field, batch, shared=shared, accelerator=False) for batch in (1, 64))
+        assert many == few // 64

@@ -96,7 +96,7 @@ def update(target: Target, field: Field, settings: Settings, shape: tuple[int, .
 def fit(target: Target, field: Field, settings: Settings, shape: tuple[int, ...]) -> Predicted:
     """A fit of `fit.batch_size` signals of a grid, on every point."""
     batch, coords = settings.fit.batch_size, jnp.asarray(grid(shape), jnp.float32)
-    chunk = default_chunk(field, batch, accelerator=True)
+    chunk = default_chunk(field, batch, shared=True, accelerator=True)
     params = jax.eval_shape(lambda key: field.init(key), jax.random.key(0))
 
     def latents(params, signals):
