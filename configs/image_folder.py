@@ -6,7 +6,7 @@ Command:   python -m experiments.main --config=configs/image_folder.py --workdir
            Variants :128 and :224 (the paper's table 2), and :cpu for two cores.
 Hardware:  published for ChestMNIST: one A100 of 40 GB, 250,000 iterations.
 Result:    that of chest_xray.py on the same images, with the same settings. Not trained to the end here.
-           cpu: that of chest_xray.py:cpu (26.95 dB after 81 s for images of six kinds); measured on PNGs of them with
+           cpu: that of chest_xray.py:cpu (27.25 dB after 196 s for images of six kinds); measured on PNGs of them with
            an earlier recipe alone, 2 cores, 801 s: test PSNR 26.2 dB, SSIM 0.716 on 600 of 2635.
 """
 

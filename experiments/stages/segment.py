@@ -97,7 +97,7 @@ class SegmentSettings:
       augmentation: how much they are resized and moved, in [0, 1], see `train.augmentation`.
       scale: how many times finer than the training grid the head answers too, 1 for not at all.
       hidden, steps, signals, points, learning_rate, weight_decay: of the head and its training, see `HeadTraining`.
-      field_steps: updates of the field of masks.
+      field_steps: updates of the field of masks; none where the run is a linear start without updates.
       operator_steps: updates of the operator on latents.
       unet_widths, unet_batch, unet_learning_rate: of the U-Net, see `UNetTraining`.
       unet_steps: its updates; 0 takes as many as last as long as the other methods took.

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.runtime.run import Run
+from experiments.stages.training_setup import most_signals, with_linear_start
 from medfuncta_jax import meta_step, segmentation
 from medfuncta_jax.augmentation import resized_and_moved
 from medfuncta_jax.batched import decode_batches, fit_options, fit_signals
@@ -189,17 +190,24 @@ def field_masks(case: Case, fits: float) -> Result:
     classes, wanted = len(case.masks.values) + 1, settings.segment
     keys = jax.random.split(jax.random.key(settings.seed), 4)
     one_hot = {name: _OneHot(case.masks.splits[name], classes) for name in ("train", "val")}
-    # The settings of the field of signals, with other numbers of updates and channels.
-    own = replace(settings, train=replace(settings.train, method="meta", steps=wanted.field_steps))
+    # The settings of the field of signals, with other numbers of updates and channels. A start alone stays one.
+    updates = wanted.field_steps if settings.train.steps else 0
+    own = replace(settings, train=replace(settings.train, method="meta", steps=updates))
     field = replace(case.network[0], channels=classes)
     training = meta_step.Training(field, own, dataset.grid)
     update = jax.jit(functools.partial(meta_step.update, training), donate_argnums=0)
     state, size = meta_step.init(field, own, keys[0]), min(own.train.batch_size, len(one_hot["train"]))
-    for step in range(wanted.field_steps):
+    if own.train.start == "linear":
+        rows = np.arange(min(len(one_hot["train"]), most_signals(dataset.grid, classes)))
+        state = with_linear_start(
+            field, own, state, one_hot["train"].signals(rows), keys[0],
+            after=lambda loss: case.may_stop(f"field of masks: linear start, mean squared error {loss:.4f}"),
+        )  # fmt: skip
+    for step in range(updates):
         rows = np.random.default_rng([settings.seed, step]).permutation(len(one_hot["train"]))[:size]
         state, said = update(state, one_hot["train"].signals(rows).reshape(size, -1, classes), keys[1])
-        if (step + 1) % max(1, wanted.field_steps // PARTS) == 0:
-            note = f"field of masks: {step + 1} of {wanted.field_steps} updates, loss {float(said['loss']):.4f}"
+        if (step + 1) % max(1, updates // PARTS) == 0:
+            note = f"field of masks: {step + 1} of {updates} updates, loss {float(said['loss']):.4f}"
             case.may_stop(note, 1)
     coords = grid(dataset.grid)
     at = jnp.asarray(coords, jnp.float32)
@@ -235,7 +243,7 @@ def field_masks(case: Case, fits: float) -> Result:
     }  # fmt: skip
     seconds = time.monotonic() - began
     means = {name: float(np.nanmean(some)) if not np.isnan(some).all() else np.nan for name, some in qualities.items()}
-    row = _row((params, operator.params), updates=wanted.field_steps + wanted.operator_steps, best=operator.step,
+    row = _row((params, operator.params), updates=updates + wanted.operator_steps, best=operator.step,
                val_dice=means["operator"], training=seconds, fits=fits)  # fmt: skip
     # How well the field shows masks that its latents are fitted to: no operator on latents is much better.
     return _at_all(case, labels), row | {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -34,15 +35,30 @@ def first_state(field: Field, settings: Settings, dataset: Dataset, key: jax.Arr
     state = METHODS[settings.train.method].init(field, settings, key, signals=len(train))
     if settings.train.start == "random":
         return state
-    most = max(1, min(_SIGNALS, _VALUES // (math.prod(dataset.grid) * dataset.channels)))
-    signals = train.signals(train.complete(most))
-    if largest := settings.train.augmentation:
-        signals = _with_changed(signals, jax.random.fold_in(key, 1), largest=largest, most=most)
+    signals = train.signals(train.complete(most_signals(dataset.grid, dataset.channels)))
     with Progress("start", total=settings.train.start_updates, unit="updates") as progress:
-        params = linear_start(
-            field, signals, key, updates=settings.train.start_updates, step_size=settings.inner.step_size,
+        return with_linear_start(
+            field, settings, state, signals, key,
             after=lambda loss: progress.advance(note=f"{-10 * math.log10(max(loss, 1e-12)):.1f} dB"),
         )  # fmt: skip
+
+
+def most_signals(grid: tuple[int, ...], channels: int) -> int:
+    """The number of signals that a linear start is made of, at most."""
+    return max(1, min(_SIGNALS, _VALUES // (math.prod(grid) * channels)))
+
+
+def with_linear_start(
+    field: Field, settings: Settings, state: MetaState, signals: np.ndarray, key: jax.Array,
+    *, after: Callable[[float], None],
+) -> MetaState:  # fmt: skip
+    """The state that begins with the linear start of signals [n, *grid, D] and of changed copies of them."""
+    if largest := settings.train.augmentation:
+        most = most_signals(signals.shape[1:-1], signals.shape[-1])
+        signals = _with_changed(signals, jax.random.fold_in(key, 1), largest=largest, most=most)
+    params = linear_start(
+        field, signals, key, updates=settings.train.start_updates, step_size=settings.inner.step_size, after=after
+    )
     return meta_step.start(field, state.trainable._replace(field=params), settings.train)
 
 

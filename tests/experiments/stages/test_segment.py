@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import nibabel
@@ -18,7 +19,7 @@ from experiments.runtime.run_directory import RunDirectory, RunError, write_json
 from experiments.settings import RunSettings
 from experiments.stages.extract import ExtractSettings, extract
 from experiments.stages.segment import SegmentSettings, segment
-from experiments.stages.segment_methods import with_copies
+from experiments.stages.segment_methods import Case, Masks, field_masks, with_copies
 from experiments.stages.segmentation_scores import hausdorff_95, scores
 from experiments.stages.unet import UNet, UNetTraining, _Convolution, fit_unet
 from medfuncta_jax import segmentation
@@ -184,6 +185,35 @@ def test_a_field_of_masks_and_the_others_of_the_time_they_took(hippocampus, segm
     assert methods["masks"]["finer"]["grid"] == [20, 20, 20]
     (folder,) = (hippocampus[0] / "run" / "variants").glob("segment.field_steps=40*/segmented/masks-20x20x20")
     assert len(list(folder.glob("*.nii.gz"))) == 4
+
+
+def test_the_field_of_masks_of_a_linear_start_is_one_too():
+    """At the rates of such a run a random field of masks would learn nothing."""
+    settings = RunSettings.from_dict(
+        {
+            "data": {"source": "made up"},
+            "model": {"layers": 3, "width": 64, "latent_dim": 6, "omega_first": 10.0, "omega_last": 10.0},
+            "inner": {"steps": 2, "step_size": 1.0, "fit_ratio": 0.15},
+            "train": {"start": "linear", "start_updates": 40, "steps": 0, "learning_rate": 1e-7},
+            "fit": {"steps": 40, "batch_size": 8},
+            "segment": {"operator_steps": 10, "masks": "masks"},
+        }
+    )
+    shape, counts, rng = (12, 12), {"train": 48, "val": 8, "test": 2}, np.random.default_rng(0)
+    # The latents say where a square lies.
+    places = {name: rng.uniform(-0.5, 0.5, (count, 6)).astype(np.float32) for name, count in counts.items()}
+    near = {name: np.abs(mf.grid(shape) - some[:, None, :2]).max(-1) < 0.4 for name, some in places.items()}
+    masks = Masks((1,), {name: some.reshape(-1, *shape).astype(np.uint8) for name, some in near.items()}, None)
+    field = mf.Field(settings.model, 2, 1)
+    case = Case(
+        SimpleNamespace(settings=settings, dataset=SimpleNamespace(grid=shape)),
+        (field, field.init(jax.random.key(0), np.float32)), masks, {},
+        {name: some[None] for name, some in places.items()}, np.ones((1, 144), bool), lambda note, part=0: None,
+    )  # fmt: skip
+    found, row = field_masks(case, 0.0)
+    assert found["masks"].shape == (1, 2, *shape)
+    assert row["updates"] == 10
+    assert row["val_dice_of_fitted_masks"] > 0.75
 
 
 def _kept(workdir, name):
