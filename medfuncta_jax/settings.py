@@ -266,7 +266,8 @@ class TrainSettings:
       selection_ratio: in (0, 1], part of the points that a meta-update sees, drawn anew for each; contexts are drawn
         from this part. 1 (the paper): the outer loss is on every point.
       augmentation: a in [0, 1]. In a meta-update each signal is resized along each axis by a random factor within
-        [1 / (1 + a), 1 + a], and moved by at most a / 4 of its extent (see `augmentation`). 0 is the paper.
+        [1 / (1 + a), 1 + a], and moved by at most a / 4 of its extent (see `augmentation`). A linear start sees copies
+        changed so, in grades up to a. 0 is the paper.
       off_grid: the outer loss is also on points between those of the grid, all moved by one random shift of at most
         half a spacing, with signals interpolated there; inner steps stay on the grid. It takes twice the points.
       optimizer: "adamw" (the paper), or "muon" for the weights of hidden layers and modulations, beside AdamW for the
