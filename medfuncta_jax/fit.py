@@ -215,7 +215,10 @@ def _fit_measured(field: Field, rules: _Rules, params: Params, operator: Operato
         losses, pull = jax.vjp(losses_at, latents)
         return pull(jnp.ones_like(losses))[0], losses
 
-    step_size = given.step_size * step_ratio(field, params, operator, points_per_chunk=chunk)
+    # The ratio is of one latent, so a chunk may have B times as many points.
+    step_size = given.step_size * step_ratio(
+        field, params, operator, points_per_chunk=chunk * len(given.signals)
+    )  # fmt: skip
     return _descend(direction_at, losses_at, rules, given._replace(step_size=step_size))
 
 
