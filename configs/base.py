@@ -97,8 +97,8 @@ def cpu(
 def from_linear_start(config: ConfigDict, *, updates: int, augmentation: float, steps: int = 0) -> ConfigDict:
     """The recipe of `cpu` with a linear start (`medfuncta_jax/linear_code.py`) of so many updates.
 
-    The start learns nearly all. Meta-updates gain up to a decibel where training signals are few, and else nothing, so
-    that `steps` may be 0. They need tiny rates, and lose the start at larger ones. Two inner steps fit a signal in
+    The start learns nearly all. Meta-updates gain a decibel or two where training signals are few, and else nothing,
+    so that `steps` may be 0. They need tiny rates, and lose the start at larger ones. Two inner steps fit a signal in
     training, as latents are in the metric of Gauss-Newton steps; those of the exported field are smaller, so that a
     tenth of the points is enough for a fit.
     """
