@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from medfuncta_jax.arrays import Array, as_array, check_signals, checked_coords, points_of, relative_weights
+from medfuncta_jax.conjugate_steps import conjugate_steps
 from medfuncta_jax.context import random_context
 from medfuncta_jax.field import STEP_SIZE, Field, Params, params_dtype
 from medfuncta_jax.inner_steps import Observed, Source
@@ -47,6 +49,7 @@ def fit_latent(
     coords: Array | None = None,
     observe: Operator | None = None,
     prior: GaussianPrior | None = None,
+    noise: float = 0.0,
     weights: Array | None = None,
     steps: int = 20,
     step_size: float | Array = STEP_SIZE,
@@ -69,8 +72,12 @@ def fit_latent(
       observe: None, or the operator of the measurements (see `operators`): `signals` are then measurements
         [B, *observe.shape, D], weights and losses refer to measurements, and steps are scaled so that `step_size` keeps
         its meaning. Not with `coords` or `rescale_ratio`.
-      prior: None, or the distribution of training latents (`gaussian_prior`): steps go along its axes, from its mean.
-        Of use where the observed points are fewer than a signal needs; stop early then. `step_size` is a scalar.
+      prior: None, or the distribution of training latents (`gaussian_prior`): conjugate-gradient steps along its axes,
+        from its mean, of a length of their own (`conjugate_steps`; `step_size` and `safeguard` are not used). Of use
+        where the observed points are fewer than a signal needs. Not with `rescale_ratio`.
+      noise: the standard deviation of the noise in observed values or measurements, in their unit, for fits with a
+        `prior`: the steps go to the most probable latent. With 0, latents leave the prior the more steps there are;
+        stop early then. With `weights`, the noise of those of mean weight.
       weights: None, or one weight >= 0 a point, [B, N] or [B, *grid], or one a value, [B, N, D] or [B, *grid, D], as
         for channels that were not recorded; 0 masks, whatever stands there (NaN too). Only their ratio within a signal
         matters.
@@ -99,6 +106,10 @@ def fit_latent(
         raise ValueError(f"rescale_ratio must be in (0, 1], got {rescale_ratio}")
     if channel_loss not in ("mean", "sum"):
         raise ValueError(f"channel_loss must be 'mean' or 'sum', got {channel_loss!r}")
+    if prior is not None and rescale_ratio is not None:
+        raise ValueError("rescale_ratio is of gradient steps, and those of a prior are others: leave one out")
+    if not 0 <= noise < math.inf or (noise and prior is None):
+        raise ValueError(f"noise must be at least 0 and finite, and is of fits with a prior, got {noise}")
     if observe is None:
         signals = as_array("signals", signals)
         points = points_of(signals, coords, coord_dims=field.coord_dims, channels=field.channels)
@@ -118,15 +129,17 @@ def fit_latent(
     step_size = as_array("step_size", step_size)
     if step_size.shape not in ((), (size,)):
         raise ValueError(f"step_size {step_size.shape} must be a scalar or [{size}]")
+    penalty = None
     start = jnp.zeros((batch, size), dtype) if init is None else jnp.asarray(_latents(field, init), dtype)
     if len(start) != batch:
         raise ValueError(f"init {start.shape} must be [{batch}, {size}]")
     if prior is not None:
-        if prior.mean.shape != (size,) or step_size.ndim:
-            raise ValueError(f"a prior of {len(prior.mean)} entries needs latents of as many, and a scalar step_size")
+        if prior.mean.shape != (size,):
+            raise ValueError(f"a prior of {len(prior.mean)} entries needs latents of as many, not of {size}")
         params, start = whitened(field, params, prior), start if init is None else prior.standard(start)
+        penalty = noise**2 / _observed(signals, weights, channel_loss)
     key = jax.random.key(0) if key is None else key
-    given = _Given(signals, weights, jnp.asarray(step_size, dtype), start, key)
+    given = _Given(signals, weights, jnp.asarray(step_size, dtype), start, key, penalty)
     shared = observe is None and (points.ndim == 2 or len(points) == 1)
     chunk = _chunk(field, points_per_chunk, batch, shared=shared)
     rules = _Rules(steps, channel_loss, safeguard, rescale_ratio, chunk)
@@ -138,13 +151,15 @@ def fit_latent(
 
 
 class _Given(NamedTuple):
-    """Signals or measurements [B, N, D], weights [B, N, D or 1] or None, step size, first latents [B, P], key."""
+    """Signals or measurements [B, N, D], weights [B, N, D or 1] or None, step size, first latents [B, P], key, and, for
+    conjugate-gradient steps, the weight of |phi|^2 beside the loss, [B]."""
 
     signals: jax.Array
     weights: jax.Array | None
     step_size: jax.Array
     start: jax.Array
     key: jax.Array
+    penalty: jax.Array | None
 
 
 @dataclass(frozen=True)
@@ -215,11 +230,11 @@ def _fit_measured(field: Field, rules: _Rules, params: Params, operator: Operato
         losses, pull = jax.vjp(losses_at, latents)
         return pull(jnp.ones_like(losses))[0], losses
 
-    # The ratio is of one latent, so a chunk may have B times as many points.
-    step_size = given.step_size * step_ratio(
-        field, params, operator, points_per_chunk=chunk * len(given.signals)
-    )  # fmt: skip
-    return _descend(direction_at, losses_at, rules, given._replace(step_size=step_size))
+    if given.penalty is None:
+        # The ratio is of one latent, so a chunk may have B times as many points.
+        ratio = step_ratio(field, params, operator, points_per_chunk=chunk * len(given.signals))
+        given = given._replace(step_size=given.step_size * ratio)
+    return _descend(direction_at, losses_at, rules, given)
 
 
 def _descend(
@@ -245,6 +260,11 @@ def _descend(
         best = _keep_better(_Best(latents, losses, gradient, best.part), best)
         return (best, best.latents - best.part[:, None] * given.step_size * best.gradient), losses
 
+    if given.penalty is not None:
+        latents, losses = conjugate_steps(
+            lambda latents: direction_at(latents, None), given.start, penalty=given.penalty, steps=rules.steps
+        )
+        return FitResult(latents=latents, losses=losses)
     keys = None if rules.rescale_ratio is None else jax.random.split(given.key, rules.steps)
     if not rules.safeguard:
         latents, losses = jax.lax.scan(plain_step, given.start, keys, length=rules.steps)
@@ -254,6 +274,12 @@ def _descend(
     (best, latents), losses = jax.lax.scan(guarded_step, (first, given.start), keys, rules.steps)
     last = _keep_better(_Best(latents, losses_at(latents), best.gradient, one), best)
     return FitResult(latents=last.latents, losses=losses.T)
+
+
+def _observed(signals: jax.Array, weights: jax.Array | None, channel_loss: ChannelLoss) -> jax.Array:
+    """The observed values of each signal, [B], or with a sum over channels those of a channel."""
+    values = jnp.broadcast_to(jnp.ones((), signals.dtype) if weights is None else weights > 0, signals.shape)
+    return values.sum((1, 2)).astype(signals.dtype) / (1 if channel_loss == "mean" else signals.shape[-1])
 
 
 def default_chunk(field: Field, batch: int, *, shared: bool, accelerator: bool) -> int:

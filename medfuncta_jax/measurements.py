@@ -145,13 +145,8 @@ def _measured_basis(field: Field, params: Params, operator: Operator, size: int)
 
 
 def step_ratio(
-    field: Field,
-    params: Params,
-    operator: Operator | None,
-    *,
-    fitted: Params | None = None,
-    points_per_chunk: int = 0,
-) -> jax.Array:
+    field: Field, params: Params, operator: Operator, *, points_per_chunk: int = 0
+) -> jax.Array:  # fmt: skip
     """The ratio of the step size for `measured_loss` to the step size for values at points.
 
     The ratio is the largest curvature of the mean squared error of values on a grid, divided by that of the loss of
@@ -159,15 +154,11 @@ def step_ratio(
     then suits every operator, in any unit of measurements. The ratio is below 1 for operators that sum values.
 
     Args:
-      field, params: the network that the step size is for.
-      operator: see `measure`; None takes values on the grid.
-      fitted: the network whose latents are fitted, where that is another.
+      field, params, operator: see `measure`.
     """
     side = max(2, round(_REFERENCE_POINTS ** (1 / field.coord_dims)))
     reference = Points(grid((side,) * field.coord_dims))
-    below = steepness(
-        field, params if fitted is None else fitted, operator or reference, points_per_chunk=points_per_chunk
-    )
+    below = steepness(field, params, operator, points_per_chunk=points_per_chunk)
     above = steepness(field, params, reference, points_per_chunk=points_per_chunk)
     return jnp.where(below > 0, above / jnp.where(below > 0, below, 1), 1)
 

@@ -1,16 +1,17 @@
 """A Gaussian prior of latents, for signals that are observed at few points or by few measurements.
 
-The training latents have the mean mu and the covariance F F^T. With phi = mu + r F z, all entries of z vary alike over
-training signals. Descent on z from z = 0 begins at the mean signal, and follows first the directions in which training
-signals differ most. A descent that stops early stays close to the prior.
+The training latents have the mean mu and the covariance F F^T. With phi = mu + F z, the entries of z are independent
+and of variance 1 over training signals. Descent on z from z = 0 begins at the mean signal, and follows first the
+directions in which training signals differ most. A descent that stops early stays close to the prior; with |z|^2 in the
+objective, weighted by the noise, it ends at the most probable latent.
 
-Modulations are linear in the latent, so a field of z is the same network with kernels r F^T M_k and biases
-c_k + M_k mu: `whitened` makes this network, and every loop of this package can run on it.
+Modulations are linear in the latent, so a field of z is the same network with kernels F^T M_k and biases c_k + M_k mu:
+`whitened` makes this network, and every loop of this package can run on it. Signals change far more along some entries
+of z than along others, by a factor of a thousand and more, so its fits take conjugate-gradient steps.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -18,7 +19,6 @@ import jax.numpy as jnp
 
 from medfuncta_jax.arrays import Array, as_array
 from medfuncta_jax.field import Field, Params, params_dtype
-from medfuncta_jax.measurements import step_ratio
 from medfuncta_jax.product import FULL
 from medfuncta_jax.settings import SettingsError
 
@@ -31,7 +31,7 @@ class GaussianPrior(NamedTuple):
 
     Attributes:
       mean: mu, [P].
-      factor: r F, lower triangular [P, P]. With this r, step sizes on z mean the same as on phi.
+      factor: F, lower triangular [P, P].
     """
 
     mean: jax.Array
@@ -64,18 +64,16 @@ def gaussian_prior(field: Field, params: Params, latents: Array) -> GaussianPrio
     latents = as_array("latents", latents)
     if latents.ndim != 2 or len(latents) < 2 or latents.shape[1] != field.model.latent_dim:
         raise ValueError(f"latents {latents.shape} must be [n, {field.model.latent_dim}] of at least two signals")
-    return _gaussian(field, params, jnp.asarray(latents, params_dtype(params)))
+    return _gaussian(jnp.asarray(latents, params_dtype(params)))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _gaussian(field: Field, params: Params, latents: jax.Array) -> GaussianPrior:
+@jax.jit
+def _gaussian(latents: jax.Array) -> GaussianPrior:
     mean = latents.mean(0)
     apart = (latents - mean) / jnp.sqrt(len(latents) - 1)
     covariance = jnp.matmul(apart.T, apart, precision=FULL)
     floor = _FLOOR * jnp.trace(covariance) / len(mean)
-    factor = jnp.linalg.cholesky(covariance + floor * jnp.eye(len(mean), dtype=latents.dtype))
-    ratio = step_ratio(field, params, None, fitted=whitened(field, params, GaussianPrior(mean, factor)))
-    return GaussianPrior(mean, jnp.sqrt(ratio) * factor)
+    return GaussianPrior(mean, jnp.linalg.cholesky(covariance + floor * jnp.eye(len(mean), dtype=latents.dtype)))
 
 
 def whitened(field: Field, params: Params, prior: GaussianPrior) -> Params:

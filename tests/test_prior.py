@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 
 import medfuncta_jax as mf
-from medfuncta_jax.measurements import steepness
 from medfuncta_jax.prior import whitened
 
 COORDS = jnp.asarray(mf.grid((6, 5)))
@@ -27,10 +27,10 @@ def field_values(field, params, latents, coords):
     return field.apply(params, latents, coords)
 
 
-def training_latents(*, rank=6):
+def training_latents(*, rank=6, spread=0.2):
     rng = np.random.default_rng(0)
     axes = np.linalg.qr(rng.normal(size=(6, 6)))[0][:rank] * np.linspace(1, 2, rank)[:, None]
-    return 0.3 + 0.2 * rng.normal(size=(40, rank)) @ axes
+    return 0.3 + spread * rng.normal(size=(40, rank)) @ axes
 
 
 @pytest.mark.parametrize("variant", [{}, {"modulate_scale": True}], ids=["shift", "scale"])
@@ -50,43 +50,70 @@ def test_a_whitened_field_is_the_same_network_for_standardised_latents(variant):
     )
 
 
-def test_step_sizes_keep_their_meaning():
+def seen(field, params, latents, given):
+    """What `given` shows of the fields of latents, [B, N, 1]."""
+    if "observe" in given:
+        return mf.measure(field, params, latents, given["observe"]).reshape(len(latents), -1, 1)
+    return field_values(field, params, latents, given["coords"])
+
+
+def masked(batch, count):
+    return np.random.default_rng(1).random((batch, count)) < 0.7
+
+
+@pytest.mark.parametrize("channel_loss", ["mean", "sum"])
+@pytest.mark.parametrize("observed", ["points", "masked points", "measurements"])
+def test_the_fit_ends_at_the_most_probable_latent(observed, channel_loss):
+    """Against BFGS on minus the logarithm of the posterior, in the latent itself."""
     field, params = make_field()
-    prior = mf.gaussian_prior(field, params, training_latents())
-    everywhere = mf.operators.Points(mf.grid((32, 32)))
-    steep = [
-        jax.jit(lambda some: steepness(field, some, everywhere))(some)
-        for some in (params, whitened(field, params, prior))
-    ]
-    np.testing.assert_allclose(steep[1], steep[0], rtol=1e-6)
+    latents, noise = training_latents(spread=0.05), 0.01  # little enough for one minimum
+    prior = mf.gaussian_prior(field, params, latents)
+    given = {"observe": mf.operators.AveragePooling((4, 4), (2, 2))} if observed == "measurements" else {
+        "coords": COORDS[::5]
+    }  # fmt: skip
+    truth = seen(field, params, latents[:2], given)
+    signals = np.asarray(truth) + noise * np.random.default_rng(2).normal(size=truth.shape)
+    weights = masked(*signals.shape[:2]) if observed == "masked points" else np.ones(signals.shape[:2], bool)
+    shape = (2, *given["observe"].shape, 1) if observed == "measurements" else signals.shape
+    fitted = mf.fit_latent(
+        field, params, signals.reshape(shape), prior=prior, noise=noise, weights=weights, steps=60,
+        channel_loss=channel_loss, **given,
+    )  # fmt: skip
+    precision = np.linalg.inv(np.asarray(prior.factor @ prior.factor.T))
+
+    @jax.jit
+    def posterior(latent, signal, weight):
+        apart = latent - latents.mean(0)
+        misfit = (weight[:, None] * (seen(field, params, latent[None], given)[0] - signal) ** 2).sum()
+        return misfit / (2 * noise**2) + apart @ precision @ apart / 2
+
+    for found, signal, weight in zip(fitted.latents, signals, weights, strict=True):
+        best = minimize(
+            jax.value_and_grad(posterior), latents.mean(0), args=(signal, weight), jac=True, options={"gtol": 1e-6}
+        )
+        np.testing.assert_allclose(found, best.x, atol=1e-5 * np.abs(best.x).max())
 
 
 @pytest.mark.parametrize("observed", ["points", "measurements"])
-def test_a_fit_with_a_prior_is_one_of_the_whitened_field_and_stays_where_training_latents_are(observed):
+def test_a_fit_with_a_prior_stays_where_training_latents_are(observed):
     field, params = make_field()
-    latents = training_latents(rank=2)
+    latents = training_latents(rank=2, spread=0.05)
     prior = mf.gaussian_prior(field, params, latents)
-    if observed == "points":
-        given = {"coords": COORDS[::7]}
-        signals = field_values(field, params, latents[:3], given["coords"])
-    else:
-        given = {"observe": mf.operators.AveragePooling((4, 4), (2, 2))}
-        signals = mf.measure(field, params, latents[:3], given["observe"])
-    more = {"steps": 60, "step_size": 5.0, "safeguard": True}
-    fitted = mf.fit_latent(field, params, signals, prior=prior, **given, **more)
-    alone = mf.fit_latent(field, whitened(field, params, prior), signals, **given, **more)
-    np.testing.assert_array_equal(fitted.losses, alone.losses)
-    np.testing.assert_array_equal(fitted.latents, prior.latents(alone.latents))
-    assert (fitted.losses[:, -1] < 0.7 * fitted.losses[:, 0]).all()
+    given = {"coords": COORDS[::7]} if observed == "points" else {
+        "observe": mf.operators.AveragePooling((4, 4), (2, 2))
+    }  # fmt: skip
+    shape = (3, *given["observe"].shape, 1) if observed == "measurements" else (3, -1, 1)
+    signals = seen(field, params, latents[:3], given).reshape(shape)
+    fitted = mf.fit_latent(field, params, signals, prior=prior, steps=8, **given)
+    assert (fitted.losses.min(1) < 0.05 * fitted.losses[:, 0]).all()
     _, _, axes = np.linalg.svd(latents - latents.mean(0))
-    outside = (np.asarray(fitted.latents) - latents.mean(0)) @ axes[2:].T
-    plain = (np.asarray(mf.fit_latent(field, params, signals, **given, **more).latents) - latents.mean(0)) @ axes[2:].T
-    assert np.linalg.norm(outside) < 0.05 * np.linalg.norm(plain)
-    again = mf.fit_latent(field, params, signals, prior=prior, init=fitted.latents, **given, **more | {"steps": 1})
-    np.testing.assert_allclose(again.losses[:, 0], np.square(
-        (field_values(field, params, fitted.latents, given["coords"]) - signals) if observed == "points"
-        else (mf.measure(field, params, fitted.latents, given["observe"]) - signals)
-    ).reshape(3, -1).mean(1), rtol=1e-8)  # fmt: skip
+    more = {"steps": 60, "step_size": 5.0, "safeguard": True}
+    plain = mf.fit_latent(field, params, signals, **given, **more)
+    outside = [np.linalg.norm((np.asarray(some.latents) - latents.mean(0)) @ axes[2:].T) for some in (fitted, plain)]
+    assert outside[0] < 0.05 * outside[1]
+    again = mf.fit_latent(field, params, signals, prior=prior, init=fitted.latents, **given, steps=1)
+    error = seen(field, params, fitted.latents, given) - signals.reshape(3, -1, 1)
+    np.testing.assert_allclose(again.losses[:, 0], np.square(error).mean((1, 2)), rtol=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -97,10 +124,11 @@ def test_a_fit_with_a_prior_is_one_of_the_whitened_field_and_stays_where_trainin
         (
             lambda field, params: mf.fit_latent(
                 field, params, np.zeros((2, 6, 5, 1)), prior=mf.gaussian_prior(field, params, training_latents()),
-                step_size=np.ones(6),
+                rescale_ratio=0.5,
             ),
-            "a scalar step_size",
+            "leave one out",
         ),
+        (lambda field, params: mf.fit_latent(field, params, np.zeros((2, 6, 5, 1)), noise=0.1), "fits with a prior"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(make, message):

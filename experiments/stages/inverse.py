@@ -9,8 +9,9 @@ measurements of test signals:
   points_10           a tenth of the points, at random
 
 The field is fitted from a latent of zeros, as in training, and, where the run has latents of training signals, along
-the axes of their Gaussian prior (`medfuncta_jax.prior`). Early stopping keeps unmeasured values near what the field has
-learned. Validation signals choose between the two, the number of steps, and the weight of total variation.
+the axes of their Gaussian prior (`medfuncta_jax.prior`), with the level of the noise. Early stopping keeps unmeasured
+values near what the field has learned. Validation signals choose between the two, the number of steps, and the weight
+of total variation.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ _CONVENTIONS = {
         "Gaussian, in standard deviations of the measurements of the test signals"
     ),
     "field": (
-        "fitted to the measurements from a latent of zeros, or with a Gaussian prior of the training latents; its rays "
-        "integrate the field itself"
+        "fitted to the measurements from a latent of zeros, or with a Gaussian prior of the training latents and the "
+        "level of the noise; its rays integrate the field itself"
     ),
     "total variation": (
         "least squares with a total-variation penalty (scikit-image's proximal step in FISTA), from the image of the "
@@ -158,8 +159,8 @@ def inverse(run: Run) -> None:
             spread = wanted.noise * exact["test"].std()
             measured = {key: y + (spread * rng.standard_normal(y.shape)).astype(y.dtype) for key, y in exact.items()}
             images, said = solved(
-                problem, linear, (field, params), signals["val"], measured, prior=prior, steps=wanted.steps,
-                channel_loss=settings.train.channel_loss, may_stop=may_stop,
+                problem, linear, (field, params), signals["val"], measured, prior=prior, noise=float(spread),
+                steps=wanted.steps, channel_loss=settings.train.channel_loss, may_stop=may_stop,
             )  # fmt: skip
             quality = {method: _quality(image, signals["test"]) for method, image in images.items()}
             best = max((method for method in quality if method != "field"), key=lambda m: quality[m]["psnr"].mean())
@@ -221,6 +222,7 @@ def solved(
     measured: Mapping[str, np.ndarray],
     *,
     prior: GaussianPrior | None,
+    noise: float,
     steps: tuple[int, ...],
     channel_loss: ChannelLoss,
     may_stop: Callable[[], None],
@@ -232,6 +234,7 @@ def solved(
       val: validation signals, [n, *grid, D].
       measured: measurements of "test" and "val", [n, M, D].
       prior: of the latents of training signals, for a second kind of fit to choose from; None leaves it out.
+      noise: the standard deviation of that in `measured`.
       steps: numbers of steps to choose from.
       channel_loss: as in the field's training.
     """
@@ -243,7 +246,8 @@ def solved(
             may_stop()
             fitted = fit_latent(
                 *network, measured[name].reshape(-1, *shape), observe=problem.operator, prior=prior,
-                steps=count - before, channel_loss=channel_loss, safeguard=True, init=latents,
+                noise=0.0 if prior is None else noise, steps=count - before, channel_loss=channel_loss, safeguard=True,
+                init=latents,
             )  # fmt: skip
             latents, before = fitted.latents, count
             found.append(decode_latents(*network, np.asarray(latents), val.shape[1:-1]).clip(0, 1))
