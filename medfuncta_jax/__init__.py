@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from medfuncta_jax import flow, metrics, operators, segmentation
+from medfuncta_jax import flow, latent_operator, metrics, operators, segmentation
 from medfuncta_jax.batched import FittedSignals, decode_batches, decode_latents, fit_batches, fit_options, fit_signals
 from medfuncta_jax.checkpoint import load_field, save_field
 from medfuncta_jax.coordinates import grid
@@ -32,8 +32,8 @@ __all__ = [
     "Field", "FitResult", "FitSettings", "FittedSignals", "GaussianPrior", "InnerLoop", "LatentSplit", "MlpFit",
     "ModelSettings", "NumberFit", "PreparedSignals", "Settings", "SettingsError", "Units", "decode_batches",
     "decode_latents", "field_from_layers", "fit_batches", "fit_latent", "fit_mlp", "fit_number_mlp", "fit_options",
-    "fit_ridge", "fit_signals", "flow", "gaussian_prior", "grid", "inner_loop", "linear_start", "load_field",
-    "load_latents", "make_train_step", "measure", "measured_loss", "meta_loss", "metrics", "named_layers",
+    "fit_ridge", "fit_signals", "flow", "gaussian_prior", "grid", "inner_loop", "latent_operator", "linear_start",
+    "load_field", "load_latents", "make_train_step", "measure", "measured_loss", "meta_loss", "metrics", "named_layers",
     "open_dataset", "operators", "parameter_count", "prepare", "reconstruct", "rescale_latent", "save_field",
     "segmentation", "signal_metric",
 ]  # fmt: skip

@@ -14,14 +14,15 @@ import numpy as np
 
 from experiments.runtime.run import Run
 from experiments.stages.training_setup import most_signals, with_linear_start
-from medfuncta_jax import meta_step, segmentation
+from medfuncta_jax import latent_operator, meta_step, segmentation
 from medfuncta_jax.augmentation import resized_and_moved
 from medfuncta_jax.batched import decode_batches, fit_options, fit_signals
 from medfuncta_jax.coordinates import grid, inner_samples
 from medfuncta_jax.datasets.dataset import SPLITS
 from medfuncta_jax.field import Field, Params
 from medfuncta_jax.fit import fit_latent
-from medfuncta_jax.segmentation import OperatorTraining, dice
+from medfuncta_jax.latent_operator import OperatorTraining
+from medfuncta_jax.segmentation import dice
 from medfuncta_jax.signal_metric import signal_metric
 
 # Validations of a training, after each of which it may stop.
@@ -217,7 +218,7 @@ def field_masks(case: Case, fits: float) -> Result:
                           **fit_options(settings)).latents
         for name, some in one_hot.items()
     }  # fmt: skip
-    operator = segmentation.fit_operator(
+    operator = latent_operator.fit_operator(
         case.latents["train"], of_masks["train"], case.latents["val"][0], of_masks["val"],
         metric=signal_metric(*case.network, case.latents["train"][0], coords, key=keys[2]),
         target_metric=signal_metric(field, params, of_masks["train"], coords, key=keys[2]), key=keys[3],
