@@ -1,6 +1,7 @@
 """A Gaussian prior of latents, for signals that are observed at few points or by few measurements.
 
-The training latents have the mean mu and the covariance F F^T. With phi = mu + F z, the entries of z are independent
+The training latents have the mean mu, and F F^T is their covariance, shrunk towards a multiple of the identity as
+Ledoit and Wolf (2004) derive: the fewer the signals, the more. With phi = mu + F z, the entries of z are independent
 and of variance 1 over training signals. Descent on z from z = 0 begins at the mean signal, and follows first the
 directions in which training signals differ most. A descent that stops early stays close to the prior; with |z|^2 in the
 objective, weighted by the noise, it ends at the most probable latent.
@@ -17,13 +18,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from medfuncta_jax.arrays import Array, as_array
+from medfuncta_jax.arrays import Array, as_array, on_host
 from medfuncta_jax.field import Field, Params, params_dtype
 from medfuncta_jax.product import FULL
 from medfuncta_jax.settings import SettingsError
 
-# The part of the mean variance that is added to all variances: latents of few signals have a singular covariance.
-_FLOOR = 1e-3
+# The least part of the shrinkage: a covariance with smaller variances has no Cholesky factor in float32.
+_LEAST_SHRINKAGE = 1e-3
 
 
 class GaussianPrior(NamedTuple):
@@ -54,7 +55,7 @@ def gaussian_prior(field: Field, params: Params, latents: Array) -> GaussianPrio
       latents: [n, P], such as `mf.load_latents(run)["train"].latents[:]`; n may be below P.
     Raises:
       SettingsError: modulations that are not linear in one latent vector.
-      ValueError: fewer than two latents, or of another size.
+      ValueError: fewer than two latents, of another size, or all equal.
     """
     if field.model.modulation_hidden or field.model.latent_grid:
         raise SettingsError(
@@ -64,16 +65,26 @@ def gaussian_prior(field: Field, params: Params, latents: Array) -> GaussianPrio
     latents = as_array("latents", latents)
     if latents.ndim != 2 or len(latents) < 2 or latents.shape[1] != field.model.latent_dim:
         raise ValueError(f"latents {latents.shape} must be [n, {field.model.latent_dim}] of at least two signals")
+    known = on_host(latents)
+    if known is not None and (known == known[0]).all():
+        raise ValueError("latents are all equal; give those of different signals")
     return _gaussian(jnp.asarray(latents, params_dtype(params)))
 
 
 @jax.jit
 def _gaussian(latents: jax.Array) -> GaussianPrior:
+    count, size = latents.shape
     mean = latents.mean(0)
-    apart = (latents - mean) / jnp.sqrt(len(latents) - 1)
-    covariance = jnp.matmul(apart.T, apart, precision=FULL)
-    floor = _FLOOR * jnp.trace(covariance) / len(mean)
-    return GaussianPrior(mean, jnp.linalg.cholesky(covariance + floor * jnp.eye(len(mean), dtype=latents.dtype)))
+    apart = latents - mean
+    covariance = jnp.matmul(apart.T, apart, precision=FULL) / count
+    variance = jnp.trace(covariance) / size
+    # Ledoit and Wolf, equations 9 to 12: the error of the covariance, and its distance from a multiple of the identity.
+    squares = jnp.square(covariance).sum()
+    error = (jnp.square(jnp.square(apart).sum(1)).mean() - squares) / count
+    distance = squares - size * variance**2
+    part = jnp.where(distance > error, error / jnp.where(distance > 0, distance, 1), 1).clip(_LEAST_SHRINKAGE, 1)
+    shrunk = (1 - part) * covariance + part * variance * jnp.eye(size, dtype=latents.dtype)
+    return GaussianPrior(mean, jnp.linalg.cholesky(shrunk))
 
 
 def whitened(field: Field, params: Params, prior: GaussianPrior) -> Params:

@@ -41,13 +41,23 @@ def test_a_whitened_field_is_the_same_network_for_standardised_latents(variant):
     standard = prior.standard(latents)
     np.testing.assert_allclose(prior.latents(standard), latents, rtol=1e-10)
     np.testing.assert_allclose(standard.mean(0), 0, atol=1e-10)
-    spread = np.cov(standard.T)
-    np.testing.assert_allclose(spread / spread[0, 0], np.eye(6), atol=0.05)  # the floor holds small variances down
     np.testing.assert_allclose(
         field_values(field, whitened(field, params, prior), standard, COORDS),
         field_values(field, params, latents, COORDS),
         rtol=1e-9,
     )
+
+
+@pytest.mark.parametrize("count", [5, 40, 4000])
+def test_the_covariance_is_that_of_ledoit_and_wolf(count):
+    covariance = pytest.importorskip("sklearn.covariance", reason="scikit-learn is not installed")
+    field, params = make_field()
+    latents = np.random.default_rng(0).normal(size=(count, 6)) * np.geomspace(0.1, 1, 6) + 3
+    prior = mf.gaussian_prior(field, params, latents)
+    expected = covariance.LedoitWolf().fit(latents)
+    assert expected.shrinkage_ > 1e-3
+    np.testing.assert_allclose(prior.factor @ prior.factor.T, expected.covariance_, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(prior.mean, latents.mean(0), rtol=1e-12)
 
 
 def seen(field, params, latents, given):
@@ -121,6 +131,7 @@ def test_a_fit_with_a_prior_stays_where_training_latents_are(observed):
     [
         (lambda field, params: mf.gaussian_prior(field, params, np.zeros((1, 6))), "at least two signals"),
         (lambda field, params: mf.gaussian_prior(field, params, np.zeros((5, 4))), r"must be \[n, 6\]"),
+        (lambda field, params: mf.gaussian_prior(field, params, np.ones((5, 6))), "all equal"),
         (
             lambda field, params: mf.fit_latent(
                 field, params, np.zeros((2, 6, 5, 1)), prior=mf.gaussian_prior(field, params, training_latents()),
