@@ -76,8 +76,9 @@ def fit_latent(
         from its mean, of a length of their own (`conjugate_steps`; `step_size` and `safeguard` are not used). Of use
         where the observed points are fewer than a signal needs. Not with `rescale_ratio`.
       noise: the standard deviation of the noise in observed values or measurements, in their unit, for fits with a
-        `prior`: the steps go to the most probable latent. With 0, latents leave the prior the more steps there are;
-        stop early then. With `weights`, the noise of those of mean weight.
+        `prior`: the steps go to the most probable latent. What the field cannot represent is noise too: the root of its
+        mean squared error on whole signals is the least to give. With 0, latents leave the prior the more steps there
+        are; stop early then. With `weights`, the noise of those of mean weight.
       weights: None, or one weight >= 0 a point, [B, N] or [B, *grid], or one a value, [B, N, D] or [B, *grid, D], as
         for channels that were not recorded; 0 masks, whatever stands there (NaN too). Only their ratio within a signal
         matters.
