@@ -1,9 +1,10 @@
 """Conjugate-gradient steps on latents, for fits whose curvatures differ too much for gradient steps.
 
-A step goes along d = -g + beta d', with the direction d' before and beta of Polak and Ribiere, never negative (Nocedal
-and Wright 2006, section 5.2), as far as the quadratic model along d says: -(g^T d) / |d^T H d|. H d is one forward
-derivative of the gradient; the absolute value makes a step of negative curvature one of descent too (Dauphin et al.
-2014). A step that raises a signal's objective is taken back, and half of it tried.
+A step goes along d = -g + beta d', where g is the gradient, d' the direction of the step before, and beta that of Polak
+and Ribiere, never negative (Nocedal and Wright 2006, section 5.2). Its length is that of the quadratic model along d,
+-(g^T d) / |d^T H d|. H d is one forward derivative of the gradient; the absolute value keeps the step downhill where
+the curvature is negative (Dauphin et al. 2014). A step that raises a signal's objective is taken back, and half of it
+tried.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def conjugate_steps(
       penalty: [B], at least 0.
       steps: at least 1. Each costs a gradient and a forward derivative of one.
     Returns:
-      The best latents [B, P], and the losses [B, steps] of those that each step began at or tried, without the penalty.
+      The best latents [B, P], and the losses [B, steps] of the latents that each step evaluated, without the penalty;
+      those that were taken back are among them.
     """
     penalty = penalty[:, None]
 
@@ -79,5 +81,8 @@ def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _ratio(above: jax.Array, below: jax.Array) -> jax.Array:
-    """above / below, and 0 where below is 0."""
-    return jnp.where(below == 0, 0, above / jnp.where(below == 0, 1, below))
+    """above / below, and 0 where below is 0; with a derivative that is finite at any scale."""
+    there = below != 0
+    # The derivative of a quotient has the square of its divisor, which a scale keeps from underflow.
+    scale = jax.lax.stop_gradient(jnp.where(there, jnp.abs(below), 1))
+    return jnp.where(there, (above / scale) / jnp.where(there, below / scale, 1), 0)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from medfuncta_jax.arrays import Array, as_array, check_signals, checked_coords, points_of, relative_weights
+from medfuncta_jax.arrays import Array, as_array, check_signals, checked_coords, on_host, points_of, relative_weights
 from medfuncta_jax.conjugate_steps import conjugate_steps
 from medfuncta_jax.context import random_context
 from medfuncta_jax.field import STEP_SIZE, Field, Params, params_dtype
@@ -33,8 +33,8 @@ class FitResult:
     """The result of a loop of steps on latents.
 
     Attributes:
-      latents: [B, P], phi after the last step.
-      losses: [B, steps], the mean squared error before each step.
+      latents: [B, P], phi after the last step; of a fit with `safeguard` or a prior the best phi.
+      losses: [B, steps], the mean squared error before each step; steps that were taken back are among them.
     """
 
     latents: jax.Array
@@ -49,7 +49,7 @@ def fit_latent(
     coords: Array | None = None,
     observe: Operator | None = None,
     prior: GaussianPrior | None = None,
-    noise: float = 0.0,
+    noise: float | Array = 0.0,
     weights: Array | None = None,
     steps: int = 20,
     step_size: float | Array = STEP_SIZE,
@@ -72,13 +72,15 @@ def fit_latent(
       observe: None, or the operator of the measurements (see `operators`): `signals` are then measurements
         [B, *observe.shape, D], weights and losses refer to measurements, and steps are scaled so that `step_size` keeps
         its meaning. Not with `coords` or `rescale_ratio`.
-      prior: None, or the distribution of training latents (`gaussian_prior`): conjugate-gradient steps along its axes,
-        from its mean, of a length of their own (`conjugate_steps`; `step_size` and `safeguard` are not used). Of use
-        where the observed points are fewer than a signal needs. Not with `rescale_ratio`.
-      noise: the standard deviation of the noise in observed values or measurements, in their unit, for fits with a
-        `prior`: the steps go to the most probable latent. What the field cannot represent is noise too: the root of its
-        mean squared error on whole signals is the least to give. With 0, latents leave the prior the more steps there
-        are; stop early then. With `weights`, the noise of those of mean weight.
+      prior: None, or the distribution of training latents of this very field (`gaussian_prior`), of use where the
+        observed points do not determine a latent. Steps are those of conjugate gradients (`conjugate_steps`) along its
+        axes, from its mean; each finds its own length, and `step_size` and `safeguard` have no effect. Take a hundred.
+        Not with `rescale_ratio`.
+      noise: the standard deviation of the noise in observed values or measurements, in their unit, a scalar or [B], for
+        fits with a `prior`, which then end at the most probable latent. The error of the field on whole signals is
+        noise too: for values at points give at least its root mean square. With 0, the more steps, the further latents
+        go from the prior; 20 are safer then. With `weights`, the noise of a value whose weight is the mean of those
+        above 0.
       weights: None, or one weight >= 0 a point, [B, N] or [B, *grid], or one a value, [B, N, D] or [B, *grid, D], as
         for channels that were not recorded; 0 masks, whatever stands there (NaN too). Only their ratio within a signal
         matters.
@@ -108,9 +110,7 @@ def fit_latent(
     if channel_loss not in ("mean", "sum"):
         raise ValueError(f"channel_loss must be 'mean' or 'sum', got {channel_loss!r}")
     if prior is not None and rescale_ratio is not None:
-        raise ValueError("rescale_ratio is of gradient steps, and those of a prior are others: leave one out")
-    if not 0 <= noise < math.inf or (noise and prior is None):
-        raise ValueError(f"noise must be at least 0 and finite, and is of fits with a prior, got {noise}")
+        raise ValueError("rescale_ratio does not go with a prior; leave one of them out")
     if observe is None:
         signals = as_array("signals", signals)
         points = points_of(signals, coords, coord_dims=field.coord_dims, channels=field.channels)
@@ -130,15 +130,20 @@ def fit_latent(
     step_size = as_array("step_size", step_size)
     if step_size.shape not in ((), (size,)):
         raise ValueError(f"step_size {step_size.shape} must be a scalar or [{size}]")
-    penalty = None
+    noise, penalty = _noise(noise, batch, used=prior is not None), None
     start = jnp.zeros((batch, size), dtype) if init is None else jnp.asarray(_latents(field, init), dtype)
     if len(start) != batch:
         raise ValueError(f"init {start.shape} must be [{batch}, {size}]")
     if prior is not None:
+        if not isinstance(prior, GaussianPrior):
+            raise ValueError(f"prior must be a GaussianPrior (see gaussian_prior), got {type(prior).__name__}")
         if prior.mean.shape != (size,):
-            raise ValueError(f"a prior of {len(prior.mean)} entries needs latents of as many, not of {size}")
+            raise ValueError(
+                f"the prior has {len(prior.mean)} entries and latents of this field have {size}: it is of another field"
+            )
+        prior = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), prior)
         params, start = whitened(field, params, prior), start if init is None else prior.standard(start)
-        penalty = noise**2 / _observed(signals, weights, channel_loss)
+        penalty = jnp.asarray(noise, dtype) ** 2 / _observed(signals, weights, channel_loss)
     key = jax.random.key(0) if key is None else key
     given = _Given(signals, weights, jnp.asarray(step_size, dtype), start, key, penalty)
     shared = observe is None and (points.ndim == 2 or len(points) == 1)
@@ -277,10 +282,25 @@ def _descend(
     return FitResult(latents=last.latents, losses=losses.T)
 
 
+def _noise(noise: float | Array, batch: int, *, used: bool) -> Array:
+    """The noise, checked: a scalar or [B]."""
+    noise = as_array("noise", noise)
+    if noise.shape not in ((), (batch,)):
+        raise ValueError(f"noise {noise.shape} must be a scalar or [{batch}], one number a signal")
+    known = on_host(noise)
+    if known is not None and not ((known >= 0) & (known < math.inf)).all():
+        raise ValueError(f"noise must be at least 0 and finite, got {known}")
+    if not used and (known is None or known.any()):
+        raise ValueError("noise has an effect only with a prior; give prior= too")
+    return noise
+
+
 def _observed(signals: jax.Array, weights: jax.Array | None, channel_loss: ChannelLoss) -> jax.Array:
-    """The observed values of each signal, [B], or with a sum over channels those of a channel."""
+    """The observed values of each signal (of a channel, where channels are summed), [B], 1 at least."""
     values = jnp.broadcast_to(jnp.ones((), signals.dtype) if weights is None else weights > 0, signals.shape)
-    return values.sum((1, 2)).astype(signals.dtype) / (1 if channel_loss == "mean" else signals.shape[-1])
+    return jnp.maximum(values.sum((1, 2)), 1).astype(signals.dtype) / (
+        1 if channel_loss == "mean" else signals.shape[-1]
+    )
 
 
 def default_chunk(field: Field, batch: int, *, shared: bool, accelerator: bool) -> int:

@@ -1,14 +1,14 @@
 """A Gaussian prior of latents, for signals that are observed at few points or by few measurements.
 
-The training latents have the mean mu, and F F^T is their covariance, shrunk towards a multiple of the identity as
-Ledoit and Wolf (2004) derive: the fewer the signals, the more. With phi = mu + F z, the entries of z are independent
-and of variance 1 over training signals. Descent on z from z = 0 begins at the mean signal, and follows first the
-directions in which training signals differ most. A descent that stops early stays close to the prior; with |z|^2 in the
-objective, weighted by the noise, it ends at the most probable latent.
+The training latents have the mean mu, and F F^T is their covariance, shrunk towards one variance for all directions as
+Ledoit and Wolf (2004) derive, by more for few signals than for many. With phi = mu + F z, the entries of z are nearly
+independent and of variance 1 over training signals. Descent on z from z = 0 begins at the mean signal, and follows
+first the directions in which training signals differ most. A descent that stops early stays close to the prior; with
+|z|^2 in the objective, weighted by the noise, it ends at the most probable latent.
 
 Modulations are linear in the latent, so a field of z is the same network with kernels F^T M_k and biases c_k + M_k mu:
 `whitened` makes this network, and every loop of this package can run on it. Signals change far more along some entries
-of z than along others, by a factor of a thousand and more, so its fits take conjugate-gradient steps.
+of z than along others, by a factor of a thousand and more, so `fit_latent` takes conjugate-gradient steps.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from medfuncta_jax.arrays import Array, as_array, on_host
 from medfuncta_jax.field import Field, Params, params_dtype
@@ -52,10 +53,11 @@ def gaussian_prior(field: Field, params: Params, latents: Array) -> GaussianPrio
 
     Args:
       field, params: the network that the latents are of.
-      latents: [n, P], such as `mf.load_latents(run)["train"].latents[:]`; n may be below P.
+      latents: [n, P], such as `mf.load_latents(run)["train"].latents[:]`; n may be below P, but priors of a few signals
+        say little.
     Raises:
       SettingsError: modulations that are not linear in one latent vector.
-      ValueError: fewer than two latents, of another size, or all equal.
+      ValueError: fewer than three latents, of another size, not finite, or all equal.
     """
     if field.model.modulation_hidden or field.model.latent_grid:
         raise SettingsError(
@@ -63,9 +65,11 @@ def gaussian_prior(field: Field, params: Params, latents: Array) -> GaussianPrio
             "model.latent_grid=()"
         )
     latents = as_array("latents", latents)
-    if latents.ndim != 2 or len(latents) < 2 or latents.shape[1] != field.model.latent_dim:
-        raise ValueError(f"latents {latents.shape} must be [n, {field.model.latent_dim}] of at least two signals")
+    if latents.ndim != 2 or len(latents) < 3 or latents.shape[1] != field.model.latent_dim:
+        raise ValueError(f"latents {latents.shape} must be [n, {field.model.latent_dim}] of at least three signals")
     known = on_host(latents)
+    if known is not None and not np.isfinite(known).all():
+        raise ValueError(f"latent {np.isfinite(known).all(1).argmin()} holds values that are not finite; leave it out")
     if known is not None and (known == known[0]).all():
         raise ValueError("latents are all equal; give those of different signals")
     return _gaussian(jnp.asarray(latents, params_dtype(params)))

@@ -126,10 +126,48 @@ def test_a_fit_with_a_prior_stays_where_training_latents_are(observed):
     np.testing.assert_allclose(again.losses[:, 0], np.square(error).mean((1, 2)), rtol=1e-8)
 
 
+def test_derivatives_of_a_fit_at_its_end_are_finite():
+    """In float32, where the gradients of a fit that has converged are too small to be squared."""
+    field, params = make_field()
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    prior = mf.gaussian_prior(field, params, training_latents(spread=0.05))
+    signals = seen(field, params, jnp.tile(prior.mean, (2, 1)), {"coords": COORDS})
+
+    @jax.jit
+    def fitted(signals, noise):
+        return mf.fit_latent(field, params, signals, coords=COORDS, prior=prior, noise=noise, steps=40).latents
+
+    for some in (signals, signals + 0.01 * np.random.default_rng(0).normal(size=signals.shape).astype(np.float32)):
+        for noise in (0.0, 0.02):
+            _, tangent = jax.jvp(lambda signals, noise=noise: fitted(signals, noise), (some,), (jnp.ones_like(some),))
+            gradient = jax.grad(lambda signals, noise=noise: fitted(signals, noise).sum())(some)
+            assert np.isfinite(tangent).all()
+            assert np.isfinite(gradient).all()
+
+
+def test_each_signal_has_its_noise_and_one_that_is_not_seen_is_the_mean():
+    field, params = make_field()
+    prior = mf.gaussian_prior(field, params, training_latents(spread=0.05))
+    signals = seen(field, params, training_latents(spread=0.05)[:3], {"coords": COORDS})
+    more = {"coords": COORDS, "prior": prior, "steps": 30}
+    together = mf.fit_latent(field, params, signals, noise=np.array([0.01, 0.1, 0.3]), **more)
+    for row, noise in enumerate((0.01, 0.1, 0.3)):
+        alone = mf.fit_latent(field, params, signals[row : row + 1], noise=noise, **more)
+        np.testing.assert_allclose(together.latents[row], alone.latents[0], atol=1e-6)
+    weights = jnp.ones((3, len(COORDS))).at[1].set(0)
+    found = jax.jit(lambda weights: mf.fit_latent(field, params, signals, weights=weights, noise=0.1, **more))(weights)
+    np.testing.assert_allclose(found.latents[1], prior.mean, rtol=1e-12)
+    np.testing.assert_array_equal(found.losses[1], 0)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda field, params: mf.gaussian_prior(field, params, np.zeros((1, 6))), "at least two signals"),
+        (lambda field, params: mf.gaussian_prior(field, params, np.zeros((2, 6))), "at least three signals"),
+        (
+            lambda field, params: mf.gaussian_prior(field, params, np.where(np.eye(6) == 1, np.nan, 1.0)),
+            "latent 0 holds values that are not finite",
+        ),
         (lambda field, params: mf.gaussian_prior(field, params, np.zeros((5, 4))), r"must be \[n, 6\]"),
         (lambda field, params: mf.gaussian_prior(field, params, np.ones((5, 6))), "all equal"),
         (
@@ -137,9 +175,15 @@ def test_a_fit_with_a_prior_stays_where_training_latents_are(observed):
                 field, params, np.zeros((2, 6, 5, 1)), prior=mf.gaussian_prior(field, params, training_latents()),
                 rescale_ratio=0.5,
             ),
-            "leave one out",
+            "leave one of them out",
         ),
-        (lambda field, params: mf.fit_latent(field, params, np.zeros((2, 6, 5, 1)), noise=0.1), "fits with a prior"),
+        (lambda field, params: mf.fit_latent(field, params, np.zeros((2, 6, 5, 1)), noise=0.1), "give prior= too"),
+        (lambda field, params: mf.fit_latent(field, params, np.zeros((2, 6, 5, 1)), noise=-1.0), "at least 0"),
+        (lambda field, params: mf.fit_latent(field, params, np.zeros((2, 6, 5, 1)), noise=np.ones(3)), "one number a"),
+        (
+            lambda field, params: mf.fit_latent(field, params, np.zeros((2, 6, 5, 1)), prior=training_latents()),
+            "must be a GaussianPrior",
+        ),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(make, message):

@@ -10,8 +10,8 @@ measurements of test signals:
 
 The field is fitted from a latent of zeros, as in training, and, where the run has latents of training signals, along
 the axes of their Gaussian prior (`medfuncta_jax.prior`), with the level of the noise. Early stopping keeps unmeasured
-values near what the field has learned. Validation signals choose between the two, the number of steps, and the weight
-of total variation.
+values of the first near what the field has learned, the prior those of the second. Validation signals choose between
+the two, the number of steps, and the weight of total variation.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class InverseSettings:
         (a tenth of the points); () is all problems that the signals have.
       signals: maximum number of test signals, evenly spaced over the split.
       steps: numbers of steps of the fit; the best one on validation signals is taken.
-      noise: standard deviation of Gaussian noise on the measurements, relative to that of the measurements of test
+      noise: standard deviation of Gaussian noise on the measurements, relative to that of all measurements of test
         signals.
     """
 
@@ -148,7 +148,7 @@ def inverse(run: Run) -> None:
     summary = functools.partial(metrics.summary, resamples=settings.evaluate.resamples, seed=settings.seed)
 
     def may_stop() -> None:
-        run.stop.check(f"finished problems are in {kept.path}")
+        run.stop.check(f"finished problems are in {kept.path}" if kept.rows else "no problem is finished yet")
 
     with Progress("inverse", total=len(problems), done=len(kept.rows.keys() & problems), unit="problems") as progress:
         for name, problem in problems.items():
@@ -234,7 +234,7 @@ def solved(
       val: validation signals, [n, *grid, D].
       measured: measurements of "test" and "val", [n, M, D].
       prior: of the latents of training signals, for a second kind of fit to choose from; None leaves it out.
-      noise: the standard deviation of that in `measured`.
+      noise: the standard deviation of the noise in `measured`.
       steps: numbers of steps to choose from.
       channel_loss: as in the field's training.
     """
