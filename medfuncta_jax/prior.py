@@ -26,6 +26,8 @@ from medfuncta_jax.settings import SettingsError
 
 # The least part of the shrinkage: a covariance with smaller variances has no Cholesky factor in float32.
 _LEAST_SHRINKAGE = 1e-3
+# Two latents say nothing of the error of their covariance.
+FEWEST = 3
 
 
 class GaussianPrior(NamedTuple):
@@ -65,8 +67,8 @@ def gaussian_prior(field: Field, params: Params, latents: Array) -> GaussianPrio
             "model.latent_grid=()"
         )
     latents = as_array("latents", latents)
-    if latents.ndim != 2 or len(latents) < 3 or latents.shape[1] != field.model.latent_dim:
-        raise ValueError(f"latents {latents.shape} must be [n, {field.model.latent_dim}] of at least three signals")
+    if latents.ndim != 2 or len(latents) < FEWEST or latents.shape[1] != field.model.latent_dim:
+        raise ValueError(f"latents {latents.shape} must be [n, {field.model.latent_dim}] of at least {FEWEST} signals")
     known = on_host(latents)
     if known is not None and not np.isfinite(known).all():
         raise ValueError(f"latent {np.isfinite(known).all(1).argmin()} holds values that are not finite; leave it out")

@@ -163,7 +163,7 @@ def test_each_signal_has_its_noise_and_one_that_is_not_seen_is_the_mean():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda field, params: mf.gaussian_prior(field, params, np.zeros((2, 6))), "at least three signals"),
+        (lambda field, params: mf.gaussian_prior(field, params, np.zeros((2, 6))), "at least 3 signals"),
         (
             lambda field, params: mf.gaussian_prior(field, params, np.where(np.eye(6) == 1, np.nan, 1.0)),
             "latent 0 holds values that are not finite",

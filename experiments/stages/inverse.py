@@ -43,9 +43,9 @@ from medfuncta_jax.batched import decode_latents
 from medfuncta_jax.checkpoint import load_field
 from medfuncta_jax.field import Field, Params
 from medfuncta_jax.fit import fit_latent
-from medfuncta_jax.latent_store import LatentStoreError, field_checksum, load_latents
+from medfuncta_jax.latent_store import field_checksum, load_latents
 from medfuncta_jax.point_field import ChannelLoss
-from medfuncta_jax.prior import GaussianPrior, gaussian_prior
+from medfuncta_jax.prior import FEWEST, GaussianPrior, gaussian_prior
 from medfuncta_jax.settings import SettingsError
 
 _FILE = "inverse.json"
@@ -112,6 +112,7 @@ def inverse(run: Run) -> None:
     Raises:
       CheckpointError: no trained field.
       RunError: scikit-image is not installed, or a problem that these signals do not have was asked for.
+      LatentStoreError: training latents that are damaged, incomplete, or of another field.
       Interrupted: a stop was asked for; finished problems are kept, in `inverse.problems.json`.
     """
     if importlib.util.find_spec("skimage") is None:
@@ -192,12 +193,23 @@ def inverse(run: Run) -> None:
 
 
 def prior_of(run: Run, field: Field, params: Params) -> GaussianPrior | None:
-    """The prior of the run's training latents; None where there are none, or the field takes none."""
+    """The prior of the run's training latents; None where there are none or too few, or the field takes none.
+
+    Raises:
+      LatentStoreError: latents that are damaged, incomplete, or of another field.
+    """
+    path = run.directory.path
+    if not any((path / "latents").glob("train-*.safetensors")):
+        log.info("inverse problems are solved without a prior: no latents of training signals in %s", path)
+        return None
+    latents = load_latents(path, splits=("train",), field=path)["train"].latents
+    if len(latents) < FEWEST:
+        log.info("inverse problems are solved without a prior: it needs %d training latents", FEWEST)
+        return None
     try:
-        latents = load_latents(run.directory.path, splits=("train",), field=run.directory.path)["train"].latents
         return gaussian_prior(field, params, latents[:])
-    except (LatentStoreError, SettingsError) as error:
-        log.info("inverse problems are solved without a prior of latents: %s", error)
+    except SettingsError as error:
+        log.info("inverse problems are solved without a prior: %s", error)
         return None
 
 

@@ -15,6 +15,7 @@ from experiments.settings import RunSettings
 from experiments.stages import inverse
 from experiments.stages import inverse_problems as problems
 from medfuncta_jax.checkpoint import CheckpointError
+from medfuncta_jax.latent_store import LatentStoreError
 
 pytest.importorskip("skimage", reason="scikit-image is not installed")
 
@@ -156,6 +157,26 @@ def test_the_stage(finished, tmp_path):
     again = json.loads(written.read_text())
     assert again["problems"]["kspace_4"]["measurements"] == 77
     assert again["problems"]["slices_2"] == slices
+
+
+def test_a_run_without_training_latents_has_no_prior_and_one_with_damaged_ones_an_error(finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    settings = stored_settings(workdir, RunSettings)
+    field, params = mf.load_field(workdir)
+
+    def prior():
+        with StopRequest() as stop:
+            return inverse.prior_of(Run(RunDirectory(workdir, settings), stop), field, params)
+
+    assert prior().mean.shape == (field.model.latent_dim,)
+    (file,) = (workdir / "latents").glob("train-*.safetensors")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:1000])
+    with pytest.raises(LatentStoreError, match="is damaged"):
+        prior()
+    file.unlink()
+    assert prior() is None
 
 
 def test_no_field_is_refused(finished, tmp_path):
