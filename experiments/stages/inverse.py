@@ -198,11 +198,11 @@ def prior_of(run: Run, field: Field, params: Params) -> GaussianPrior | None:
     Raises:
       LatentStoreError: latents that are damaged, incomplete, or of another field.
     """
-    path = run.directory.path
-    if not any((path / "latents").glob("train-*.safetensors")):
-        log.info("inverse problems are solved without a prior: no latents of training signals in %s", path)
+    folder = run.directory.latents
+    if not any(folder.glob("train-*.safetensors")):
+        log.info("inverse problems are solved without a prior: no latents of training signals in %s", folder)
         return None
-    latents = load_latents(path, splits=("train",), field=path)["train"].latents
+    latents = load_latents(folder, splits=("train",), field=run.directory.path)["train"].latents
     if len(latents) < FEWEST:
         log.info("inverse problems are solved without a prior: it needs %d training latents", FEWEST)
         return None

@@ -165,11 +165,13 @@ def test_a_run_without_training_latents_has_no_prior_and_one_with_damaged_ones_a
     settings = stored_settings(workdir, RunSettings)
     field, params = mf.load_field(workdir)
 
-    def prior():
+    def prior(settings=settings):
         with StopRequest() as stop:
             return inverse.prior_of(Run(RunDirectory(workdir, settings), stop), field, params)
 
     assert prior().mean.shape == (field.model.latent_dim,)
+    of_other_fits = dataclasses.replace(settings, fit=dataclasses.replace(settings.fit, steps=settings.fit.steps + 1))
+    assert prior(of_other_fits) is None  # whose latents are not extracted
     (file,) = (workdir / "latents").glob("train-*.safetensors")
     whole = file.read_bytes()
     file.write_bytes(whole[:1000])
