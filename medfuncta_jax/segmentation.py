@@ -2,9 +2,9 @@
 
 The last hidden units h_{K-1}(x; phi) of a fitted field (see `siren`) say what is at a point x and where it lies in its
 signal. An MLP reads them at phi = 0, and how far the latent moves them, in units of its own (a linear start has fields
-whose latents move them by hundredths). Trained with cross-entropy and the Dice loss on signals with masks, it gives a
-class for any point of any fitted signal: at any resolution, and for signals of which few points were observed
-(`fit_head`).
+whose latents move them by hundredths). Where it is given the signals too, it also reads what latents leave of them near
+a point (`local_detail`). Trained with cross-entropy and the Dice loss on signals with masks, it gives a class for any
+point of any fitted signal: at any resolution, and for signals of which few points were observed (`fit_head`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import optax
 from medfuncta_jax.arrays import Array, as_array
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.field import Field, Params, params_dtype
+from medfuncta_jax.local_detail import at_points, detail_count, local_means, residuals
 from medfuncta_jax.mlp_classifier import Mlp
 
 # Latents, and points of all of them, that are classified at once.
@@ -40,6 +41,8 @@ class HeadTraining:
       signals, points: numbers of signals and points of an update, drawn at random; the signals share the points.
       learning_rate: peak rate of AdamW, with a cosine to 0.
       weight_decay: AdamW's.
+      detail: widths of the means of residuals that it reads, in spacings of the signals' grid (see `local_detail`); ()
+        for a head on latents alone.
     """
 
     hidden: tuple[int, ...] = (128, 128)
@@ -48,6 +51,7 @@ class HeadTraining:
     points: int = 1024
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
+    detail: tuple[float, ...] = ()
 
     @property
     def optimiser(self) -> optax.GradientTransformation:
@@ -60,7 +64,8 @@ class Head(NamedTuple):
 
     Attributes:
       field, field_params: the network whose hidden units it reads.
-      spread: root mean square, over training signals, of what latents add to hidden units.
+      spread: root mean squares, over training signals, of what latents add to hidden units, and of residuals.
+      detail: see `HeadTraining`.
       module, params: the MLP; those of the best validation.
       step: of that validation.
       val_dice: mean Dice of validation signals there; NaN where they show no structure.
@@ -68,28 +73,41 @@ class Head(NamedTuple):
 
     field: Field
     field_params: Params
-    spread: float
+    spread: tuple[float, float]
+    detail: tuple[float, ...]
     module: Mlp
     params: Any
     step: int
     val_dice: float
 
-    def labels(self, latents: Array, where: Sequence[int] | Array) -> np.ndarray:
-        """Classes, uint8 [n, *grid] or [n, N], of latents [n, P] on a grid of these sizes, or at points [N, C] or
-        [*grid, C] in [-1, 1]."""
+    def labels(
+        self, latents: Array, where: Sequence[int] | Array, *, signals: Array | None = None, seen: Array | None = None
+    ) -> np.ndarray:  # fmt: skip
+        """Classes, uint8 [n, *grid] or [n, N], of latents [n, P].
+
+        Args:
+          latents: of the signals, fitted to what was seen of them.
+          where: sizes of a grid, or points [N, C] or [*grid, C] in [-1, 1].
+          signals: [n, *grid, D], for a head that reads details; a value that is not finite leaves a residual of 0.
+          seen: bool, the points [*grid] of the signals that were observed; None for all.
+        Raises:
+          ValueError: arrays that do not belong together, or no signals for a head that reads details.
+        """
         points = np.asarray(as_array("where", where))
         shape = tuple(points.tolist()) if points.ndim == 1 else points.shape[:-1]
         places = grid(shape) if points.ndim == 1 else points.reshape(-1, self.field.coord_dims)
         coords = jnp.asarray(places, params_dtype(self.field_params))
         latents = np.asarray(as_array("latents", latents))
+        left, where_seen = _observed(self.field, self.field_params, latents[None], signals, seen, self.detail)
         found, size = np.empty((len(latents), len(coords)), np.uint8), min(len(latents), _LATENTS_AT_ONCE)
         chunk = _POINTS_AT_ONCE // size
+        of_head = (self.field_params, self.params, self.spread)
         for start in range(0, len(latents), size):
             rows = np.minimum(np.arange(start, start + size), len(latents) - 1)  # of one shape, for one program
-            batch = jnp.asarray(latents[rows])
+            means = _means(self.detail, left[0, rows], where_seen[0])
             for first in range(0, len(coords), chunk):
                 some = coords[first : first + chunk]
-                classes = _classes(self.field, self.module, (self.field_params, self.params), batch, some, self.spread)
+                classes = _classes(self.field, self.module, self.detail, of_head, (latents[rows], means), some)
                 found[rows, first : first + len(some)] = classes
         return found.reshape(len(latents), *shape)
 
@@ -105,12 +123,16 @@ def last_hidden(field: Field, params: Params, latents: jax.Array, coords: jax.Ar
 
 
 def head_input(
-    field: Field, params: Params, latents: jax.Array, coords: jax.Array, spread: jax.Array | float
+    field: Field, params: Params, latents: jax.Array, coords: jax.Array, details: Sequence[jax.Array],
+    spread: tuple[jax.Array | float, jax.Array | float],
 ) -> jax.Array:  # fmt: skip
-    """What a head reads, [B, n, 2 L]: hidden units at phi = 0, and their differences from these over `spread`."""
+    """What a head reads, [B, n, 2 L + S]: hidden units at phi = 0, their differences from these, and details, each
+    [B, n, D]; the last two over `Head.spread`."""
     at_zero = last_hidden(field, params, jnp.zeros_like(latents[:1]), coords)
-    moved = (last_hidden(field, params, latents, coords) - at_zero) / spread
-    return jnp.concatenate([jnp.broadcast_to(at_zero, moved.shape), moved], -1)
+    moved = (last_hidden(field, params, latents, coords) - at_zero) / spread[0]
+    return jnp.concatenate(
+        [jnp.broadcast_to(at_zero, moved.shape), moved, *(some / spread[1] for some in details)], -1
+    )  # fmt: skip
 
 
 def fit_head(
@@ -124,6 +146,10 @@ def fit_head(
     classes: int,
     key: jax.Array,
     training: HeadTraining = HeadTraining(),
+    signals: Array | None = None,
+    val_signals: Array | None = None,
+    seen: Array | None = None,
+    val_seen: Array | None = None,
     after: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Head:
     """Train a classifier of points; the same arguments give the same one.
@@ -136,9 +162,13 @@ def fit_head(
       val_latents, val_masks: [m, P] and [m, *grid], which choose among ten states of the training by their Dice.
       classes: with the background.
       key: of the initialisation and of all draws.
+      signals, val_signals: [n, *grid, D] and [m, *grid, D], for a head that reads details (`training.detail`).
+      seen, val_seen: bool, [*grid], or [V, *grid] for several latents of each training signal: the points that the
+        latents were fitted to; None for all.
       after: called with the number of updates and their loss, ten times.
     Raises:
-      ValueError: arrays that do not belong together, or a class that there is not.
+      ValueError: arrays that do not belong together, no signals for a head that reads details, or a class that there
+        is not.
     """
     latents, val_latents = (np.asarray(as_array("latents", some)) for some in (latents, val_latents))
     masks, val_masks = (np.asarray(as_array("masks", some)) for some in (masks, val_masks))
@@ -148,22 +178,31 @@ def fit_head(
             raise ValueError(f"latents {some.shape} and masks {of.shape} do not belong together")
         if of.ndim != field.coord_dims + 1 or of.dtype.kind not in "iu" or of.min() < 0 or of.max() >= classes:
             raise ValueError(f"masks {of.shape} must be [n, *grid], whole numbers from 0 to {classes - 1}")
+    for some, of in ((signals, masks), (val_signals, val_masks)):
+        if training.detail and some is not None and np.shape(some)[1:-1] != of.shape[1:]:
+            raise ValueError(f"signals {np.shape(some)} and masks {of.shape} are on different grids")
     coords = jnp.asarray(grid(masks.shape[1:]), params_dtype(params))
-    spread = _spread(field, params, jnp.asarray(latents[0]), coords)
+    left, where_seen = _observed(field, params, latents, signals, seen, training.detail)
+    spread = _spread(field, params, jnp.asarray(latents[0]), coords), _root_mean_square(left, where_seen)
     flat = jnp.asarray(masks.reshape(len(masks), -1), jnp.uint8)
-    given = _Given(params, jnp.asarray(latents), flat, coords, jnp.asarray(spread, coords.dtype))
+    given = _Given(params, jnp.asarray(latents), flat, coords, jnp.asarray(left), jnp.asarray(where_seen), spread)
     module = Mlp(training.hidden, classes)
     start, draws = jax.random.split(key)
-    read = jnp.zeros((1, 2 * field.module.units(field.model.layers - 1)), coords.dtype)
-    head = jax.jit(module.init)(start, read)["params"]
+    read = 2 * field.module.units(field.model.layers - 1) + detail_count(
+        training.detail, axes=field.coord_dims, channels=field.channels
+    )  # fmt: skip
+    head = jax.jit(module.init)(start, jnp.zeros((1, read), coords.dtype))["params"]
     moments, step, best = training.optimiser.init(head), 0, None
     while step < training.steps:
         count = min(math.ceil(training.steps / _VALIDATIONS), training.steps - step)
         head, moments, loss = _updates(field, module, training, count, (head, moments, step), given, draws)
         step += count
         after(step, float(loss))
-        state = Head(field, params, spread, module, jax.tree.map(np.asarray, head), step, math.nan)
-        overlap = dice(state.labels(val_latents, val_masks.shape[1:]), val_masks, classes=classes)
+        state = Head(
+            field, params, spread, training.detail, module, jax.tree.map(np.asarray, head), step, math.nan
+        )  # fmt: skip
+        found = state.labels(val_latents, val_masks.shape[1:], signals=val_signals, seen=val_seen)
+        overlap = dice(found, val_masks, classes=classes)
         quality = float(np.nanmean(overlap)) if not np.isnan(overlap).all() else math.nan
         # The last state is kept where validation signals show no structure.
         if best is None or not quality <= best.val_dice:
@@ -204,23 +243,64 @@ def segmentation_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 class _Given(NamedTuple):
-    """Parameters of the field, latents [V, n, P], masks [n, N], coords [N, C], and the spread of `Head`."""
+    """Parameters of the field, latents [V, n, P], masks [n, N], coords [N, C], residuals [V, n, *grid, D], the points
+    [V, *grid] where signals were seen, and the spread of `Head`."""
 
     params: Params
     latents: jax.Array
     masks: jax.Array
     coords: jax.Array
-    spread: jax.Array
+    left: jax.Array
+    seen: jax.Array
+    spread: tuple[float, float]
+
+
+def _observed(
+    field: Field, params: Params, latents: np.ndarray, signals: Array | None, seen: Array | None,
+    detail: tuple[float, ...],
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Residuals of signals, [V, n, *grid, D] for V latents of each, and where they were seen, [V, *grid]; of one point
+    each for a head that reads none."""
+    kinds, count, _ = latents.shape
+    if not detail:
+        point = (1,) * field.coord_dims
+        return np.zeros((kinds, count, *point, field.channels), np.float16), np.ones((kinds, *point), bool)
+    if signals is None:
+        raise ValueError(f"a head that reads details (detail = {detail}) needs the signals beside their latents")
+    values = np.asarray(as_array("signals", signals))
+    if values.ndim != field.coord_dims + 2 or len(values) != count or values.shape[-1] != field.channels:
+        raise ValueError(f"signals {values.shape} and latents {latents.shape} do not belong together")
+    shape = values.shape[1:-1]
+    where = np.ones(shape, bool) if seen is None else np.asarray(as_array("seen", seen)).astype(bool)
+    if where.shape not in (shape, (kinds, *shape)):
+        raise ValueError(f"seen {where.shape} must be of the grid of the signals, {shape}")
+    where = np.broadcast_to(where, (kinds, *shape))
+    left = [residuals(field, params, some, values, points) for some, points in zip(latents, where, strict=True)]
+    return np.stack(left), where
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _means(detail: tuple[float, ...], left: jax.Array, seen: jax.Array) -> list[jax.Array]:
+    """`local_means` of residuals [B, *grid, D], at the points [*grid] or [B, *grid] that were seen."""
+    return local_means(left.astype(jnp.float32), jnp.broadcast_to(seen, left.shape[:-1]), detail)
+
+
+def _root_mean_square(left: np.ndarray, seen: np.ndarray) -> float:
+    """That of residuals [V, n, *grid, D] in `Head.spread`, at the points [V, *grid] that were seen."""
+    count = seen.sum() * left.shape[1] * left.shape[-1]
+    flat = left.reshape(-1)
+    return math.sqrt(np.einsum("i,i->", flat, flat, dtype=np.float64) / max(1, count)) or 1.0
 
 
 def _spread(field: Field, params: Params, latents: jax.Array, coords: jax.Array) -> float:
-    """`Head.spread`, from 64 latents at 256 points, evenly spaced."""
+    """That of hidden units in `Head.spread`, from 64 latents at 256 points, evenly spaced."""
     some, places = (
         np.linspace(0, len(all_of) - 1, min(count, len(all_of))).round().astype(int)
         for all_of, count in ((latents, 64), (coords, 256))
     )
-    moved = head_input(field, params, latents[some], coords[places], 1.0)
-    return float(jnp.sqrt(jnp.square(moved[..., moved.shape[-1] // 2 :]).mean())) or 1.0
+    hidden = last_hidden(field, params, latents[some], coords[places])
+    moved = hidden - last_hidden(field, params, jnp.zeros_like(latents[:1]), coords[places])
+    return float(jnp.sqrt(jnp.square(moved).mean())) or 1.0
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -238,11 +318,14 @@ def _updates(
         rows = jax.random.randint(keys[0], (training.signals,), 0, signals)
         kind = jax.random.randint(keys[1], (training.signals,), 0, kinds)
         points = jax.random.randint(keys[2], (training.points,), 0, len(given.coords))
-        hidden = head_input(field, given.params, given.latents[kind, rows], given.coords[points], given.spread)
+        means = _means(training.detail, given.left[kind, rows], given.seen[kind])
+        coords = given.coords[points]
+        details = at_points(means, coords, training.detail)
+        read = head_input(field, given.params, given.latents[kind, rows], coords, details, given.spread)
         labels = given.masks[rows][:, points]
 
         def loss_of(head: Any) -> jax.Array:
-            return segmentation_loss(cast(jax.Array, module.apply({"params": head}, hidden)), labels)
+            return segmentation_loss(cast(jax.Array, module.apply({"params": head}, read)), labels)
 
         loss, gradient = jax.value_and_grad(loss_of)(head)
         changes, moments = training.optimiser.update(gradient, moments, head)
@@ -252,13 +335,20 @@ def _updates(
     return head, moments, losses.mean()
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _classes(
-    field: Field, module: Mlp, params: tuple[Params, Any], latents: jax.Array, coords: jax.Array, spread: float
+    field: Field, module: Mlp, detail: tuple[float, ...], of_head: tuple[Params, Any, tuple[float, float]],
+    of_signals: tuple[jax.Array, list[jax.Array]], coords: jax.Array,
 ) -> jax.Array:  # fmt: skip
-    """Classes, uint8 [B, n], of latents [B, P] at coords [n, C], by the parameters of the field and the head."""
-    of_field, head = params
+    """Classes, uint8 [B, n], at coords [n, C].
+
+    Args:
+      of_head: the parameters of the field and of the head, and its spread.
+      of_signals: latents [B, P], and means of residuals.
+    """
+    (of_field, head, spread), (latents, means) = of_head, of_signals
+    details = at_points(means, coords, detail)
     logits = cast(
-        jax.Array, module.apply({"params": head}, head_input(field, of_field, latents, coords, spread))
+        jax.Array, module.apply({"params": head}, head_input(field, of_field, latents, coords, details, spread))
     )  # fmt: skip
     return logits.argmax(-1).astype(jnp.uint8)

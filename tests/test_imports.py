@@ -13,9 +13,8 @@ ORDER = (
     "measurements", "prior", "conjugate_steps", "fit", "signal_metric", "conditioning", "linear_code",
     "training_state", "sharding",
     "outer_loss", "latent_loss", "meta_step", "baselines", "methods", "checkpoint", "latent_file", "latent_store",
-    "codec", "metrics", "batched", "lpips", "mlp_classifier", "flow", "number_regression", "segmentation",
-    "latent_operator", "datasets",
-    "prepare", "console",
+    "codec", "metrics", "batched", "lpips", "mlp_classifier", "flow", "number_regression", "local_detail",
+    "segmentation", "latent_operator", "datasets", "prepare", "console",
 )  # fmt: skip
 HEAVY = (
     "tensorflow",

@@ -1,5 +1,7 @@
 """The classifier of points, its loss and its overlap, on masks that are known."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,6 +87,67 @@ def test_the_best_state_in_validation_is_kept(case, head):
     worse = _fitted(case, val_masks=exchanged)
     assert worse.val_dice < 0.5
     assert worse.step < head.step
+
+
+@pytest.fixture(scope="module")
+def detailed(case):
+    """Signals that show, as their latents do not, a bright square that is the second structure."""
+    params, latents, _ = case
+    rng, shape, count = np.random.default_rng(1), (12, 12), 60
+    masks = np.zeros((count, *shape), int)
+    for mask in masks:
+        at = rng.integers(0, 7, 2)
+        mask[at[0] : at[0] + 6, at[1] : at[1] + 6] = 2
+    latents = latents[:, :count]
+    values = np.asarray(mf.reconstruct(FIELD, params, latents[0], mf.grid(shape))).reshape(count, *shape, 1)
+    return params, latents[0], masks, values + 0.3 * (masks[..., None] == 2)
+
+
+def _with_details(detailed, seen=None, **changed):
+    params, latents, masks, signals = detailed
+    given = {"signals": signals[:50], "val_signals": signals[50:], "seen": seen, "val_seen": seen} | changed
+    return segmentation.fit_head(
+        FIELD, params, latents[:50], masks[:50], latents[50:], masks[50:], classes=CLASSES, key=jax.random.key(1),
+        training=dataclasses.replace(SMALL, detail=(0.0, 1.0)), **given,
+    )  # fmt: skip
+
+
+def test_a_head_reads_what_latents_leave_of_signals(detailed):
+    params, latents, masks, signals = detailed
+    alone = segmentation.fit_head(
+        FIELD, params, latents[:50], masks[:50], latents[50:], masks[50:], classes=CLASSES, key=jax.random.key(1),
+        training=SMALL,
+    )  # fmt: skip
+    assert alone.val_dice < 0.6
+    head = _with_details(detailed)
+    assert head.val_dice > 0.97
+    # At twice the resolution, from the same signals.
+    fine = head.labels(latents[50:], (23, 23), signals=signals[50:])
+    assert segmentation.dice(fine[:, ::2, ::2], masks[50:], classes=CLASSES)[:, 1].mean() > 0.97
+    assert fine.shape == (10, 23, 23)
+    # Few points show less, and those that were not seen are not read.
+    seen = np.random.default_rng(0).random((12, 12)) < 0.3
+    head = _with_details(detailed, seen)
+    assert 0.75 < head.val_dice < 0.97
+    other = np.where(seen[..., None], signals[50:], 9.0)
+    np.testing.assert_array_equal(
+        *(head.labels(latents[50:], (12, 12), signals=some, seen=seen) for some in (signals[50:], other))
+    )
+
+
+def test_details_without_their_signals_are_refused(detailed):
+    _, latents, _, signals = detailed
+    for changed, message in (
+        ({"signals": None}, r"detail = \(0.0, 1.0\)\) needs the signals"),
+        ({"signals": signals[:49]}, r"signals \(49, 12, 12, 1\) and latents \(1, 50, 2\) do not belong together"),
+        ({"signals": signals[:50, ..., 0]}, r"signals \(50, 12, 12\) and masks"),
+        ({"signals": signals[:50, :11]}, r"signals \(50, 11, 12, 1\) and masks \(50, 12, 12\) are on different grids"),
+        ({"seen": np.ones((11, 12), bool)}, r"seen \(11, 12\) must be of the grid of the signals, \(12, 12\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _with_details(detailed, **changed)
+    with pytest.raises(ValueError, match="needs the signals"):
+        _with_details(detailed).labels(latents[:2], (12, 12))
 
 
 def test_arrays_that_do_not_fit_are_refused(case):

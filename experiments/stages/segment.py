@@ -15,21 +15,18 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from experiments.runtime.progress import Progress, log
 from experiments.runtime.run import Run
-from experiments.runtime.run_directory import RunError, write_json
+from experiments.runtime.run_directory import write_json
 from experiments.stages.decode import claim
 from experiments.stages.features import digest, matching_latents, require_distinct
+from experiments.stages.segment_files import finer_grid, folders_of, keep, read_kept, read_masks, write_masks
 from experiments.stages.segment_methods import (
     PARTS,
     Case,
@@ -41,16 +38,10 @@ from experiments.stages.segment_methods import (
     unet_masks,
     with_copies,
 )
-from experiments.stages.signal_files import file_name
-from medfuncta_jax import metrics
-from medfuncta_jax.atomic import atomic_path
 from medfuncta_jax.checkpoint import load_field
 from medfuncta_jax.coordinates import inner_samples
-from medfuncta_jax.datasets import DataError, mask_reader
 from medfuncta_jax.datasets.dataset import SPLITS
-from medfuncta_jax.datasets.masks import matched_masks
 from medfuncta_jax.latent_store import field_checksum
-from medfuncta_jax.nifti import write_volume
 from medfuncta_jax.segmentation import HeadTraining
 from medfuncta_jax.settings import SettingsError
 
@@ -59,7 +50,7 @@ _PICTURED = 6
 _TITLES = {"head": "head on the field", "masks": "field of masks", "unet": "U-Net"}
 # Settings that the masks of one method alone depend on.
 _SETTINGS = {
-    "head": ("hidden", "steps", "signals", "points", "learning_rate", "weight_decay"),
+    "head": ("hidden", "steps", "signals", "points", "learning_rate", "weight_decay", "detail"),
     "masks": ("field_steps", "operator_steps"),
     "unet": ("unet_widths", "unet_batch", "unet_learning_rate", "unet_steps"),
 }
@@ -70,8 +61,9 @@ _CONVENTIONS = {
     "interval": "percentile bootstrap of the mean over signals, 95 %",
     "observed": (
         "the part of the points that was seen, at random: one set for training signals, another for those of "
-        "validation and test. Latents are fitted to these alone. The U-Net sees 0 elsewhere and a channel that says "
-        "where, and is trained on random sets of these sizes; a method on latents is trained on those of every size"
+        "validation and test. Latents are fitted to these alone, and the head reads residuals of these alone. The "
+        "U-Net sees 0 elsewhere and a channel that says where, and is trained on random sets of these sizes; a method "
+        "on latents is trained on those of every size"
     ),
     "seconds": "of training with its validation and compiling, and of the fits of latents to copies and to parts of "
     "the points. The U-Net's updates last as long as the longest of the others took, if segment.unet_steps is 0. That "
@@ -96,7 +88,8 @@ class SegmentSettings:
       copies: changed copies of each training signal and its mask, which every method is trained on too.
       augmentation: how much they are resized and moved, in [0, 1], see `train.augmentation`.
       scale: how many times finer than the training grid the head answers too, 1 for not at all.
-      hidden, steps, signals, points, learning_rate, weight_decay: of the head and its training, see `HeadTraining`.
+      hidden, steps, signals, points, learning_rate, weight_decay, detail: of the head and its training, see
+        `HeadTraining`; () is a head on latents alone.
       field_steps: updates of the field of masks; none where the run is a linear start without updates.
       operator_steps: updates of the operator on latents.
       unet_widths, unet_batch, unet_learning_rate: of the U-Net, see `UNetTraining`.
@@ -117,6 +110,7 @@ class SegmentSettings:
     points: int = 1024
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
+    detail: tuple[float, ...] = (0.0, 1.0, 2.0)
     field_steps: int = 600
     operator_steps: int = 2000
     unet_widths: tuple[int, ...] = (8, 16, 32)
@@ -147,6 +141,8 @@ class SegmentSettings:
         for name in ("learning_rate", "unet_learning_rate"):
             if not getattr(self, name) > 0:
                 raise SettingsError(f"{name} must be above 0, got {getattr(self, name)}")
+        if not all(width >= 0 for width in self.detail):
+            raise SettingsError(f"detail must be widths of at least 0, got {self.detail}")
         if not self.weight_decay >= 0:
             raise SettingsError(f"weight_decay must not be negative, got {self.weight_decay}")
 
@@ -154,7 +150,7 @@ class SegmentSettings:
     def training(self) -> HeadTraining:
         """That of the head."""
         return HeadTraining(
-            self.hidden, self.steps, self.signals, self.points, self.learning_rate, self.weight_decay
+            self.hidden, self.steps, self.signals, self.points, self.learning_rate, self.weight_decay, self.detail
         )  # fmt: skip
 
 
@@ -172,21 +168,21 @@ def segment(run: Run) -> dict[str, Any]:
       Interrupted: a stop was asked for; finished methods are kept.
     """
     from experiments import figures  # imported late, because every start reads this stage's settings
-    from experiments.stages.segmentation_scores import scores
+    from experiments.stages.segmentation_scores import differences, scores
 
     began, settings, dataset = time.monotonic(), run.settings, run.dataset
     wanted, folder = settings.segment, run.directory.results("segment")
     network = load_field(run.directory.path)
     stored = {name: np.asarray(split.latents, np.float32) for name, split in matching_latents(run).items()}
-    masks = _masks_of(run)
+    masks = read_masks(run)
     names = wanted.names or tuple(str(value) for value in masks.values)
     made_of = _made_of(run, stored, masks)
     kept_in = run.directory.results("extract") / FOLDER
     kept = {name: kept_in / f"{name}-{made_of[name][:16]}.npz" for name in wanted.methods}
-    done: dict[str, Result] = {name: one for name, path in kept.items() if (one := _read(path)) is not None}
+    done: dict[str, Result] = {name: one for name, path in kept.items() if (one := read_kept(path)) is not None}
     # The U-Net comes last: it is given as long as the others took.
     left = sorted((name for name in wanted.methods if name not in done), key=lambda name: name == "unet")
-    written = {name: _written(folder / "segmented", name, masks) for name in wanted.methods}
+    written = {name: folders_of(folder / "segmented", name, masks) for name in wanted.methods}
     for name, places in written.items():
         for place in places:
             claim(place, {"made_of": made_of[name]}, kind="masks of other latents or settings")
@@ -220,7 +216,7 @@ def segment(run: Run) -> dict[str, Any]:
                 done[name] = unet_masks(case, max((row["seconds"] for _, row in done.values()), default=fits))
             else:
                 done[name] = {"head": head_masks, "masks": field_masks}[name](case, fits)
-            _keep(kept[name], *done[name])
+            keep(kept[name], *done[name])
             bar.advance(PARTS - parts, note=f"{_TITLES[name]} done")
 
     test = dataset.splits["test"].annotations()
@@ -251,7 +247,7 @@ def segment(run: Run) -> dict[str, Any]:
         "unit": "pixels" if test.affines is None else "mm",
         "structures": dict(zip(names, masks.values, strict=True)),
         "methods": methods,
-        "difference": _differences(by_signal, settings.evaluate.resamples, settings.seed),
+        "difference": differences(by_signal, settings.evaluate.resamples, settings.seed),
         "field_sha256": field_checksum(run.directory.path),
         "conventions": _CONVENTIONS,
         "settings": asdict(wanted) | {"seed": settings.seed},
@@ -266,11 +262,11 @@ def segment(run: Run) -> dict[str, Any]:
         names=[test.ids[row] for row in rows], structures=names,
     )  # fmt: skip
     for name, found in predictions.items():
-        _write(written[name][0], found["masks"][0], masks.values, test.ids, test.affines)
+        write_masks(written[name][0], found["masks"][0], masks.values, test.ids, test.affines)
         if "finer" in found:
-            to_coarse = _finer_grid(dataset.grid, found["finer"].shape[1:])
+            to_coarse = finer_grid(dataset.grid, found["finer"].shape[1:])
             affines = None if test.affines is None else test.affines @ to_coarse
-            _write(written[name][1], found["finer"], masks.values, test.ids, affines)
+            write_masks(written[name][1], found["finer"], masks.values, test.ids, affines)
     run.directory.set_seconds("segment", time.monotonic() - began)
     log.info("segmentation in %s, masks in %s:\n%s", folder / JSON_FILE, folder / "segmented", as_table(result))
     return result
@@ -297,55 +293,6 @@ def _number(value: Mapping[str, float] | None, digits: int = 3) -> str:
     return "undefined" if value is None else f"{value['mean']:.{digits}f}"
 
 
-def _masks_of(run: Run) -> Masks:
-    """The masks of all signals, as classes."""
-    settings, dataset = run.settings, run.dataset
-    wanted, data_dir = settings.segment, Path(run.data_dir or ".").expanduser().absolute()
-    if not wanted.masks:
-        raise SettingsError("segment.masks names no masks; e.g. --config.segment.masks=labelsTr")
-    reader = mask_reader(settings.data, data_dir=run.data_dir)
-    ids = {name: dataset.splits[name].annotations().ids for name in SPLITS}
-    about = dataset.about
-    files = matched_masks(
-        wanted.masks, [one for name in SPLITS for one in ids[name]], data_dir=run.data_dir,
-        unused=[*about.get("skipped", {}), *about.get("repeated", {})],
-    )  # fmt: skip
-    stored: dict[str, np.ndarray] = {}
-    with Progress("segment: masks", total=len(files), unit="files") as progress:
-        for name in SPLITS:
-            stored[name] = np.empty((len(ids[name]), *dataset.grid), np.int32)
-            for row, one in enumerate(ids[name]):
-                stored[name][row] = reader(files[one], data_dir / one)
-                progress.advance()
-                run.stop.check("nothing is trained yet")
-    values = wanted.labels or tuple(int(value) for value in np.unique(stored["train"]) if value)
-    if not values:
-        raise RunError(f"{wanted.masks}: the masks of all training signals are empty on their grid; check the folder")
-
-    def classes(labels: np.ndarray, one: str) -> np.ndarray:
-        found = np.zeros(labels.shape, np.uint8)
-        for k, value in enumerate(values, start=1):
-            found[labels == value] = k
-        beyond = np.unique(labels[(found == 0) & (labels != 0)])
-        if len(beyond):
-            known = "segment.labels" if wanted.labels else "those of the training masks"
-            raise DataError(
-                f"{files[one]}: label {beyond[0]} is beyond the classes {values} ({known}); mend the mask or name all "
-                "values in segment.labels"
-            )
-        return found
-
-    splits = {
-        name: np.stack([classes(labels, one) for labels, one in zip(stored[name], ids[name], strict=True)])
-        for name in SPLITS
-    }
-    finer = None
-    if wanted.scale > 1:
-        fine = mask_reader(settings.data, data_dir=run.data_dir, scale=wanted.scale)
-        finer = np.stack([classes(fine(files[one], data_dir / one), one) for one in ids["test"]])
-    return Masks(values, splits, finer)
-
-
 def _made_of(run: Run, latents: Mapping[str, np.ndarray], masks: Masks) -> dict[str, str]:
     """Checksums, by method, of everything that its masks depend on."""
     settings = run.settings
@@ -369,73 +316,6 @@ def _made_of(run: Run, latents: Mapping[str, np.ndarray], masks: Masks) -> dict[
     }
 
 
-def _keep(path: Path, found: Mapping[str, np.ndarray], row: Mapping[str, Any]) -> None:
-    with atomic_path(path) as partial:
-        np.savez_compressed(partial, allow_pickle=False, row=np.array(json.dumps(row)), **found)
-
-
-def _read(path: Path) -> Result | None:
-    """A method's masks and its row of results; None where there are none, or a damaged file."""
-    try:
-        with np.load(path) as file:
-            return {name: file[name] for name in file if name != "row"}, json.loads(str(file["row"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        return None
-
-
 def _spacings(affines: np.ndarray | None, count: int, axes: int) -> np.ndarray:
     """Distances [n, C] between neighbouring points along each axis, in millimetres; 1 without an affine."""
     return np.ones((count, axes)) if affines is None else np.linalg.norm(affines[:, :3, :3], axis=1)
-
-
-def _finer_grid(coarse: tuple[int, ...], fine: tuple[int, ...]) -> np.ndarray:
-    """The matrix [C + 1, C + 1] from indices of a finer grid over the same field of view to those of the coarse one."""
-    matrix = np.eye(len(coarse) + 1)
-    for axis, (n, m) in enumerate(zip(coarse, fine, strict=True)):
-        matrix[axis, axis], matrix[axis, -1] = n / m, n / m / 2 - 0.5
-    return matrix
-
-
-def _differences(
-    by_signal: Mapping[str, Mapping[str, np.ndarray]], resamples: int, seed: int
-) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """Mean Dice of each other method less that of the U-Net, paired, by part of the points."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, parts in by_signal.items():
-        if name == "unet" or "unet" not in by_signal:
-            continue
-        found[name] = {}
-        for part, values in parts.items():
-            gain = values - by_signal["unet"][part]
-            gain = gain[~np.isnan(gain)]
-            if len(gain):
-                said = metrics.summary({"dice": gain}, resamples=resamples, seed=seed)
-                found[name][part] = {"dice": said["dice"], "interval": said["interval"]["dice"]}
-    return found
-
-
-def _written(folder: Path, name: str, masks: Masks) -> list[Path]:
-    """The folders of a method's masks: on the training grid and, for methods on fields, on the finer grid."""
-    places = [folder / name]
-    if masks.finer is not None and name != "unet":
-        places.append(folder / f"{name}-{'x'.join(map(str, masks.finer.shape[1:]))}")
-    return places
-
-
-def _write(
-    folder: Path, found: np.ndarray, values: tuple[int, ...], ids: tuple[str, ...], affines: np.ndarray | None
-) -> None:
-    """Write classes [n, *grid] as masks of the values that they have in files; existing files are kept."""
-    labels = np.array([0, *values])
-    dtype = "uint8" if labels.max() < 256 else "uint16" if labels.max() < 65536 else "int32"
-    suffix = ".nii.gz" if found.ndim == 4 else ".png"
-    for row, one in enumerate(ids):
-        path = folder / file_name(row, count=len(ids), name=one, suffix=suffix)
-        if path.exists():
-            continue
-        mask = labels[found[row]].astype(dtype)
-        if suffix == ".nii.gz":
-            write_volume(path, mask, np.eye(4) if affines is None else affines[row], dtype=dtype)
-        else:
-            with atomic_path(path) as partial:
-                Image.fromarray(mask).save(partial)

@@ -43,14 +43,14 @@ class Masks(NamedTuple):
 
 class Case(NamedTuple):
     """The input of a method: the run, its field, masks, signals and latents by split, those of `latents` for each part
-    of the points, and the points [F, N] of test signals that were observed; `may_stop` is called now and then."""
+    of the points, and the points [F, *grid] by split that were observed; `may_stop` is called now and then."""
 
     run: Run
     network: tuple[Field, Params]
     masks: Masks
     signals: dict[str, np.ndarray]
     latents: dict[str, np.ndarray]
-    seen: np.ndarray
+    seen: dict[str, np.ndarray]
     may_stop: Callable[..., None]
 
 
@@ -101,17 +101,17 @@ def with_copies(
 def latents_of_parts(
     run: Run, network: tuple[Field, Params], signals: Mapping[str, np.ndarray], stored: Mapping[str, np.ndarray],
     may_stop: Callable[[str], None],
-) -> tuple[dict[str, np.ndarray], np.ndarray]:  # fmt: skip
-    """Latents [F, n, P] by split, fitted to each part of the points, and the observed points [F, N] of test signals."""
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:  # fmt: skip
+    """Latents [F, n, P] by split, fitted to each part of the points, and the observed points [F, *grid], by split."""
     settings, coords = run.settings, grid(run.dataset.grid)
     fit, wanted = settings.fit, settings.segment.observed
     latents: dict[str, list[np.ndarray]] = {name: [] for name in SPLITS}
-    seen = np.zeros((len(wanted), len(coords)), bool)
+    seen = {name: np.zeros((len(wanted), len(coords)), bool) for name in SPLITS}
     orders = {name: np.random.default_rng([settings.seed, name != "train"]).permutation(len(coords)) for name in SPLITS}
     for k, part in enumerate(wanted):
         count = max(1, round(part * len(coords)))
-        seen[k, orders["test"][:count]] = True
         for name in SPLITS:
+            seen[name][k, orders[name][:count]] = True
             if part == 1:
                 latents[name].append(stored[name])
                 continue
@@ -128,7 +128,11 @@ def latents_of_parts(
                 )  # fmt: skip
                 found.append(np.asarray(fitted.latents))
             latents[name].append(np.concatenate(found)[: len(values)])
-    return {name: np.stack(some) for name, some in latents.items()}, seen
+    shape = run.dataset.grid
+    return (
+        {name: np.stack(some) for name, some in latents.items()},
+        {name: some.reshape(-1, *shape) for name, some in seen.items()},
+    )
 
 
 def head_masks(case: Case, fits: float) -> Result:
@@ -137,15 +141,18 @@ def head_masks(case: Case, fits: float) -> Result:
     head = segmentation.fit_head(
         *case.network, case.latents["train"], case.masks.splits["train"], case.latents["val"][0],
         case.masks.splits["val"], classes=len(case.masks.values) + 1, key=jax.random.key(settings.seed),
-        training=settings.segment.training,
+        training=settings.segment.training, signals=case.signals["train"], seen=case.seen["train"],
+        val_signals=case.signals["val"], val_seen=case.seen["val"][0],
         after=lambda step, loss: case.may_stop(f"head: {step} of {settings.segment.steps} updates, loss {loss:.3f}", 1),
     )  # fmt: skip
     seconds = time.monotonic() - began
 
-    def labels(latents: np.ndarray, where: Any) -> np.ndarray:
+    def labels(part: int, where: Any) -> np.ndarray:
         found = []
-        for start in range(0, len(latents), 8):
-            found.append(head.labels(latents[start : start + 8], where))
+        for start in range(0, len(case.signals["test"]), 8):
+            some = slice(start, start + 8)
+            observed = {"signals": case.signals["test"][some], "seen": case.seen["test"][part]}
+            found.append(head.labels(case.latents["test"][part, some], where, **observed))
             case.may_stop("head: masks of test signals")
         return np.concatenate(found)
 
@@ -154,18 +161,18 @@ def head_masks(case: Case, fits: float) -> Result:
     return _at_all(case, labels), row
 
 
-def _at_all(case: Case, labels: Callable[[np.ndarray, Any], np.ndarray]) -> dict[str, np.ndarray]:
+def _at_all(case: Case, labels: Callable[[int, Any], np.ndarray]) -> dict[str, np.ndarray]:
     """Classes of test signals, uint8: `masks` [F, n, *grid] of each part of the points, and `finer` where asked for.
 
     Args:
-      labels: of latents [n, P] on a grid of these sizes, or at points.
+      labels: for one of the F parts of the points, on a grid of these sizes or at points.
     """
-    shape, latents = case.run.dataset.grid, case.latents["test"]
-    found = {"masks": np.stack([labels(some, shape) for some in latents])}
+    shape = case.run.dataset.grid
+    found = {"masks": np.stack([labels(part, shape) for part in range(len(case.latents["test"]))])}
     if case.masks.finer is not None:
         fine = case.masks.finer.shape[1:]
         inside, coords = inner_samples(shape, fine)
-        inner = labels(latents[0], coords).reshape(-1, *(part.stop - part.start for part in inside))
+        inner = labels(0, coords).reshape(-1, *(part.stop - part.start for part in inside))
         # Beyond the outermost samples of the training grid the outermost labels go on.
         edges = [(part.start, size - part.stop) for part, size in zip(inside, fine, strict=True)]
         found["finer"] = np.pad(inner, [(0, 0), *edges], mode="edge")
@@ -247,7 +254,7 @@ def field_masks(case: Case, fits: float) -> Result:
     row = _row((params, operator.params), updates=updates + wanted.operator_steps, best=operator.step,
                val_dice=means["operator"], training=seconds, fits=fits)  # fmt: skip
     # How well the field shows masks that its latents are fitted to: no operator on latents is much better.
-    return _at_all(case, labels), row | {
+    return _at_all(case, lambda part, where: labels(case.latents["test"][part], where)), row | {
         "val_dice_of_fitted_masks": None if np.isnan(means["fitted"]) else means["fitted"]
     }  # fmt: skip
 
@@ -264,9 +271,9 @@ def unet_masks(case: Case, seconds: float) -> Result:
         steps=wanted.unet_steps, seconds=seconds,
         after=lambda step, steps, loss: case.may_stop(f"U-Net: {step} of {steps} updates, loss {loss:.3f}", 1),
     )  # fmt: skip
-    spent, grid_shape = time.monotonic() - began, case.run.dataset.grid
+    spent = time.monotonic() - began
     found = np.stack([
-        fit.labels(case.signals["test"], seen.reshape(1, *grid_shape)) for seen in case.seen
+        fit.labels(case.signals["test"], seen[None]) for seen in case.seen["test"]
     ])  # fmt: skip
     return {"masks": found}, _row(fit.params, updates=fit.steps, best=fit.step, val_dice=fit.val_dice,
                                   training=spent, fits=0.0)  # fmt: skip
