@@ -359,6 +359,7 @@ def test_what_cannot_be_segmented_is_refused(hippocampus, segmented, tmp_path):
         ({"unet_steps": -1}, "unet_steps must not be negative"),
         ({"copies": -1}, "copies must not be negative"),
         ({"augmentation": 1.5}, r"augmentation must be in \[0, 1\]"),
+        ({"detail": (0.0, -1.0)}, "detail must be widths of at least 0"),
     ],
 )
 def test_settings_are_checked(changed, message):
