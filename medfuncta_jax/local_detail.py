@@ -27,7 +27,6 @@ from medfuncta_jax.product import FULL
 _OF_ZEROS = 0.02
 # |u| in widths.
 _APART = 2
-_LATENTS_AT_ONCE = 8
 
 
 def residuals(
@@ -42,7 +41,7 @@ def residuals(
       seen: bool [*grid].
     """
     left, row = np.zeros(signals.shape, np.float16), 0
-    for values in decode_batches(field, params, latents, signals.shape[1:-1], batch_size=_LATENTS_AT_ONCE):
+    for values in decode_batches(field, params, latents, signals.shape[1:-1]):
         some = signals[row : row + len(values)] - values
         left[row : row + len(values)] = np.where(seen[..., None] & np.isfinite(some), some, 0)
         row += len(values)

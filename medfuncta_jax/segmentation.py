@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +25,7 @@ from medfuncta_jax.arrays import Array, as_array
 from medfuncta_jax.coordinates import grid
 from medfuncta_jax.field import Field, Params, params_dtype
 from medfuncta_jax.local_detail import at_points, detail_count, local_means, residuals
-from medfuncta_jax.mlp_classifier import Mlp
+from medfuncta_jax.product import FULL
 
 # Latents, and points of all of them, that are classified at once.
 _LATENTS_AT_ONCE, _POINTS_AT_ONCE = 8, 2**15
@@ -59,6 +60,22 @@ class HeadTraining:
         return optax.adamw(optax.cosine_decay_schedule(self.learning_rate, self.steps), weight_decay=self.weight_decay)
 
 
+class PointMlp(nn.Module):
+    """What all signals have at a point, [1, n, L], and what each of them has, [B, n, S], to logits [B, n, classes]."""
+
+    hidden: tuple[int, ...]
+    classes: int
+
+    @nn.compact
+    def __call__(self, shared: jax.Array, own: jax.Array) -> jax.Array:
+        first, *others = (*self.hidden, self.classes)
+        # One layer of both; the product with `shared` is not repeated for each signal.
+        x = nn.Dense(first, precision=FULL)(own) + nn.Dense(first, use_bias=False, precision=FULL)(shared)
+        for width in others:
+            x = nn.Dense(width, precision=FULL)(nn.relu(x))
+        return x
+
+
 class Head(NamedTuple):
     """A trained classifier of points.
 
@@ -75,7 +92,7 @@ class Head(NamedTuple):
     field_params: Params
     spread: tuple[float, float]
     detail: tuple[float, ...]
-    module: Mlp
+    module: PointMlp
     params: Any
     step: int
     val_dice: float
@@ -95,21 +112,27 @@ class Head(NamedTuple):
         """
         points = np.asarray(as_array("where", where))
         shape = tuple(points.tolist()) if points.ndim == 1 else points.shape[:-1]
-        places = grid(shape) if points.ndim == 1 else points.reshape(-1, self.field.coord_dims)
-        coords = jnp.asarray(places, params_dtype(self.field_params))
+        coords = grid(shape) if points.ndim == 1 else points.reshape(-1, self.field.coord_dims)
         latents = np.asarray(as_array("latents", latents))
-        left, where_seen = _observed(self.field, self.field_params, latents[None], signals, seen, self.detail)
-        found, size = np.empty((len(latents), len(coords)), np.uint8), min(len(latents), _LATENTS_AT_ONCE)
+        observed = _observed(self.field, self.field_params, latents[None], signals, seen, self.detail)
+        return self._labels(latents, coords, observed).reshape(len(latents), *shape)
+
+    def _labels(self, latents: np.ndarray, coords: np.ndarray, observed: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        """Classes, uint8 [n, N], at coords [N, C], of latents [n, P] with one residual each (see `_observed`)."""
+        (left, seen), at = observed, jnp.asarray(coords, params_dtype(self.field_params))
+        batches = math.ceil(len(latents) / _LATENTS_AT_ONCE)
+        size = math.ceil(len(latents) / batches)
         chunk = _POINTS_AT_ONCE // size
         of_head = (self.field_params, self.params, self.spread)
+        found = np.empty((len(latents), len(at)), np.uint8)
         for start in range(0, len(latents), size):
             rows = np.minimum(np.arange(start, start + size), len(latents) - 1)  # of one shape, for one program
-            means = _means(self.detail, left[0, rows], where_seen[0])
-            for first in range(0, len(coords), chunk):
-                some = coords[first : first + chunk]
-                classes = _classes(self.field, self.module, self.detail, of_head, (latents[rows], means), some)
+            of_signals = (latents[rows], _means(self.detail, left[0, rows], seen[0]))
+            for first in range(0, len(at), chunk):
+                some = at[first : first + chunk]
+                classes = _classes(self.field, self.module, self.detail, of_head, of_signals, some)
                 found[rows, first : first + len(some)] = classes
-        return found.reshape(len(latents), *shape)
+        return found
 
 
 def last_hidden(field: Field, params: Params, latents: jax.Array, coords: jax.Array) -> jax.Array:
@@ -125,14 +148,12 @@ def last_hidden(field: Field, params: Params, latents: jax.Array, coords: jax.Ar
 def head_input(
     field: Field, params: Params, latents: jax.Array, coords: jax.Array, details: Sequence[jax.Array],
     spread: tuple[jax.Array | float, jax.Array | float],
-) -> jax.Array:  # fmt: skip
-    """What a head reads, [B, n, 2 L + S]: hidden units at phi = 0, their differences from these, and details, each
-    [B, n, D]; the last two over `Head.spread`."""
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    """What a head reads: hidden units at phi = 0, [1, n, L]; differences from these and details (each [B, n, D]) over
+    `Head.spread`, [B, n, L + S]."""
     at_zero = last_hidden(field, params, jnp.zeros_like(latents[:1]), coords)
     moved = (last_hidden(field, params, latents, coords) - at_zero) / spread[0]
-    return jnp.concatenate(
-        [jnp.broadcast_to(at_zero, moved.shape), moved, *(some / spread[1] for some in details)], -1
-    )  # fmt: skip
+    return at_zero, jnp.concatenate([moved, *(some / spread[1] for some in details)], -1)
 
 
 def fit_head(
@@ -181,17 +202,18 @@ def fit_head(
     for some, of in ((signals, masks), (val_signals, val_masks)):
         if training.detail and some is not None and np.shape(some)[1:-1] != of.shape[1:]:
             raise ValueError(f"signals {np.shape(some)} and masks {of.shape} are on different grids")
-    coords = jnp.asarray(grid(masks.shape[1:]), params_dtype(params))
+    coords, val_coords = jnp.asarray(grid(masks.shape[1:]), params_dtype(params)), grid(val_masks.shape[1:])
     left, where_seen = _observed(field, params, latents, signals, seen, training.detail)
+    val_observed = _observed(field, params, val_latents[None], val_signals, val_seen, training.detail)
     spread = _spread(field, params, jnp.asarray(latents[0]), coords), _root_mean_square(left, where_seen)
     flat = jnp.asarray(masks.reshape(len(masks), -1), jnp.uint8)
     given = _Given(params, jnp.asarray(latents), flat, coords, jnp.asarray(left), jnp.asarray(where_seen), spread)
-    module = Mlp(training.hidden, classes)
+    module = PointMlp(training.hidden, classes)
     start, draws = jax.random.split(key)
-    read = 2 * field.module.units(field.model.layers - 1) + detail_count(
-        training.detail, axes=field.coord_dims, channels=field.channels
-    )  # fmt: skip
-    head = jax.jit(module.init)(start, jnp.zeros((1, read), coords.dtype))["params"]
+    units = field.module.units(field.model.layers - 1)
+    details = detail_count(training.detail, axes=field.coord_dims, channels=field.channels)
+    sizes = (jnp.zeros((1, 1, count), coords.dtype) for count in (units, units + details))
+    head = jax.jit(module.init)(start, *sizes)["params"]
     moments, step, best = training.optimiser.init(head), 0, None
     while step < training.steps:
         count = min(math.ceil(training.steps / _VALIDATIONS), training.steps - step)
@@ -201,8 +223,7 @@ def fit_head(
         state = Head(
             field, params, spread, training.detail, module, jax.tree.map(np.asarray, head), step, math.nan
         )  # fmt: skip
-        found = state.labels(val_latents, val_masks.shape[1:], signals=val_signals, seen=val_seen)
-        overlap = dice(found, val_masks, classes=classes)
+        overlap = dice(state._labels(val_latents, val_coords, val_observed), val_masks, classes=classes)
         quality = float(np.nanmean(overlap)) if not np.isnan(overlap).all() else math.nan
         # The last state is kept where validation signals show no structure.
         if best is None or not quality <= best.val_dice:
@@ -305,7 +326,7 @@ def _spread(field: Field, params: Params, latents: jax.Array, coords: jax.Array)
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _updates(
-    field: Field, module: Mlp, training: HeadTraining, count: int, state: tuple[Any, Any, Any], given: _Given,
+    field: Field, module: PointMlp, training: HeadTraining, count: int, state: tuple[Any, Any, Any], given: _Given,
     key: jax.Array,
 ) -> tuple[Any, Any, jax.Array]:  # fmt: skip
     """`count` updates: the head, its moments, and the mean loss."""
@@ -325,7 +346,7 @@ def _updates(
         labels = given.masks[rows][:, points]
 
         def loss_of(head: Any) -> jax.Array:
-            return segmentation_loss(cast(jax.Array, module.apply({"params": head}, read)), labels)
+            return segmentation_loss(cast(jax.Array, module.apply({"params": head}, *read)), labels)
 
         loss, gradient = jax.value_and_grad(loss_of)(head)
         changes, moments = training.optimiser.update(gradient, moments, head)
@@ -337,7 +358,7 @@ def _updates(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _classes(
-    field: Field, module: Mlp, detail: tuple[float, ...], of_head: tuple[Params, Any, tuple[float, float]],
+    field: Field, module: PointMlp, detail: tuple[float, ...], of_head: tuple[Params, Any, tuple[float, float]],
     of_signals: tuple[jax.Array, list[jax.Array]], coords: jax.Array,
 ) -> jax.Array:  # fmt: skip
     """Classes, uint8 [B, n], at coords [n, C].
@@ -349,6 +370,6 @@ def _classes(
     (of_field, head, spread), (latents, means) = of_head, of_signals
     details = at_points(means, coords, detail)
     logits = cast(
-        jax.Array, module.apply({"params": head}, head_input(field, of_field, latents, coords, details, spread))
+        jax.Array, module.apply({"params": head}, *head_input(field, of_field, latents, coords, details, spread))
     )  # fmt: skip
     return logits.argmax(-1).astype(jnp.uint8)
