@@ -7,7 +7,7 @@ where few were observed, say at a point x what the latent does not:
     d_s(x) = sum_i k_s(x - x_i) r_i / (sum_i k_s(x - x_i) + a sum_j k_s(x - x_j)),    i observed, j all points,
 
 and d_s(x + u) for u of 2 s along each axis, in both directions, how it changes there. The means are computed on the
-grid of the signals and interpolated linearly between its points.
+grid of the signals and interpolated linearly between its points; beyond its border they go on as there.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class Head(NamedTuple):
     Attributes:
       field, field_params: the network whose hidden units it reads.
       spread: root mean squares, over training signals, of what latents add to hidden units, and of residuals.
-      detail: see `HeadTraining`.
+      grid, detail: that of its training masks, and `HeadTraining.detail`, which is in spacings of it.
       module, params: the MLP; those of the best validation.
       step: of that validation.
       val_dice: mean Dice of validation signals there; NaN where they show no structure.
@@ -91,6 +91,7 @@ class Head(NamedTuple):
     field: Field
     field_params: Params
     spread: tuple[float, float]
+    grid: tuple[int, ...]
     detail: tuple[float, ...]
     module: PointMlp
     params: Any
@@ -105,7 +106,8 @@ class Head(NamedTuple):
         Args:
           latents: of the signals, fitted to what was seen of them.
           where: sizes of a grid, or points [N, C] or [*grid, C] in [-1, 1].
-          signals: [n, *grid, D], for a head that reads details; a value that is not finite leaves a residual of 0.
+          signals: [n, *grid, D] on the grid of the training masks, for a head that reads details; a value that is not
+            finite leaves a residual of 0.
           seen: bool, the points [*grid] of the signals that were observed; None for all.
         Raises:
           ValueError: arrays that do not belong together, or no signals for a head that reads details.
@@ -114,14 +116,15 @@ class Head(NamedTuple):
         shape = tuple(points.tolist()) if points.ndim == 1 else points.shape[:-1]
         coords = grid(shape) if points.ndim == 1 else points.reshape(-1, self.field.coord_dims)
         latents = np.asarray(as_array("latents", latents))
+        _require_grid(signals, self.grid, self.detail)
         observed = _observed(self.field, self.field_params, latents[None], signals, seen, self.detail)
         return self._labels(latents, coords, observed).reshape(len(latents), *shape)
 
     def _labels(self, latents: np.ndarray, coords: np.ndarray, observed: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         """Classes, uint8 [n, N], at coords [N, C], of latents [n, P] with one residual each (see `_observed`)."""
         (left, seen), at = observed, jnp.asarray(coords, params_dtype(self.field_params))
-        batches = math.ceil(len(latents) / _LATENTS_AT_ONCE)
-        size = math.ceil(len(latents) / batches)
+        batches = max(1, math.ceil(len(latents) / _LATENTS_AT_ONCE))
+        size = max(1, math.ceil(len(latents) / batches))
         chunk = _POINTS_AT_ONCE // size
         of_head = (self.field_params, self.params, self.spread)
         found = np.empty((len(latents), len(at)), np.uint8)
@@ -199,9 +202,8 @@ def fit_head(
             raise ValueError(f"latents {some.shape} and masks {of.shape} do not belong together")
         if of.ndim != field.coord_dims + 1 or of.dtype.kind not in "iu" or of.min() < 0 or of.max() >= classes:
             raise ValueError(f"masks {of.shape} must be [n, *grid], whole numbers from 0 to {classes - 1}")
-    for some, of in ((signals, masks), (val_signals, val_masks)):
-        if training.detail and some is not None and np.shape(some)[1:-1] != of.shape[1:]:
-            raise ValueError(f"signals {np.shape(some)} and masks {of.shape} are on different grids")
+    for seen_signals in (signals, val_signals):
+        _require_grid(seen_signals, masks.shape[1:], training.detail)
     coords, val_coords = jnp.asarray(grid(masks.shape[1:]), params_dtype(params)), grid(val_masks.shape[1:])
     left, where_seen = _observed(field, params, latents, signals, seen, training.detail)
     val_observed = _observed(field, params, val_latents[None], val_signals, val_seen, training.detail)
@@ -220,9 +222,8 @@ def fit_head(
         head, moments, loss = _updates(field, module, training, count, (head, moments, step), given, draws)
         step += count
         after(step, float(loss))
-        state = Head(
-            field, params, spread, training.detail, module, jax.tree.map(np.asarray, head), step, math.nan
-        )  # fmt: skip
+        kept = jax.tree.map(np.asarray, head)
+        state = Head(field, params, spread, masks.shape[1:], training.detail, module, kept, step, math.nan)
         overlap = dice(state._labels(val_latents, val_coords, val_observed), val_masks, classes=classes)
         quality = float(np.nanmean(overlap)) if not np.isnan(overlap).all() else math.nan
         # The last state is kept where validation signals show no structure.
@@ -274,6 +275,12 @@ class _Given(NamedTuple):
     left: jax.Array
     seen: jax.Array
     spread: tuple[float, float]
+
+
+def _require_grid(signals: Array | None, shape: tuple[int, ...], detail: tuple[float, ...]) -> None:
+    """Refuse signals on another grid, in whose spacings details are."""
+    if detail and signals is not None and np.shape(signals)[1:-1] != shape:
+        raise ValueError(f"signals {np.shape(signals)} must be on the grid of the training masks, {shape}")
 
 
 def _observed(

@@ -140,14 +140,20 @@ def test_details_without_their_signals_are_refused(detailed):
     for changed, message in (
         ({"signals": None}, r"detail = \(0.0, 1.0\)\) needs the signals"),
         ({"signals": signals[:49]}, r"signals \(49, 12, 12, 1\) and latents \(1, 50, 2\) do not belong together"),
-        ({"signals": signals[:50, ..., 0]}, r"signals \(50, 12, 12\) and masks"),
-        ({"signals": signals[:50, :11]}, r"signals \(50, 11, 12, 1\) and masks \(50, 12, 12\) are on different grids"),
+        ({"signals": signals[:50, ..., 0]}, r"signals \(50, 12, 12\) must be on the grid"),
+        (
+            {"signals": signals[:50, :11]},
+            r"signals \(50, 11, 12, 1\) must be on the grid of the training masks, \(12, 12\)",
+        ),
         ({"seen": np.ones((11, 12), bool)}, r"seen \(11, 12\) must be of the grid of the signals, \(12, 12\)"),
     ):
         with pytest.raises(ValueError, match=message):
             _with_details(detailed, **changed)
+    head = _with_details(detailed)
     with pytest.raises(ValueError, match="needs the signals"):
-        _with_details(detailed).labels(latents[:2], (12, 12))
+        head.labels(latents[:2], (12, 12))
+    with pytest.raises(ValueError, match="must be on the grid of the training masks"):
+        head.labels(latents[:2], (12, 12), signals=signals[:2, ::2])
 
 
 def test_arrays_that_do_not_fit_are_refused(case):
