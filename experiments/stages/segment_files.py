@@ -75,6 +75,7 @@ def read_masks(run: Run) -> Masks:
 
 
 def keep(path: Path, found: Mapping[str, np.ndarray], row: Mapping[str, Any]) -> None:
+    """Write a method's masks and its row of results."""
     with atomic_path(path) as partial:
         np.savez_compressed(partial, allow_pickle=False, row=np.array(json.dumps(row)), **found)
 
