@@ -76,6 +76,23 @@ class PointMlp(nn.Module):
         return x
 
 
+class Examples(NamedTuple):
+    """Signals with masks; arrays of any framework.
+
+    Attributes:
+      latents: [n, P], or, for training, [V, n, P] of several latents of each signal, such as of all points and of a
+        tenth of them, of which each update draws one.
+      masks: whole numbers [n, *grid], 0 the background.
+      signals: [n, *grid, D], for a head that reads details.
+      seen: bool, [*grid], or [V, *grid], the points that latents were fitted to; None for all.
+    """
+
+    latents: Array
+    masks: Array
+    signals: Array | None = None
+    seen: Array | None = None
+
+
 class Head(NamedTuple):
     """A trained classifier of points.
 
@@ -162,51 +179,40 @@ def head_input(
 def fit_head(
     field: Field,
     params: Params,
-    latents: Array,
-    masks: Array,
-    val_latents: Array,
-    val_masks: Array,
+    train: Examples,
+    val: Examples,
     *,
     classes: int,
     key: jax.Array,
     training: HeadTraining = HeadTraining(),
-    signals: Array | None = None,
-    val_signals: Array | None = None,
-    seen: Array | None = None,
-    val_seen: Array | None = None,
     after: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Head:
     """Train a classifier of points; the same arguments give the same one.
 
     Args:
       field, params: the shared network, which stays as it is.
-      latents: [n, P], or [V, n, P] of several latents of each signal, such as of all points and of a tenth of them, of
-        which each update draws one.
-      masks: whole numbers [n, *grid] in [0, classes), 0 the background.
-      val_latents, val_masks: [m, P] and [m, *grid], which choose among ten states of the training by their Dice.
-      classes: with the background.
+      train: what the head learns from.
+      val: what chooses among ten states of the training, by their Dice; one latent a signal.
+      classes: with the background; masks are in [0, classes).
       key: of the initialisation and of all draws.
-      signals, val_signals: [n, *grid, D] and [m, *grid, D], for a head that reads details (`training.detail`).
-      seen, val_seen: bool, [*grid], or [V, *grid] for several latents of each training signal: the points that the
-        latents were fitted to; None for all.
       after: called with the number of updates and their loss, ten times.
     Raises:
       ValueError: arrays that do not belong together, no signals for a head that reads details, or a class that there
         is not.
     """
-    latents, val_latents = (np.asarray(as_array("latents", some)) for some in (latents, val_latents))
-    masks, val_masks = (np.asarray(as_array("masks", some)) for some in (masks, val_masks))
+    latents, val_latents = (np.asarray(as_array("latents", some.latents)) for some in (train, val))
+    masks, val_masks = (np.asarray(as_array("masks", some.masks)) for some in (train, val))
     latents = latents if latents.ndim == 3 else latents[None]
     for some, of in ((latents[0], masks), (val_latents, val_masks)):
         if some.shape[1:] != (field.model.latent_dim,) or len(some) != len(of) or not len(of):
             raise ValueError(f"latents {some.shape} and masks {of.shape} do not belong together")
         if of.ndim != field.coord_dims + 1 or of.dtype.kind not in "iu" or of.min() < 0 or of.max() >= classes:
             raise ValueError(f"masks {of.shape} must be [n, *grid], whole numbers from 0 to {classes - 1}")
-    for seen_signals in (signals, val_signals):
-        _require_grid(seen_signals, masks.shape[1:], training.detail)
+    for examples in (train, val):
+        _require_grid(examples.signals, masks.shape[1:], training.detail)
     coords, val_coords = jnp.asarray(grid(masks.shape[1:]), params_dtype(params)), grid(val_masks.shape[1:])
-    left, where_seen = _observed(field, params, latents, signals, seen, training.detail)
-    val_observed = _observed(field, params, val_latents[None], val_signals, val_seen, training.detail)
+    left, where_seen = _observed(field, params, latents, train.signals, train.seen, training.detail)
+    val_observed = _observed(field, params, val_latents[None], val.signals, val.seen, training.detail)
     spread = _spread(field, params, jnp.asarray(latents[0]), coords), _root_mean_square(left, where_seen)
     flat = jnp.asarray(masks.reshape(len(masks), -1), jnp.uint8)
     given = _Given(params, jnp.asarray(latents), flat, coords, jnp.asarray(left), jnp.asarray(where_seen), spread)

@@ -9,7 +9,7 @@ import pytest
 
 import medfuncta_jax as mf
 from medfuncta_jax import segmentation
-from medfuncta_jax.segmentation import HeadTraining
+from medfuncta_jax.segmentation import Examples, HeadTraining
 
 FIELD = mf.Field(mf.ModelSettings(layers=4, width=16, latent_dim=2, omega_first=3.0, omega_last=3.0), 2, 1)
 SMALL = HeadTraining(hidden=(32, 32), steps=200, signals=12, points=60, learning_rate=1e-2)
@@ -31,11 +31,15 @@ def case():
     return params, latents, _masks(latents[0], (21, 4))
 
 
-def _fitted(case, **changed):
+def _fitted(case, after=lambda step, loss: None, **changed):
     params, latents, masks = case
     given = {"latents": latents[:, :60], "masks": masks[:60], "val_latents": latents[0, 60:], "val_masks": masks[60:]}
-    keys = {"classes": CLASSES, "key": jax.random.key(1), "training": SMALL}
-    return segmentation.fit_head(FIELD, params, **(given | keys | changed))
+    first, second, *val = (given | changed).values()
+    train = (first, second)
+    return segmentation.fit_head(
+        FIELD, params, Examples(*train), Examples(*val), classes=CLASSES, key=jax.random.key(1), training=SMALL,
+        after=after,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -103,20 +107,20 @@ def detailed(case):
     return params, latents[0], masks, values + 0.3 * (masks[..., None] == 2)
 
 
-def _with_details(detailed, seen=None, **changed):
+def _with_details(detailed, **changed):
     params, latents, masks, signals = detailed
-    given = {"signals": signals[:50], "val_signals": signals[50:], "seen": seen, "val_seen": seen} | changed
     return segmentation.fit_head(
-        FIELD, params, latents[:50], masks[:50], latents[50:], masks[50:], classes=CLASSES, key=jax.random.key(1),
-        training=dataclasses.replace(SMALL, detail=(0.0, 1.0)), **given,
+        FIELD, params, Examples(latents[:50], masks[:50], signals[:50])._replace(**changed),
+        Examples(latents[50:], masks[50:], signals[50:], changed.get("seen")), classes=CLASSES, key=jax.random.key(1),
+        training=dataclasses.replace(SMALL, detail=(0.0, 1.0)),
     )  # fmt: skip
 
 
 def test_a_head_reads_what_latents_leave_of_signals(detailed):
     params, latents, masks, signals = detailed
     alone = segmentation.fit_head(
-        FIELD, params, latents[:50], masks[:50], latents[50:], masks[50:], classes=CLASSES, key=jax.random.key(1),
-        training=SMALL,
+        FIELD, params, Examples(latents[:50], masks[:50]), Examples(latents[50:], masks[50:]), classes=CLASSES,
+        key=jax.random.key(1), training=SMALL,
     )  # fmt: skip
     assert alone.val_dice < 0.6
     head = _with_details(detailed)
@@ -127,7 +131,7 @@ def test_a_head_reads_what_latents_leave_of_signals(detailed):
     assert fine.shape == (10, 23, 23)
     # Few points show less, and those that were not seen are not read.
     seen = np.random.default_rng(0).random((12, 12)) < 0.3
-    head = _with_details(detailed, seen)
+    head = _with_details(detailed, seen=seen)
     assert 0.75 < head.val_dice < 0.97
     other = np.where(seen[..., None], signals[50:], 9.0)
     np.testing.assert_array_equal(

@@ -138,11 +138,16 @@ def latents_of_parts(
 def head_masks(case: Case, fits: float) -> Result:
     """Masks of test signals by the head, and its row of results."""
     began, settings = time.monotonic(), case.run.settings
+    train, val = (
+        segmentation.Examples(latents, case.masks.splits[name], case.signals[name], seen)
+        for name, latents, seen in (
+            ("train", case.latents["train"], case.seen["train"]),
+            ("val", case.latents["val"][0], case.seen["val"][0]),
+        )
+    )
     head = segmentation.fit_head(
-        *case.network, case.latents["train"], case.masks.splits["train"], case.latents["val"][0],
-        case.masks.splits["val"], classes=len(case.masks.values) + 1, key=jax.random.key(settings.seed),
-        training=settings.segment.training, signals=case.signals["train"], seen=case.seen["train"],
-        val_signals=case.signals["val"], val_seen=case.seen["val"][0],
+        *case.network, train, val, classes=len(case.masks.values) + 1, key=jax.random.key(settings.seed),
+        training=settings.segment.training,
         after=lambda step, loss: case.may_stop(f"head: {step} of {settings.segment.steps} updates, loss {loss:.3f}", 1),
     )  # fmt: skip
     seconds = time.monotonic() - began

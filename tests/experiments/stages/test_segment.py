@@ -208,7 +208,7 @@ def test_the_field_of_masks_of_a_linear_start_is_one_too():
     case = Case(
         SimpleNamespace(settings=settings, dataset=SimpleNamespace(grid=shape)),
         (field, field.init(jax.random.key(0), np.float32)), masks, {},
-        {name: some[None] for name, some in places.items()}, np.ones((1, 144), bool), lambda note, part=0: None,
+        {name: some[None] for name, some in places.items()}, {}, lambda note, part=0: None,
     )  # fmt: skip
     found, row = field_masks(case, 0.0)
     assert found["masks"].shape == (1, 2, *shape)
@@ -224,9 +224,9 @@ def _kept(workdir, name):
 def test_copies_are_trained_with_as_another_training(hippocampus, segmented, tmp_path, monkeypatch):
     trained, fit_head = [], segmentation.fit_head
 
-    def spied(field, params, latents, masks, *others, **options):
-        trained.append((latents.shape[1], len(masks)))
-        return fit_head(field, params, latents, masks, *others, **options)
+    def spied(field, params, train, val, **options):
+        trained.append((train.latents.shape[1], len(train.masks)))
+        return fit_head(field, params, train, val, **options)
 
     monkeypatch.setattr(segmentation, "fit_head", spied)
     shutil.copytree(hippocampus[0] / "run", tmp_path / "run")
