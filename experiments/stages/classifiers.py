@@ -94,12 +94,12 @@ def image_network(
     after_epoch: Callable[[float], None],
     after_batch: Callable[[], None],
 ) -> Outcome:
-    """One of Keras's networks (a key of IMAGE_NETWORKS) from random weights, on JAX, trained like the MLP.
+    """One of Keras's networks (a key of IMAGE_NETWORKS) from random weights, trained like the MLP.
 
     Raises:
-      RunError: as `keras_on_jax`.
+      RunError: as `import_keras`.
     """
-    keras = keras_on_jax()
+    keras = import_keras()
     began = time.monotonic()
     keras.utils.set_random_seed(seed)
     keras.backend.clear_session()
@@ -148,7 +148,8 @@ def fit_keras(
         def on_epoch_end(self, epoch, logs=None):
             if logs["val_accuracy"] > self.accuracy:
                 # Weights are copied, because the next step overwrites the buffers.
-                self.accuracy, self.weights = logs["val_accuracy"], [np.array(w.value) for w in self.model.weights]
+                weights = [np.array(keras.ops.convert_to_numpy(w)) for w in self.model.weights]
+                self.accuracy, self.weights = logs["val_accuracy"], weights
             after_epoch(logs["val_accuracy"])
 
     losses, metrics = keras.losses, keras.metrics
@@ -171,22 +172,20 @@ def fit_keras(
     return np.asarray(jax.nn.sigmoid(logits) if several else jax.nn.softmax(logits)), float(best.accuracy)
 
 
-def keras_on_jax() -> Any:
-    """Keras on JAX; only its first import decides the backend.
+def import_keras() -> Any:
+    """Keras, on JAX unless the variable KERAS_BACKEND names another backend; the first import decides.
 
     Raises:
-      RunError: it is not installed, or runs on something else.
+      RunError: Keras or its backend is not installed.
     """
-    os.environ["KERAS_BACKEND"] = "jax"
+    os.environ.setdefault("KERAS_BACKEND", "jax")
     try:
         import keras
     except ImportError as error:
         raise RunError(
-            f"classify.classifiers: networks on images need Keras ({error}); "
+            f"classify.classifiers: networks on images need Keras and its backend ({error}); "
             "pip install 'medfuncta_jax[classify-images]'"
         ) from error
-    if keras.backend.backend() != "jax":
-        raise RunError("Keras was imported with another backend before; set KERAS_BACKEND=jax")
     return keras
 
 

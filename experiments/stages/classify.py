@@ -112,7 +112,7 @@ def classify(run: Run) -> dict[str, Any]:
             "leave it out"
         )
     if networks:
-        classifiers.keras_on_jax()
+        classifiers.import_keras()
     require_labels(dataset)
     latents = matching_latents(run)
     labels = {name: split.annotations().labels for name, split in dataset.splits.items()}

@@ -45,7 +45,7 @@ def test_a_class_without_a_neighbour_has_probability_0():
 def keras():
     if importlib.util.find_spec("keras") is None:
         pytest.skip("the extra classify-images is not installed")
-    return classifiers.keras_on_jax()
+    return classifiers.import_keras()
 
 
 def test_a_network_has_the_published_size(keras, monkeypatch):
