@@ -148,7 +148,7 @@ def fit_keras(
         def on_epoch_end(self, epoch, logs=None):
             if logs["val_accuracy"] > self.accuracy:
                 # Weights are copied, because the next step overwrites the buffers.
-                weights = [np.array(keras.ops.convert_to_numpy(w)) for w in self.model.weights]
+                weights = [np.array(keras.ops.convert_to_numpy(w.value)) for w in self.model.weights]
                 self.accuracy, self.weights = logs["val_accuracy"], weights
             after_epoch(logs["val_accuracy"])
 
