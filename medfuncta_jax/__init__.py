@@ -12,7 +12,7 @@ from medfuncta_jax.fit import FitResult, fit_latent, reconstruct
 from medfuncta_jax.inner_steps import InnerLoop
 from medfuncta_jax.latent_store import LatentSplit, load_latents
 from medfuncta_jax.linear_code import linear_start
-from medfuncta_jax.measurements import measure, measured_loss
+from medfuncta_jax.measurements import ObservedField, measure, measured_loss, observed_field
 from medfuncta_jax.meta_step import make_train_step
 from medfuncta_jax.mlp_classifier import MlpFit, fit_mlp
 from medfuncta_jax.number_regression import NumberFit, fit_number_mlp, fit_ridge
@@ -30,10 +30,10 @@ except PackageNotFoundError:  # a source tree that is not installed
 
 __all__ = [
     "Field", "FitResult", "FitSettings", "FittedSignals", "GaussianPrior", "InnerLoop", "LatentSplit", "MlpFit",
-    "ModelSettings", "NumberFit", "PreparedSignals", "Settings", "SettingsError", "Units", "decode_batches",
-    "decode_latents", "field_from_layers", "fit_batches", "fit_latent", "fit_mlp", "fit_number_mlp", "fit_options",
-    "fit_ridge", "fit_signals", "flow", "gaussian_prior", "grid", "inner_loop", "latent_operator", "linear_start",
-    "load_field", "load_latents", "make_train_step", "measure", "measured_loss", "meta_loss", "metrics", "named_layers",
-    "open_dataset", "operators", "parameter_count", "prepare", "reconstruct", "rescale_latent", "save_field",
-    "segmentation", "signal_metric",
+    "ModelSettings", "NumberFit", "ObservedField", "PreparedSignals", "Settings", "SettingsError", "Units",
+    "decode_batches", "decode_latents", "field_from_layers", "fit_batches", "fit_latent", "fit_mlp", "fit_number_mlp",
+    "fit_options", "fit_ridge", "fit_signals", "flow", "gaussian_prior", "grid", "inner_loop", "latent_operator",
+    "linear_start", "load_field", "load_latents", "make_train_step", "measure", "measured_loss", "meta_loss", "metrics",
+    "named_layers", "observed_field", "open_dataset", "operators", "parameter_count", "prepare", "reconstruct",
+    "rescale_latent", "save_field", "segmentation", "signal_metric",
 ]  # fmt: skip

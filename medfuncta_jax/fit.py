@@ -12,19 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from medfuncta_jax.arrays import Array, as_array, check_signals, checked_coords, on_host, points_of, relative_weights
+from medfuncta_jax.chunks import chunk_of
 from medfuncta_jax.conjugate_steps import conjugate_steps
 from medfuncta_jax.context import random_context
 from medfuncta_jax.field import STEP_SIZE, Field, Params, params_dtype
 from medfuncta_jax.inner_steps import Observed, Source
-from medfuncta_jax.measurements import checked_measurements, measured_loss, step_ratio
+from medfuncta_jax.measurements import ObservedField, checked_measurements, measured_loss, observed_field, step_ratio
 from medfuncta_jax.operators import Operator
 from medfuncta_jax.point_field import ChannelLoss, Targets
 from medfuncta_jax.prior import GaussianPrior, whitened
-
-# Default chunk size in activation elements (signals x points x width), in float32 4 MB and 64 MB: small enough for the
-# caches of a CPU (in one piece, 32^3 points take 28 % longer, 8 images of 64^2 40 %), and large enough for all units of
-# an accelerator.
-_CHUNK_ELEMENTS, _CHUNK_ELEMENTS_ON_ACCELERATORS = 2**20, 2**24
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["latents", "losses"], meta_fields=[])
@@ -47,7 +43,7 @@ def fit_latent(
     signals: Array,
     *,
     coords: Array | None = None,
-    observe: Operator | None = None,
+    observe: Operator | ObservedField | None = None,
     prior: GaussianPrior | None = None,
     noise: float | Array = 0.0,
     weights: Array | None = None,
@@ -71,7 +67,8 @@ def fit_latent(
       coords: None for the grid over [-1, 1] (ends included), or [N, C] or [B, N, C], or with the axes of a grid for N.
       observe: None, or the operator of the measurements (see `operators`): `signals` are then measurements
         [B, *observe.shape, D], weights and losses refer to measurements, and steps are scaled so that `step_size` keeps
-        its meaning. Not with `coords` or `rescale_ratio`.
+        its meaning. For several fits with one operator, its `observed_field`, computed once. Not with `coords` or
+        `rescale_ratio`.
       prior: None, or the distribution of training latents of this very field (`gaussian_prior`), of use where the
         observed points do not determine a latent. Steps are those of conjugate gradients (`conjugate_steps`) along its
         axes, from its mean; each finds its own length, and `step_size` and `safeguard` have no effect. Take a hundred.
@@ -121,7 +118,11 @@ def fit_latent(
     else:
         if coords is not None or rescale_ratio is not None:
             raise ValueError("observe brings points of its own and needs all: leave out coords and rescale_ratio")
-        signals, weights = checked_measurements(observe, signals, weights, field=field)
+        if isinstance(observe, ObservedField):
+            observe.check(params)
+        else:
+            observe = observed_field(field, params, observe, points_per_chunk=points_per_chunk)
+        signals, weights = checked_measurements(observe.operator, signals, weights, field=field)
     dtype, size, batch = params_dtype(params), field.model.latent_dim, len(signals)
     signals = jnp.asarray(signals, dtype)
     if weights is not None:
@@ -147,12 +148,12 @@ def fit_latent(
     key = jax.random.key(0) if key is None else key
     given = _Given(signals, weights, jnp.asarray(step_size, dtype), start, key, penalty)
     shared = observe is None and (points.ndim == 2 or len(points) == 1)
-    chunk = _chunk(field, points_per_chunk, batch, shared=shared)
+    chunk = chunk_of(field, points_per_chunk, batch, shared=shared)
     rules = _Rules(steps, channel_loss, safeguard, rescale_ratio, chunk)
     if observe is None:
         fitted = _fit(field, rules, params, jnp.asarray(points if points.ndim == 3 else points[None], dtype), given)
     else:
-        fitted = _fit_measured(field, rules, params, observe, given)
+        fitted = _fit_measured(field, rules, replace(observe, params=params), given)
     return fitted if prior is None else replace(fitted, latents=prior.latents(fitted.latents))
 
 
@@ -224,12 +225,11 @@ def _fit(field: Field, rules: _Rules, params: Params, coords: jax.Array, given: 
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _fit_measured(field: Field, rules: _Rules, params: Params, operator: Operator, given: _Given) -> FitResult:
+def _fit_measured(field: Field, rules: _Rules, observe: ObservedField, given: _Given) -> FitResult:
     """The fit of measurements by an operator."""
-    chunk = rules.points_per_chunk
     losses_at = measured_loss(
-        field, params, operator, given.signals, weights=given.weights, channel_loss=rules.channel_loss,
-        points_per_chunk=chunk, gradients=rules.steps,
+        field, observe.params, observe, given.signals, weights=given.weights, channel_loss=rules.channel_loss,
+        points_per_chunk=rules.points_per_chunk, gradients=rules.steps,
     )  # fmt: skip
 
     def direction_at(latents, _):
@@ -237,8 +237,7 @@ def _fit_measured(field: Field, rules: _Rules, params: Params, operator: Operato
         return pull(jnp.ones_like(losses))[0], losses
 
     if given.penalty is None:
-        # The ratio is of one latent, so a chunk may have B times as many points.
-        ratio = step_ratio(field, params, operator, points_per_chunk=chunk * len(given.signals))
+        ratio = step_ratio(field, observe.params, observe, points_per_chunk=rules.points_per_chunk)
         given = given._replace(step_size=given.step_size * ratio)
     return _descend(direction_at, losses_at, rules, given)
 
@@ -303,16 +302,6 @@ def _observed(signals: jax.Array, weights: jax.Array | None, channel_loss: Chann
     )
 
 
-def default_chunk(field: Field, batch: int, *, shared: bool, accelerator: bool) -> int:
-    """Default chunk size: points of each of `batch` signals that are evaluated at once, the same for all or not."""
-    elements = _CHUNK_ELEMENTS_ON_ACCELERATORS if accelerator else _CHUNK_ELEMENTS
-    return max(1, elements // field.points.elements(max(1, batch), shared=shared))
-
-
-def _chunk(field: Field, points: int | None, batch: int, *, shared: bool) -> int:
-    return points or default_chunk(field, batch, shared=shared, accelerator=jax.default_backend() != "cpu")
-
-
 def _latents(field: Field, latents: Array) -> Array:
     """Latents [B, P], checked."""
     latents = as_array("latents", latents)
@@ -354,7 +343,7 @@ def reconstruct(
     shape = coords.shape[1:-1] if own else coords.shape[:-1]
     dtype = params_dtype(params)
     flat = jnp.asarray(coords, dtype).reshape(batch if own else 1, -1, field.coord_dims)
-    values = _evaluate(field, _chunk(field, chunk, batch, shared=not own), params, jnp.asarray(latents, dtype), flat)
+    values = _evaluate(field, chunk_of(field, chunk, batch, shared=not own), params, jnp.asarray(latents, dtype), flat)
     return values.reshape(batch, *shape, field.channels)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import medfuncta_jax as mf
 from medfuncta_jax.basis import BasisField
-from medfuncta_jax.fit import default_chunk
+from medfuncta_jax.chunks import default_chunk
 from medfuncta_jax.passes import SirenField
 
 

@@ -5,6 +5,7 @@ import pytest
 
 import medfuncta_jax as mf
 from medfuncta_jax import fit
+from medfuncta_jax.chunks import chunk_of
 
 MODEL = mf.ModelSettings(layers=4, width=24, latent_dim=8, omega_first=15.0, omega_last=40.0)
 
@@ -87,7 +88,7 @@ def test_large_grids_go_in_chunks_of_their_own_accord(field, params):
         pytest.skip("an accelerator takes this grid at once")
     rng, coords = np.random.default_rng(4), mf.grid((128, 128))
     signals = rng.uniform(size=(4, 128, 128, 1))
-    assert fit._chunk(field, None, 4, shared=True) < len(coords)
+    assert chunk_of(field, None, 4, shared=True) < len(coords)
     one, other = (mf.fit_latent(field, params, signals, steps=2, points_per_chunk=points) for points in (None, 128**2))
     np.testing.assert_allclose(one.latents, other.latents, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(one.losses, other.losses, rtol=1e-10)

@@ -189,3 +189,40 @@ def test_measurements_that_do_not_fit_are_refused(measurements, more, message):
     field, params = field_of(DEEP)
     with pytest.raises(ValueError, match=message):
         mf.fit_latent(field, params, measurements, **{"observe": OPERATORS["pooling"]} | more)
+
+
+@pytest.mark.parametrize("model", [DEEP, BASIS], ids=["deep", "basis"])
+def test_a_field_observed_once_gives_the_same_fits(model):
+    field, params = field_of(model)
+    operator = OPERATORS["projections"]
+    observed = mf.observed_field(field, params, operator)
+    assert (observed.basis is None) == (model is DEEP)
+    prior = mf.gaussian_prior(field, params, np.random.default_rng(1).normal(size=(40, 6)))
+    measurements = np.random.default_rng(0).uniform(size=(2, *operator.shape, 1))
+    for options in ({"safeguard": True}, {"prior": prior, "noise": 0.1}):
+        one = mf.fit_latent(field, params, measurements, observe=operator, **options)
+        other = mf.fit_latent(field, params, measurements, observe=observed, **options)
+        np.testing.assert_array_equal(other.latents, one.latents)
+
+
+def test_an_observed_field_is_of_its_params_alone():
+    field, params = field_of(BASIS)
+    operator = OPERATORS["pooling"]
+    observed = mf.observed_field(field, params, operator)
+    measurements = np.zeros((1, 4, 3, 1))
+
+    def loss(params, observe):
+        return mf.fit_latent(field, params, measurements, observe=observe, steps=2).losses[0, -1]
+
+    copied = jax.tree.map(jnp.array, params)
+    np.testing.assert_array_equal(loss(copied, observed), loss(params, operator))
+    with pytest.raises(ValueError, match="computed for other params"):
+        loss(field.init(jax.random.key(2), jnp.float64), observed)
+    with pytest.raises(ValueError, match="computed for other params"):
+        loss(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params), observed)
+    with pytest.raises(ValueError, match="computed for other params"):  # this derivative would miss the basis
+        jax.grad(loss)(params, observed)
+    gradient = jax.grad(lambda params: loss(params, mf.observed_field(field, params, operator)))(params)
+    jax.tree.map(np.testing.assert_array_equal, gradient, jax.grad(loss)(params, operator))
+    with pytest.raises(ValueError, match="must be an operator"):
+        mf.observed_field(field, params, observed)

@@ -17,8 +17,8 @@ from experiments.plan.targets import Target
 from experiments.runtime.memory import program_bytes
 from experiments.runtime.run_directory import RunError
 from medfuncta_jax import fit_latent, grid
+from medfuncta_jax.chunks import default_chunk
 from medfuncta_jax.field import Field
-from medfuncta_jax.fit import default_chunk
 from medfuncta_jax.meta_step import Training
 from medfuncta_jax.methods import METHODS
 from medfuncta_jax.settings import Settings

@@ -44,6 +44,7 @@ from medfuncta_jax.checkpoint import load_field
 from medfuncta_jax.field import Field, Params
 from medfuncta_jax.fit import fit_latent
 from medfuncta_jax.latent_store import field_checksum, load_latents
+from medfuncta_jax.measurements import observed_field
 from medfuncta_jax.point_field import ChannelLoss
 from medfuncta_jax.prior import FEWEST, GaussianPrior, gaussian_prior
 from medfuncta_jax.settings import SettingsError
@@ -251,13 +252,14 @@ def solved(
       channel_loss: as in the field's training.
     """
     shape = (*problem.operator.shape, val.shape[-1])
+    observe = observed_field(*network, problem.operator)
 
     def by_field(name: str, counts: tuple[int, ...], prior: GaussianPrior | None) -> list[np.ndarray]:
         found, latents, before = [], None, 0
         for count in counts:
             may_stop()
             fitted = fit_latent(
-                *network, measured[name].reshape(-1, *shape), observe=problem.operator, prior=prior,
+                *network, measured[name].reshape(-1, *shape), observe=observe, prior=prior,
                 noise=0.0 if prior is None else noise, steps=count - before, channel_loss=channel_loss, safeguard=True,
                 init=latents,
             )  # fmt: skip
