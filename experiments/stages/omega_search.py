@@ -5,6 +5,7 @@ search begins at the two values of the config and moves to the best of the four 
 lower by a factor, while one is better. Every training takes the same initial key, signals and contexts, so that
 differences of a tenth of a decibel count. The longer the training, the lower are the best frequencies, so the search
 goes on from the place found with trainings of a fifth of the run, of 300 to 2000 updates and no longer than the run.
+A linear start has a fifth of its updates, and one round is enough where it is the whole training.
 
 Spectra cannot replace the trainings: the field at initialisation is far smoother than an ECG, and rougher than an X-ray
 at a frequency that suits it.
@@ -39,6 +40,7 @@ from medfuncta_jax.coordinates import grid
 from medfuncta_jax.datasets import Dataset, batches
 from medfuncta_jax.datasets.pipeline import batch_rows
 from medfuncta_jax.methods import METHODS
+from medfuncta_jax.settings import TrainSettings
 
 if TYPE_CHECKING:
     from experiments.settings import RunSettings
@@ -82,8 +84,11 @@ def with_omega(settings: RunSettings, first: float, last: float) -> RunSettings:
     return dataclasses.replace(settings, model=model)
 
 
-def rounds(steps: int) -> list[int]:
-    """The updates of a candidate in each round of the search, for a run of `steps`."""
+def rounds(train: TrainSettings) -> list[int]:
+    """The updates of a candidate in each round of the search: meta-updates, or those of a start without any."""
+    steps = train.steps
+    if not steps:
+        return [max(1, train.start_updates // _PART)]
     longer = min(steps, max(_LEAST, min(_MOST, steps // _PART)))
     return [min(FIRST, steps), *([longer] if longer > FIRST else [])]
 
@@ -112,12 +117,14 @@ def search(psnr_of: Callable[[Place], float], best: Place = (0, 0), strides: Seq
 
 
 def train_briefly(settings: RunSettings, dataset: Dataset, *, updates: int) -> float:
-    """Mean PSNR in dB of validation signals after a whole training of `updates` meta-updates on this process's devices;
-    -inf if it collapsed.
+    """Mean PSNR in dB of validation signals after a whole training of `updates` (see `rounds`) on the devices of this
+    process; -inf if it collapsed.
     """
     train = settings.train
+    of_start, updates = (train.start_updates // _PART, updates) if train.steps else (updates, 0)
     train = dataclasses.replace(
-        train, steps=updates, warmup_steps=min(train.warmup_steps, updates // 4), modulation_shards=1,
+        train, start_updates=of_start, steps=updates, modulation_shards=1,
+        warmup_steps=min(train.warmup_steps, updates // 4),
         learning_rate=max(train.learning_rate, min(_RATE, train.learning_rate * train.steps / max(1, updates))),
     )  # fmt: skip
     settings = dataclasses.replace(settings, train=train)
@@ -173,7 +180,7 @@ def _complete(run: Run) -> None:
         return _COLLAPSED if known[tried] is None else known[tried]
 
     best = (0, 0)
-    for number, updates in enumerate(rounds(settings.train.steps)):
+    for number, updates in enumerate(rounds(settings.train)):
         best = search(functools.partial(psnr_of, updates), best, (3, 1) if number == 0 else (1,))
         if psnr_of(updates, best) == _COLLAPSED:
             raise RunError(

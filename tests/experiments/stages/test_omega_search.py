@@ -80,7 +80,7 @@ def test_the_search_stays_below_a_cliff_wherever_it_begins(cliff):
     [(30, [30]), (100, [100]), (200, [100, 200]), (600, [100, 300]), (4000, [100, 800]), (250_000, [100, 2000])],
 )
 def test_longer_runs_are_searched_by_longer_trainings_too(steps, lengths):
-    assert omega_search.rounds(steps) == lengths
+    assert omega_search.rounds(dataclasses.replace(SETTINGS.train, steps=steps)) == lengths
 
 
 def test_a_later_round_goes_on_from_the_place_found(tmp_path, monkeypatch):
@@ -206,9 +206,23 @@ def test_the_launcher_finds_frequencies_and_trains_with_them(tmp_path):
     assert json.loads((tmp_path / "omega.json").read_text()) == record
 
 
-def test_a_candidate_may_be_a_linear_start_alone():
-    train = dataclasses.replace(SETTINGS.train, start="linear", start_updates=3, steps=0)
+def test_a_linear_start_alone_is_searched_by_shorter_starts(tmp_path):
+    train = dataclasses.replace(SETTINGS.train, start="linear", start_updates=15, steps=0)
     settings = dataclasses.replace(SETTINGS, train=train)
-    psnr = {w: train_briefly(with_omega(settings, w, w), DATASET, updates=0) for w in (2.0, 4.0)}
-    assert all(math.isfinite(each) for each in psnr.values())
-    assert psnr[2.0] != psnr[4.0]
+    found = found_in(tmp_path, settings)
+    assert found.train == train
+    record = json.loads((tmp_path / "omega.json").read_text())
+    assert {row["updates"] for row in record["tried"]} == {3}
+    assert len({row["psnr"] for row in record["tried"]}) > 4
+    assert found_in(tmp_path, settings) == found  # as a later command reads it
+    psnr = train_briefly(found, DATASET, updates=3)
+    assert psnr == pytest.approx(max(row["psnr"] for row in record["tried"]), abs=0.02)
+    assert psnr != train_briefly(found, DATASET, updates=9)
+
+
+def test_meta_updates_begin_at_a_shorter_start(monkeypatch):
+    train = dataclasses.replace(SETTINGS.train, start="linear", start_updates=15)
+    seen, of_settings = [], omega_search.first_state
+    monkeypatch.setattr(omega_search, "first_state", lambda *given: seen.append(given[1]) or of_settings(*given))
+    train_briefly(dataclasses.replace(SETTINGS, train=train), DATASET, updates=4)
+    assert (seen[0].train.start_updates, seen[0].train.steps) == (3, 4)
