@@ -122,6 +122,21 @@ def test_an_update_can_see_a_part_of_the_points(problem):
     np.testing.assert_allclose(history[0]["loss"], expected, rtol=1e-5)
 
 
+def test_an_update_sees_changed_signals(problem):
+    settings = make_settings(train={"augmentation": 0.2, "mirror_axes": (1,)})
+    training = meta_step.Training(FIELD, settings, (6, 6))
+    state, signals = meta_step.init(FIELD, settings, jax.random.key(0)), jnp.asarray(problem[1], jnp.float32)
+    shown = [meta_step.draw(training, state, signals, jax.random.key(seed), None).signals for seed in range(8)]
+    plain = np.reshape(signals, (4, 6, 6))
+    near = []  # whether each signal is nearer to itself than to its mirror image
+    for each in shown:
+        assert each.shape == signals.shape
+        errors = [np.square(np.reshape(each, plain.shape) - side).sum((1, 2)) for side in (plain, plain[:, :, ::-1])]
+        assert min(errors[0].min(), errors[1].min()) > 0
+        near += list(errors[0] < errors[1])
+    assert 8 <= sum(near) <= 24
+
+
 @pytest.mark.parametrize("part", [1.0, 0.5])
 def test_latents_are_fitted_on_the_grid_for_points_off_it(part):
     settings = make_settings(inner={"selection_ratio": 1.0}, train={"off_grid": True, "selection_ratio": part})
