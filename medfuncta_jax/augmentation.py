@@ -39,19 +39,3 @@ def resized_and_moved(key: jax.Array, signals: jax.Array, shape: Sequence[int], 
 
     on_grid = signals.reshape(-1, *shape, signals.shape[-1])
     return jax.vmap(of_one)(jax.random.split(key, len(signals)), on_grid).reshape(signals.shape)
-
-
-def mirrored(key: jax.Array, signals: jax.Array, shape: Sequence[int], axes: Sequence[int]) -> jax.Array:
-    """Each signal mirrored along each of some axes, or not, with equal probability.
-
-    Args:
-      key, signals, shape: see `resized_and_moved`.
-      axes: of `shape`, in [0, C).
-    Returns:
-      [B, N, D].
-    """
-    on_grid = signals.reshape(-1, *shape, signals.shape[-1])
-    for axis, own in zip(axes, jax.random.split(key, len(axes)), strict=True):
-        coins = jax.random.bernoulli(own, 0.5, (len(on_grid), *[1] * len(shape), 1))
-        on_grid = jnp.where(coins, jnp.flip(on_grid, 1 + axis), on_grid)
-    return on_grid.reshape(signals.shape)

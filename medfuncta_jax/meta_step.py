@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from medfuncta_jax import sharding
 from medfuncta_jax.arrays import Array
-from medfuncta_jax.augmentation import mirrored, resized_and_moved
+from medfuncta_jax.augmentation import resized_and_moved
 from medfuncta_jax.conditioning import check_conditioning, conditioned, gauss_newton_factor
 from medfuncta_jax.context import off_grid, random_context
 from medfuncta_jax.coordinates import grid
@@ -152,14 +152,9 @@ def checked(field: Field, settings: Settings) -> Field:
     """The field itself.
 
     Raises:
-      SettingsError: the latent cannot be split over as many devices as asked for; signals do not have the axes to
-        mirror; or inner steps are Gauss-Newton steps, or the start is linear, and the latent is not one vector that
-        modulations are linear in.
+      SettingsError: the latent cannot be split over as many devices as asked for; or inner steps are Gauss-Newton
+        steps, or the start is linear, and the latent is not one vector that modulations are linear in.
     """
-    if max(settings.train.mirror_axes, default=0) >= field.coord_dims:
-        raise SettingsError(
-            f"train.mirror_axes = {settings.train.mirror_axes} must be below the {field.coord_dims} axes of a signal"
-        )
     if settings.inner.gauss_newton_damping:
         check_conditioning(field)
     if settings.train.start == "linear":
@@ -215,8 +210,6 @@ def draw(
     key, inner = jax.random.fold_in(key, state.step), inner_loop_of(training.settings)
     if train.augmentation:
         signals = resized_and_moved(jax.random.fold_in(key, 4), signals, training.shape, largest=train.augmentation)
-    if train.mirror_axes:
-        signals = mirrored(jax.random.fold_in(key, 5), signals, training.shape, train.mirror_axes)
     sets = [(jnp.asarray(grid(training.shape), signals.dtype) if coords is None else coords, signals)]
     if train.off_grid:
         sets.append(off_grid(jax.random.fold_in(key, 3), signals, training.shape))

@@ -268,8 +268,6 @@ class TrainSettings:
       augmentation: a in [0, 1]. In a meta-update each signal is resized along each axis by a random factor within
         [1 / (1 + a), 1 + a], and moved by at most a / 4 of its extent (see `augmentation`). A linear start sees copies
         changed so, in grades up to a. 0 is the paper.
-      mirror_axes: axes of the grid, from 0, along each of which half of these changed signals are mirrored; for signals
-        that are as likely the other way round, or have a side (hands, halves of a brain) but come from both.
       off_grid: the outer loss is also on points between those of the grid, all moved by one random shift of at most
         half a spacing, with signals interpolated there; inner steps stay on the grid. It takes twice the points.
       optimizer: "adamw" (the paper), or "muon" for the weights of hidden layers and modulations, beside AdamW for the
@@ -302,7 +300,6 @@ class TrainSettings:
     modulation_shards: int = 1
     selection_ratio: float = 1.0
     augmentation: float = 0.0
-    mirror_axes: tuple[int, ...] = ()
     off_grid: bool = False
     optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 3e-6
@@ -333,10 +330,6 @@ class TrainSettings:
         _require(self.batch_size % micro == 0, f"micro_batch = {micro} does not divide batch_size = {self.batch_size}")
         _require(0 < self.selection_ratio <= 1, f"selection_ratio must be in (0, 1], got {self.selection_ratio}")
         _require(0 <= self.augmentation <= 1, f"augmentation must be in [0, 1], got {self.augmentation}")
-        _require(
-            min(self.mirror_axes, default=0) >= 0 and len(set(self.mirror_axes)) == len(self.mirror_axes),
-            f"mirror_axes must be axes of the grid, each once, counted from 0, got {self.mirror_axes}",
-        )
         for name in ("learning_rate", "muon_learning_rate", "step_size_learning_rate", "latent_learning_rate"):
             _require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
         unsigned = ("warmup_steps", "weight_decay", "clip_norm", "checkpoint_every", "collapse_db")

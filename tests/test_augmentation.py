@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medfuncta_jax.augmentation import mirrored, resized_and_moved
+from medfuncta_jax.augmentation import resized_and_moved
 
 LARGEST = 0.2
 
@@ -53,13 +53,3 @@ def test_no_change_and_an_axis_of_one_point():
     )
     flat = jnp.ones((2, 12, 3))
     np.testing.assert_allclose(resized_and_moved(jax.random.key(0), flat, (3, 1, 4), largest=0.3), flat, atol=1e-6)
-
-
-def test_half_of_the_signals_are_mirrored_along_each_axis():
-    signals = np.random.default_rng(0).normal(size=(200, 24, 2))
-    changed = np.asarray(mirrored(jax.random.key(0), jnp.asarray(signals), (4, 3, 2), (0, 2))).reshape(200, 4, 3, 2, 2)
-    plain = signals.reshape(200, 4, 3, 2, 2)
-    kinds = {axes: np.flip(plain, [1 + axis for axis in axes]) for axes in ((), (0,), (2,), (0, 2))}
-    of_kind = {axes: (changed == each).all((1, 2, 3, 4)) for axes, each in kinds.items()}
-    np.testing.assert_array_equal(sum(is_it.astype(int) for is_it in of_kind.values()), 1)
-    assert all(25 < is_it.sum() < 75 for is_it in of_kind.values())

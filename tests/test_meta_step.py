@@ -10,6 +10,7 @@ import pytest
 
 import medfuncta_jax as mf
 from medfuncta_jax import meta_step
+from medfuncta_jax.augmentation import resized_and_moved
 from medfuncta_jax.context import random_context
 from medfuncta_jax.training_state import Trainable
 
@@ -123,18 +124,16 @@ def test_an_update_can_see_a_part_of_the_points(problem):
 
 
 def test_an_update_sees_changed_signals(problem):
-    settings = make_settings(train={"augmentation": 0.2, "mirror_axes": (1,)})
+    settings = make_settings(train={"augmentation": 0.2})
     training = meta_step.Training(FIELD, settings, (6, 6))
     state, signals = meta_step.init(FIELD, settings, jax.random.key(0)), jnp.asarray(problem[1], jnp.float32)
-    shown = [meta_step.draw(training, state, signals, jax.random.key(seed), None).signals for seed in range(8)]
-    plain = np.reshape(signals, (4, 6, 6))
-    near = []  # whether each signal is nearer to itself than to its mirror image
-    for each in shown:
-        assert each.shape == signals.shape
-        errors = [np.square(np.reshape(each, plain.shape) - side).sum((1, 2)) for side in (plain, plain[:, :, ::-1])]
-        assert min(errors[0].min(), errors[1].min()) > 0
-        near += list(errors[0] < errors[1])
-    assert 8 <= sum(near) <= 24
+    one, other = (meta_step.draw(training, state, signals, jax.random.key(seed), None).signals for seed in (1, 2))
+    expected = resized_and_moved(
+        jax.random.fold_in(jax.random.fold_in(jax.random.key(1), 0), 4), signals, (6, 6), largest=0.2
+    )
+    np.testing.assert_array_equal(one, expected)
+    assert not np.isclose(one, signals).all((1, 2)).any()
+    assert not np.isclose(one, other).all((1, 2)).any()
 
 
 @pytest.mark.parametrize("part", [1.0, 0.5])

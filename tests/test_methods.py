@@ -114,12 +114,6 @@ def test_what_stands_for_a_missing_channel_moves_no_weight(kind):
         ("autodecoder", {"train": {"selection_ratio": 0.5}}, "needs train.selection_ratio=1.0"),
         ("autodecoder", {"train": {"off_grid": True}}, "needs train.off_grid=False"),
         ("autodecoder", {"train": {"augmentation": 0.1}}, "needs train.augmentation=0.0"),
-        ("autodecoder", {"train": {"mirror_axes": (0,)}}, r"needs train.mirror_axes=\(\)"),
-        (
-            "patches",
-            {"model": {"latent_grid": (2,), "latent_interpolation": "nearest"}, "train": {"mirror_axes": (0,)}},
-            r"needs train.mirror_axes=\(\)",
-        ),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(method, groups, message):

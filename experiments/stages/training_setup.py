@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from experiments.runtime.progress import Progress
 from medfuncta_jax import meta_step, sharding
-from medfuncta_jax.augmentation import mirrored, resized_and_moved
+from medfuncta_jax.augmentation import resized_and_moved
 from medfuncta_jax.datasets import Dataset
 from medfuncta_jax.field import Field
 from medfuncta_jax.linear_code import linear_start
@@ -53,10 +53,9 @@ def with_linear_start(
     *, after: Callable[[float], None],
 ) -> MetaState:  # fmt: skip
     """The state that begins with the linear start of signals [n, *grid, D] and of changed copies of them."""
-    largest, axes = settings.train.augmentation, settings.train.mirror_axes
-    if largest or axes:
+    if largest := settings.train.augmentation:
         most = most_signals(signals.shape[1:-1], signals.shape[-1])
-        signals = _with_changed(signals, jax.random.fold_in(key, 1), largest=largest, axes=axes, most=most)
+        signals = _with_changed(signals, jax.random.fold_in(key, 1), largest=largest, most=most)
     params = linear_start(
         field, signals, key, updates=settings.train.start_updates, step_size=settings.inner.step_size, after=after
     )
@@ -73,18 +72,13 @@ def constants(field: Field, settings: Settings, dataset: Dataset, mesh: Mesh) ->
     return meta_step.Training(field, settings, dataset.grid, labels, recorded, mesh)
 
 
-def _with_changed(
-    signals: np.ndarray, key: jax.Array, *, largest: float, axes: tuple[int, ...] = (), most: int
-) -> np.ndarray:
-    """Signals [n, *grid, D] and copies that are resized, moved and mirrored along `axes`, at most `most` in all.
+def _with_changed(signals: np.ndarray, key: jax.Array, *, largest: float, most: int) -> np.ndarray:
+    """Signals [n, *grid, D] and copies that are resized and moved, at most `most` in all.
 
     The change of a copy is a part of `largest`: copies near to their signals say most about new signals like them.
     """
     change = jax.jit(resized_and_moved, static_argnames=("shape", "largest"))
-    mirror = jax.jit(mirrored, static_argnames=("shape", "axes"))
     copies = most // len(signals) - 1
-    if not largest:  # more copies would be alike
-        copies = min(copies, 2 ** len(axes))
     grades = min(_GRADES, copies)
     every = np.empty((1 + copies, *signals.shape), signals.dtype)
     every[0] = signals
@@ -95,7 +89,5 @@ def _with_changed(
             flat = some.reshape(len(some), -1, some.shape[-1])
             own = jax.random.fold_in(jax.random.fold_in(key, copy), first)
             changed = change(own, flat, shape=signals.shape[1:-1], largest=part)
-            if axes:
-                changed = mirror(jax.random.fold_in(own, 1), changed, shape=signals.shape[1:-1], axes=axes)
             every[1 + copy, first : first + len(some)] = np.asarray(changed).reshape(some.shape)
     return every.reshape(-1, *signals.shape[1:])

@@ -34,7 +34,6 @@ def check(settings: Settings, shape: Sequence[int], channels: int, *, task: str 
         "train.points_per_chunk=0": train.points_per_chunk == 0,
         "train.selection_ratio=1.0": train.selection_ratio == 1,
         "train.augmentation=0.0": train.augmentation == 0,
-        "train.mirror_axes=()": not train.mirror_axes,
         "train.off_grid=False": not train.off_grid,
     }
     for remedy, met in needed.items():

@@ -112,12 +112,7 @@ def check(settings: Settings, shape: Sequence[int], channels: int, *, task: str 
     field = PatchField(settings.model, len(shape), channels)
     window(shape, settings.model.latent_grid)
     train = settings.train
-    needed = {
-        "augmentation=0.0": train.augmentation == 0,
-        "mirror_axes=()": not train.mirror_axes,
-        "off_grid=False": not train.off_grid,
-    }
-    for remedy, met in needed.items():
+    for remedy, met in {"augmentation=0.0": train.augmentation == 0, "off_grid=False": not train.off_grid}.items():
         if not met:
             raise SettingsError(f"train.method=patches needs train.{remedy}: it draws windows of signals, off the grid")
     return meta_step.checked(field, settings)

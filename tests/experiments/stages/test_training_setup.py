@@ -89,26 +89,12 @@ def test_changed_signals_follow_the_signals_themselves(count, most, made):
     assert len(np.unique(changed.reshape(made, -1), axis=0)) == made
 
 
-@pytest.mark.parametrize(("largest", "made"), [(0.2, 40), (0.0, 12)])
-def test_changed_signals_are_mirrored_too(largest, made):
-    signals = np.random.default_rng(0).uniform(size=(4, 6, 5, 1)).astype(np.float32)
-    changed = _with_changed(signals, jax.random.key(0), largest=largest, axes=(1,), most=40)
-    assert len(changed) == made
-    np.testing.assert_array_equal(changed[:4], signals)
-    every = changed.reshape(-1, 4, 30)
-    other = np.flip(signals, 2).reshape(4, 30)
-    sides = [np.corrcoef(each, mirror)[0, 1] for copy in every[1:] for each, mirror in zip(copy, other, strict=True)]
-    assert 0.2 < np.mean(np.asarray(sides) > 0.6) < 0.8
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"train__start": "random", "train__steps": 0}, "train.steps must be at least 1, got 0"),
         (LINEAR | {"model__width": 16}, "model.width must be at least 32"),
         (LINEAR | {"model__latent_grid": "(2,2)"}, "model.latent_grid=()"),
-        (LINEAR | {"train__mirror_axes": "(2,)"}, "train.mirror_axes = (2,) must be below the 2 axes of a signal"),
-        (LINEAR | {"train__mirror_axes": "(1,1)"}, "mirror_axes must be axes of the grid, each once"),
         (LINEAR | {"train__start_updates": -1}, "start_updates must not be negative, got -1"),
     ],
 )
