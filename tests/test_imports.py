@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[1]
 # Each module may import those before it.
 ORDER = (
     "atomic", "nifti", "settings", "units", "coordinates", "arrays", "sine", "product", "latent_grid", "siren",
-    "point_field", "passes", "basis", "field", "context", "augmentation", "inner_steps", "operators",
-    "measurements", "prior", "conjugate_steps", "fit", "signal_metric", "conditioning", "linear_code",
+    "point_field", "passes", "basis", "field", "chunks", "context", "augmentation", "inner_steps",
+    "operators", "measurements", "prior", "conjugate_steps", "fit", "signal_metric", "conditioning", "linear_code",
     "training_state", "sharding",
     "outer_loss", "latent_loss", "meta_step", "baselines", "methods", "checkpoint", "latent_file", "latent_store",
     "codec", "metrics", "batched", "lpips", "mlp_classifier", "flow", "number_regression", "local_detail",
