@@ -178,13 +178,13 @@ def import_keras() -> Any:
     Raises:
       RunError: Keras or its backend is not installed.
     """
-    os.environ.setdefault("KERAS_BACKEND", "jax")
+    backend = os.environ.setdefault("KERAS_BACKEND", "jax")
     try:
         import keras
-    except ImportError as error:
+    except (ImportError, ValueError) as error:  # the latter for a backend that Keras does not know
         raise RunError(
-            f"classify.classifiers: networks on images need Keras and its backend ({error}); "
-            "pip install 'medfuncta_jax[classify-images]'"
+            f"classify.classifiers: networks on images need Keras on {backend} ({error}); "
+            "pip install 'medfuncta_jax[classify-images]' brings Keras on JAX, KERAS_BACKEND=jax"
         ) from error
     return keras
 

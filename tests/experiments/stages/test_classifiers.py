@@ -2,6 +2,9 @@
 
 import dataclasses
 import importlib.util
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -46,6 +49,20 @@ def keras():
     if importlib.util.find_spec("keras") is None:
         pytest.skip("the extra classify-images is not installed")
     return classifiers.import_keras()
+
+
+@pytest.mark.parametrize("backend", ["nonsense", "torch"])
+def test_a_backend_that_is_not_there_is_named(keras, backend):
+    """In a process of its own, for the first import decides."""
+    if importlib.util.find_spec(backend) is not None:
+        pytest.skip(f"{backend} is installed")
+    script = "from experiments.stages.classifiers import import_keras; import_keras()"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | {"KERAS_BACKEND": backend}, capture_output=True, text=True
+    )
+    last = done.stderr.splitlines()[-1]
+    assert "RunError: classify.classifiers: networks on images need Keras on " + backend in last
+    assert last.endswith("KERAS_BACKEND=jax")
 
 
 def test_a_network_has_the_published_size(keras, monkeypatch):
