@@ -237,7 +237,9 @@ def _fit_measured(field: Field, rules: _Rules, observe: ObservedField, given: _G
         return pull(jnp.ones_like(losses))[0], losses
 
     if given.penalty is None:
-        ratio = step_ratio(field, observe.params, observe, points_per_chunk=rules.points_per_chunk)
+        # The ratio is of one latent, so a chunk may have B times as many points.
+        at_once = rules.points_per_chunk * len(given.signals)
+        ratio = step_ratio(field, observe.params, observe, points_per_chunk=at_once)
         given = given._replace(step_size=given.step_size * ratio)
     return _descend(direction_at, losses_at, rules, given)
 
