@@ -120,9 +120,8 @@ def fit_latent(
             raise ValueError("observe brings points of its own and needs all: leave out coords and rescale_ratio")
         if isinstance(observe, ObservedField):
             observe.check(params)
-        else:
-            observe = observed_field(field, params, observe, points_per_chunk=points_per_chunk)
-        signals, weights = checked_measurements(observe.operator, signals, weights, field=field)
+        operator = observe.operator if isinstance(observe, ObservedField) else observe
+        signals, weights = checked_measurements(operator, signals, weights, field=field)
     dtype, size, batch = params_dtype(params), field.model.latent_dim, len(signals)
     signals = jnp.asarray(signals, dtype)
     if weights is not None:
@@ -153,7 +152,11 @@ def fit_latent(
     if observe is None:
         fitted = _fit(field, rules, params, jnp.asarray(points if points.ndim == 3 else points[None], dtype), given)
     else:
-        fitted = _fit_measured(field, rules, replace(observe, params=params), given)
+        if isinstance(observe, ObservedField):
+            observe = replace(observe, params=params)  # whitened by a prior
+        else:
+            observe = observed_field(field, params, observe, points_per_chunk=points_per_chunk)
+        fitted = _fit_measured(field, rules, observe, given)
     return fitted if prior is None else replace(fitted, latents=prior.latents(fitted.latents))
 
 

@@ -82,9 +82,7 @@ def observed_field(
     Raises:
       ValueError: no operator, or one of another number of coordinates.
     """
-    if not isinstance(operator, Operator):
-        raise ValueError(f"observe must be an operator of medfuncta_jax.operators, got {type(operator).__name__}")
-    checked_coords(operator.coords, coord_dims=field.coord_dims)
+    _check_operator(operator, field=field)
     basis = None
     if isinstance(field.points, BasisField) and operator.linear:
         basis = _measured_basis(field, params, operator, chunk_of(field, points_per_chunk, 1, shared=True))
@@ -267,9 +265,10 @@ def checked_measurements(operator: Operator, measurements: Any, weights: Any, *,
     """Measurements [B, M, D] and weights [B, M, D or 1] or None.
 
     Raises:
-      ValueError: they do not belong to the operator; values that are not finite, or weights as `fit_latent` refuses
-        them.
+      ValueError: they do not belong to the operator, or the operator not to the field; values that are not finite, or
+        weights as `fit_latent` refuses them.
     """
+    _check_operator(operator, field=field)
     measurements = as_array("signals", measurements)
     shape = (*operator.shape, field.channels)
     if not jnp.issubdtype(measurements.dtype, jnp.floating):
@@ -288,3 +287,9 @@ def checked_measurements(operator: Operator, measurements: Any, weights: Any, *,
         if bad.any():
             raise ValueError(f"signal {bad.argmax()} holds measurements that are not finite; give those a weight of 0")
     return measurements, weights
+
+
+def _check_operator(operator: Any, *, field: Field) -> None:
+    if not isinstance(operator, Operator):
+        raise ValueError(f"observe must be an operator of medfuncta_jax.operators, got {type(operator).__name__}")
+    checked_coords(operator.coords, coord_dims=field.coord_dims)
